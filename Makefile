@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a new machine needs: Python 3.11+ and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check figures wheel clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"deepfusion needs Python 3.11 or newer, but $(PYTHON) is {v.major}.{v.minor}: set PYTHON=/path/to/python3.11" if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity]'
+	@touch $@
+
+demo: $(VENV)/.installed ## Train two tiny T5s on real text, predict when to grow, fuse, report (10 minutes on 2 cores)
+	$(BIN)/deepfusion demo
+
+test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+figures: $(VENV)/.installed ## Draw every figure into runs/figures
+	$(BIN)/deepfusion figures --all
+
+wheel: $(VENV)/.installed-dev ## Build the wheel into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove the environment and build outputs, keep runs/
+	rm -rf $(VENV) build dist *.egg-info

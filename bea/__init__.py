@@ -1,0 +1,1 @@
+"""Backward error analysis: the modified fields and losses that discrete training follows."""

@@ -1,0 +1,1 @@
+"""The ``deepfusion`` command: a thin shell over ``bea``, ``fusion_core`` and ``paper_figures``."""

@@ -1,0 +1,1 @@
+"""Every figure and table, regenerated from code."""

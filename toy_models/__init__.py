@@ -1,0 +1,1 @@
+"""Models small enough to check the theory by hand."""
