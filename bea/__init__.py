@@ -3,3 +3,10 @@
 from bea.fields import directional_derivative as directional_derivative
 from bea.fields import gradient_field as gradient_field
 from bea.fields import lie_bracket as lie_bracket
+from bea.flow import FlowError as FlowError
+from bea.flow import MeasuredOrder as MeasuredOrder
+from bea.flow import flow as flow
+from bea.flow import measured_order as measured_order
+from bea.modified import log_map as log_map
+from bea.modified import modified_field as modified_field
+from bea.modified import modified_loss as modified_loss
