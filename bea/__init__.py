@@ -10,3 +10,5 @@ from bea.flow import measured_order as measured_order
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
+from bea.phases import Phase as Phase
+from bea.phases import compose as compose
