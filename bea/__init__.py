@@ -7,6 +7,7 @@ from bea.flow import FlowError as FlowError
 from bea.flow import MeasuredOrder as MeasuredOrder
 from bea.flow import flow as flow
 from bea.flow import measured_order as measured_order
+from bea.growth import GrowthEvent as GrowthEvent
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
