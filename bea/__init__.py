@@ -13,3 +13,7 @@ from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
 from bea.phases import Phase as Phase
 from bea.phases import compose as compose
+from bea.schedule import GrowthDecision as GrowthDecision
+from bea.schedule import best_step_size as best_step_size
+from bea.schedule import greedy_growth_step as greedy_growth_step
+from bea.schedule import predicted_decrease as predicted_decrease
