@@ -13,7 +13,10 @@ from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
 from bea.phases import Phase as Phase
 from bea.phases import compose as compose
+from bea.pytrees import Field as Field
 from bea.schedule import GrowthDecision as GrowthDecision
+from bea.schedule import QuadraticModel as QuadraticModel
 from bea.schedule import best_step_size as best_step_size
 from bea.schedule import greedy_growth_step as greedy_growth_step
 from bea.schedule import predicted_decrease as predicted_decrease
+from bea.schedule import quadratic_model as quadratic_model

@@ -4,13 +4,59 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bea.pytrees import Loss, Params, check_floating, check_like, inner
+from bea.pytrees import Loss, Number, Params, check_floating, check_like, inner
+
+
+class QuadraticModel(NamedTuple):
+    r"""The loss along a direction u, to second order: ``E(θ + h u) ≈ E(θ) + h ⟨g, u⟩ + ½ h² uᵀHu``.
+
+    Attributes:
+      slope: ⟨g, u⟩.
+      curvature: uᵀHu.
+
+    Source: theory.md, section 4.
+    """
+
+    slope: Array
+    curvature: Array
+
+    def decrease(self, step_size: Number | Array = 1.0) -> Array:
+        """``−(h ⟨g, u⟩ + ½ h² uᵀHu)``, in units of the loss; positive is a decrease."""
+        return -(step_size * self.slope + 0.5 * step_size**2 * self.curvature)
+
+    def best_step_size(self) -> Array:
+        r"""``h* = −⟨g, u⟩ / uᵀHu``, where the model is lowest.
+
+        Two cases have no positive finite optimum: 0 where u does not descend (⟨g, u⟩ ≥ 0), else inf where the
+        curvature is not positive and the model falls for ever.
+        """
+        positive = self.curvature > 0
+        best = jnp.where(positive, -self.slope / jnp.where(positive, self.curvature, 1.0), jnp.inf)
+        return jnp.where(self.slope < 0, best, jnp.where(jnp.isnan(self.slope), self.slope, 0.0))
+
+
+def quadratic_model(loss: Loss, params: Params, direction: Params) -> QuadraticModel:
+    """The quadratic model of a loss along a direction, by one Hessian-vector product.
+
+    Args:
+      loss: E; for an honest prediction on another batch than the one that the direction was computed from.
+      params: θ.
+      direction: u, a tree like params.
+
+    Raises:
+      ValueError, TypeError: direction is not a tree like params.
+    """
+    check_floating(params)
+    check_like(direction, params, what="direction")
+    gradient, product = jax.jvp(jax.grad(loss), (params,), (direction,))
+    return QuadraticModel(inner(gradient, direction), inner(direction, product))
 
 
 def predicted_decrease(loss: Loss, params: Params, displacement: Params) -> Array:
@@ -19,56 +65,18 @@ def predicted_decrease(loss: Loss, params: Params, displacement: Params) -> Arra
     .. math:: -\big( \langle g, \Delta \rangle + \tfrac12\, \Delta^T H \Delta \big)
               \approx E(\theta) - E(\theta + \Delta)
 
-    Args:
-      loss: E; for an honest prediction on another batch than the one that Δ was computed from.
-      params: θ.
-      displacement: Δ, a tree like params: the whole update, learning rate and preconditioner included.
-
-    Returns:
-      A scalar in units of the loss; positive is a decrease. Costs one Hessian-vector product.
-
-    Raises:
-      ValueError, TypeError: displacement is not a tree like params.
-
-    Source: theory.md, section 4.
+    ``displacement`` is the whole update Δ, learning rate and preconditioner included. See ``quadratic_model``.
     """
-    slope, curvature = _along(loss, params, displacement, "displacement")
-    return -(slope + 0.5 * curvature)
+    return quadratic_model(loss, params, displacement).decrease()
 
 
 def best_step_size(loss: Loss, params: Params, direction: Params) -> Array:
-    r"""The step along a direction that lowers the quadratic model of the loss most.
-
-    .. math:: h^* = - \frac{\langle g, u \rangle}{u^T H u}
+    r"""The step along a direction u that lowers the quadratic model of the loss most, ``h* = −⟨g, u⟩ / uᵀHu``.
 
     For ``u = −g`` this is ``|g|² / gᵀHg``, the greedy best learning rate; stability asks ``h < 2/λ_max`` besides.
-
-    Args:
-      loss: E.
-      params: θ.
-      direction: u, a tree like params: the update at learning rate 1.
-
-    Returns:
-      h*, a scalar. Two cases have no positive finite optimum: 0 where u does not descend (⟨g, u⟩ ≥ 0), else inf where
-      the curvature uᵀHu is not positive and the model falls for ever.
-
-    Raises:
-      ValueError, TypeError: direction is not a tree like params.
-
-    Source: theory.md, section 4.
+    Where there is none it is 0 or inf, see ``QuadraticModel.best_step_size``.
     """
-    slope, curvature = _along(loss, params, direction, "direction")
-    positive = curvature > 0
-    best = jnp.where(positive, -slope / jnp.where(positive, curvature, 1.0), jnp.inf)
-    return jnp.where(slope < 0, best, jnp.where(jnp.isnan(slope), slope, 0.0))
-
-
-def _along(loss: Loss, params: Params, direction: Params, name: str) -> tuple[Array, Array]:
-    """⟨g, u⟩ and uᵀHu by one Hessian-vector product."""
-    check_floating(params)
-    check_like(direction, params, what=name)
-    gradient, product = jax.jvp(jax.grad(loss), (params,), (direction,))
-    return inner(gradient, direction), inner(direction, product)
+    return quadratic_model(loss, params, direction).best_step_size()
 
 
 @dataclasses.dataclass(frozen=True)
