@@ -18,7 +18,7 @@ def span_counts(length: int, noise_density: float, mean_span: float) -> tuple[in
 
 
 def window_length(source: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """The largest number of raw tokens whose corrupted source (with its end token) fits ``source``, and its target length.
+    """How many raw tokens give a corrupted source of at most ``source`` tokens, end token included, and their target's length.
 
     Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
     """

@@ -13,7 +13,7 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
 
@@ -41,10 +41,10 @@ def _docstrings(source: str) -> str:
     return "\n\n".join(text for _, text in sorted(found))
 
 
-def default_folders() -> list[pathlib.Path]:
-    """Where the default corpus comes from: the standard library and the installed ``DEFAULT_PACKAGES``."""
+def default_folders(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[pathlib.Path]:
+    """Where the default corpus comes from: the standard library and the installed ones of ``packages``."""
     folders = [pathlib.Path(sysconfig.get_path("stdlib"))]
-    for name in DEFAULT_PACKAGES:
+    for name in packages:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin:
             folders.append(pathlib.Path(spec.origin).parent)
@@ -61,7 +61,9 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield path
 
 
-def default_corpus(progress: Iterable | None = None) -> list[str]:
+def default_corpus(
+    packages: Sequence[str] = DEFAULT_PACKAGES, progress: Callable[[list[pathlib.Path]], Iterable[pathlib.Path]] = iter
+) -> list[str]:
     """Documents from the documentation of the installed scientific stack: one a source file or text file.
 
     Docstrings, and the ``.rst`` and ``.md`` files, of the standard library, numpy, scipy, sympy, jax and matplotlib;
@@ -69,11 +71,12 @@ def default_corpus(progress: Iterable | None = None) -> list[str]:
     download.
 
     Args:
-      progress: called as ``progress(list_of_files)``; it iterates over the files and may show how far it is.
+      packages: to read beside the standard library; those that are not installed are left out.
+      progress: wraps the list of files; it may show how far the reading is.
     """
-    files = [path for folder in default_folders() for path in _walk(folder)]
+    files = [path for folder in default_folders(packages) for path in _walk(folder)]
     documents = []
-    for path in progress(files) if callable(progress) else files:
+    for path in progress(files):
         try:
             if path.suffix == ".py":
                 with tokenize.open(path) as source:  # heeds the file's own encoding declaration
@@ -166,7 +169,8 @@ def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tup
     A document's side depends on its content and the seed alone, not on the others. With too few documents for that,
     the last is split in two.
     """
-    train, validation = [], []
+    train: list[str] = []
+    validation: list[str] = []
     for text in documents:
         digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
         side = validation if int.from_bytes(digest[:8], "big") < fraction * 2**64 else train
