@@ -122,23 +122,24 @@ def draw_losses(results: Results) -> Figure:
     figure, (whole, end) = plt.subplots(1, 2, figsize=(9.6, 4.2), width_ratios=(3, 2))
     for axes in (whole, end):
         for arm, name in ARMS.items():
-            flops, losses = zip(*results["curves"][arm], strict=True)
+            # an untrained network has cost nothing, and a logarithmic axis has no place for it
+            flops, losses = zip(*(point for point in results["curves"][arm] if point[0] > 0), strict=True)
             axes.plot(flops, losses, color=COLORS[arm], label=name, marker=".", zorder=3 if arm == "grown" else 2)
             if arm in results["growth_steps"]:
                 axes.plot(flops[0], losses[0], "v", color=COLORS[arm], markersize=7, zorder=4)
         axes.set_xlabel("training FLOPs, the sources' included")
     best = min(("grown", "early", "late"), key=lambda arm: results["final"][arm])
-    for arm, label, height in (("grown", "predicted", 0.98), (best, "best of those tried", 0.9)):
+    for arm, label, height in (("grown", "predicted", 0.1), (best, "best of those tried", 0.04)):
         at = results["curves"][arm][0][0]
         whole.axvline(at, color=COLORS[arm], linestyle=":", linewidth=1)
         whole.annotate(
-            f" {label}: step {results['growth_steps'][arm]}", (at, height), xycoords=("data", "axes fraction"),
-            fontsize=8, color=COLORS[arm], va="top",
+            f"{label}: step {results['growth_steps'][arm]} ", (at, height), xycoords=("data", "axes fraction"),
+            fontsize=8, color=COLORS[arm], ha="right",
         )  # fmt: skip
     whole.set_xscale("log")
     whole.set_ylabel("validation loss (nats per target token)")
     whole.set_title("The whole run (▼: fused here)")
-    whole.legend(loc="lower left")
+    whole.legend(loc="upper right")
     budget = results["flops"]["budget"]
     inside = [loss for curve in results["curves"].values() for flops, loss in curve if flops > budget / 3]
     low, high = min(inside), max(inside)

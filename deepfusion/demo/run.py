@@ -212,17 +212,23 @@ class DemoRun:
         cost = lambda s: spent + (s - step) * self.large_flops
         return self._train_arm(arm, self.large, start, "grown", step + steps, cost)
 
-    def scratch(self) -> TrainState:
-        """The large network from a random start, with its own tuned learning rate."""
+    def scratch(self, rate: float | None = None, arm: str = "scratch") -> TrainState:
+        """The large network from a random start, with its own tuned learning rate (unless ``rate`` is given)."""
         settings = self.settings
-        start = self._fresh(settings.large, "scratch", settings.large_rate)
+        start = self._fresh(settings.large, "scratch", settings.large_rate if rate is None else rate)
         total = settings.budget // settings.steps_per_dispatch * settings.steps_per_dispatch
-        return self._train_arm("scratch", self.large, start, "scratch", total, lambda s: s * self.large_flops)
+        return self._train_arm(arm, self.large, start, "scratch", total, lambda s: s * self.large_flops)
 
     def one_small(self, sources: tuple[TrainState, ...]) -> TrainState:
         """Source A alone with the whole budget."""
         cost = lambda s: s * self.small_flops
         return self._train_arm("one_small", self.small, sources[0], "a", self.one_small_steps, cost)
+
+    def small_from_scratch(self, rate: float, arm: str) -> TrainState:
+        """A small network from a random start with the whole budget and the learning rate ``rate``."""
+        start = self._fresh(self.settings.small, "a", rate)
+        cost = lambda s: s * self.small_flops
+        return self._train_arm(arm, self.small, start, "a", self.one_small_steps, cost)
 
 
 def _mean_loss(config: T5Config) -> Any:
@@ -245,7 +251,8 @@ def _events(run: DemoRun, plan: GrowthPlan) -> dict[str, int]:
     return {"grown": middle, "early": nearest(middle // 2), "late": nearest(middle * 2)}
 
 
-def _progress(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """Bars with elapsed and remaining time."""
     return Progress(
         TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
@@ -265,7 +272,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         settings = load_settings(folder)
     else:
         atomic.write_text(saved, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-    with graceful_interrupt(), _progress(console) as progress:
+    with graceful_interrupt(), progress_bars(console) as progress:
         run = DemoRun(settings, folder, progress)
         run.train_sources(until_decision=True)
         plan = run.plan()
