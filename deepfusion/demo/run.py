@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -272,8 +273,10 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         settings = load_settings(folder)
     else:
         atomic.write_text(saved, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-    with graceful_interrupt(), progress_bars(console) as progress:
-        run = DemoRun(settings, folder, progress)
+    note = lambda: console.print("Stopping at the next step; press Ctrl-C again to stop at once.")
+    with contextlib.ExitStack() as stack:
+        run = DemoRun(settings, folder, stack.enter_context(progress_bars(console)))
+        stack.enter_context(graceful_interrupt(note))
         run.train_sources(until_decision=True)
         plan = run.plan()
         plan.save(folder / "plan.json")

@@ -35,12 +35,12 @@ class DemoSettings:
     text: tuple[str, ...] = ()
     packages: tuple[str, ...] = DEFAULT_PACKAGES
     vocab: int = 4096
-    d_model: int = 32
-    d_kv: int = 16
+    d_model: int = 16
+    d_kv: int = 8
     layers: int = 2
     batch: int = 16
     source: int = 128
-    budget: int = 3000
+    budget: int = 4000
     small_rate: float = 0.02
     large_rate: float = 0.02
     pairs: int = 4
