@@ -40,7 +40,7 @@ def demo(
     ] = "default",
     text: Annotated[
         list[pathlib.Path] | None,
-        typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}); repeat for more. "
+        typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}). "
                      "Default: the documentation of the installed scientific stack."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
@@ -56,8 +56,8 @@ def demo(
     Writes report.html, metrics.jsonl, results.json and checkpoint/ (Hugging Face's layout) into the run's folder.
 
     \b
-    deepfusion demo                                  on the documentation that is installed anyway
-    deepfusion demo --text books/ --text notes.txt   on your own text
+    deepfusion demo                                  on installed documentation
+    deepfusion demo --text books/ notes.txt          on your own text
     deepfusion demo --seed 1                         another seed
     deepfusion demo --resume runs/demo-...           after Ctrl-C or a crash
     """
@@ -244,13 +244,25 @@ def info(as_json: Json = False) -> None:
     Console().print(table)
 
 
+def repeat_option(arguments: list[str], option: str) -> list[str]:
+    """``--text a b c`` as ``--text a --text b --text c``, which is all that the parser knows."""
+    expanded: list[str] = []
+    inside = False
+    for i, argument in enumerate(arguments):
+        if inside and not argument.startswith("-") and arguments[i - 1] != option:
+            expanded.append(option)
+        inside = argument == option or (inside and not argument.startswith("-"))
+        expanded.append(argument)
+    return expanded
+
+
 def main() -> None:
     """Entry point: input errors are one line on stderr and exit code 2."""
     from fusion_core.errors import InputError
     from fusion_core.train.loop import TrainingDiverged
 
     try:
-        app()
+        app(args=repeat_option(sys.argv[1:], "--text"))
     except (InputError, FileExistsError) as error:
         notes.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
