@@ -13,6 +13,7 @@ import re
 import sysconfig
 import tokenize
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
@@ -107,7 +108,7 @@ def _read_bytes(path: pathlib.Path) -> bytes:
             with gzip.open(path) as file:
                 return file.read()
         return path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}; check the file, or leave it out") from None
 
 
@@ -120,20 +121,22 @@ def _read_file(path: pathlib.Path) -> list[str]:
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
         ) from None
+    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
     kind = pathlib.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind != ".jsonl":
         # documents of one file are separated by two empty lines
         return [part for part in re.split(r"\n[ \t]*\n[ \t]*\n", text.replace("\r\n", "\n")) if part.strip()]
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines: strings in JSON may hold other line separators as they are
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            documents.append(json.loads(line)["text"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            documents.append(None)
-        if not isinstance(documents[-1], str):
-            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}')
+            document = json.loads(line)["text"]
+            document.encode("utf-8")  # JSON can spell half a character
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}') from None
+        documents.append(document)
     return documents
 
 
@@ -167,7 +170,7 @@ def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tup
     """Train and validation documents: whole documents, about ``fraction`` of them for validation.
 
     A document's side depends on its content and the seed alone, not on the others. With too few documents for that,
-    the last is split in two.
+    the longest is split in two.
     """
     train: list[str] = []
     validation: list[str] = []
