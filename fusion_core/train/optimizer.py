@@ -57,7 +57,7 @@ def preconditioner(
     gradient. Where the gradient is exactly zero (rows of unseen tokens) it is read off at a gradient too small to
     change the statistics.
     """
-    tiny = 1e-15
+    tiny = 1e-22  # its square vanishes in float32, and beside the 1e-30 that Adafactor adds
     probe = jax.tree.map(lambda g: jnp.where(jnp.abs(g) < tiny, tiny, g), grads)
     updates, _ = optimizer.update(probe, state, params)
     return jax.tree.map(lambda u, g: -u / g, updates, probe)
