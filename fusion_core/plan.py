@@ -78,7 +78,7 @@ class GrowthMeter:
                 model = bea.quadratic_model(on_probe, params, move)
                 values = {
                     "loss": loss,
-                    "gradient_norm": optax.global_norm(slope),
+                    "gradient_norm": optax.tree.norm(slope),
                     "modified_loss": bea.modified_loss(on_probe, 1.0, metric=metric)(params),
                     "decrease_per_flop": model.decrease() / network.step_flops,
                     "slope": model.slope,

@@ -100,7 +100,7 @@ def train_steps(
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = displacement(optimizer, grads, state)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total / count, "gradient_norm": optax.global_norm(grads)}
+        metrics = {"loss": total / count, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(params, opt_state, state.step + 1, state.rate), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
