@@ -120,6 +120,9 @@ class GrowthMeter:
           states: of the sources.
           updates, probes: equally many batches, at least 2.
 
+        Raises:
+          InputError: there are fewer, or not equally many.
+
         Returns:
           * for ``a``, ``b``, ... (the sources) and ``fused``: ``loss_*``; ``gradient_norm_*``; ``modified_loss_*``,
             that is ``L + ¼ ⟨∇L, M ∇L⟩``; ``decrease_per_flop_*``, that is ``−(⟨g, Δ⟩ + ½ ΔᵀHΔ)`` of a step at the
@@ -132,6 +135,10 @@ class GrowthMeter:
 
         Factors, and the rates at them, come from the mean slope and curvature: a ratio of means, not a mean of ratios.
         """
+        if len(updates) != len(probes) or len(updates) < 2:
+            raise InputError(
+                f"{len(updates)} update and {len(probes)} probe batches; standard errors need equally many, at least 2"
+            )
         samples: dict[str, list[float]] = {}
         models: dict[str, list[tuple[float, float]]] = {"small": [], "grown": []}
         fused = self._fuse(tuple(states))
@@ -208,7 +215,7 @@ class GrowthPlan:
             raise InputError(f"{path} is no growth plan ({error}); let the run write it again") from None
 
 
-def learning_rate_after(records: Sequence[dict[str, float]], learning_rate: float) -> tuple[float, str]:
+def learning_rate_after(records: Sequence[dict[str, Any]], learning_rate: float) -> tuple[float, str]:
     """The grown network's learning rate ``h · h*_grown / h*_small``, and how it came about.
 
     ``h* = −⟨g, Δ⟩ / ΔᵀHΔ`` looks one step ahead and is far below the rate that a long run does best with; that bias is
@@ -238,7 +245,7 @@ def learning_rate_after(records: Sequence[dict[str, float]], learning_rate: floa
     )
 
 
-def plan_growth(records: Sequence[dict[str, float]], learning_rate: float) -> GrowthPlan:
+def plan_growth(records: Sequence[dict[str, Any]], learning_rate: float) -> GrowthPlan:
     """The greedy rule on the records so far: grow where the grown network's decrease per FLOP passes the small ones'.
 
     Both rates are taken at their best step, since at the rate that suits a long run a single step of a minibatch
