@@ -96,7 +96,7 @@ def steps(states, fused):
 
 
 def add(params, move, factor=1.0):
-    return jax.tree.map(lambda p, m: np.asarray(p) + factor * np.asarray(m), params, move)
+    return jax.tree.map(lambda p, m: jnp.asarray(p + factor * m), params, move)
 
 
 def inner(a, b):
