@@ -77,7 +77,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
       seed: of that draw.
 
     Raises:
-      InputError: the text supports fewer pieces than asked for.
+      InputError: the text supports fewer pieces than asked for, or its characters need more.
     """
     smallest = 3 + 256 + 1
     if pieces < smallest:
@@ -107,8 +107,13 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
             minloglevel=2,
         )
     except RuntimeError as error:
-        limit = re.search(r"<= (\d+)", str(error))
-        if "Vocabulary size" in str(error) or "vocab_size" in str(error):
+        if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            raise InputError(
+                f"a vocabulary of {pieces} is too small: this text's characters, special tokens and bytes alone are "
+                f"{least.group(1)}; take a larger --vocab"
+            ) from None
+        limit = re.search(r"<= (\d+)\.", str(error))
+        if "Vocabulary size" in str(error):
             most = limit.group(1) if limit else "fewer"
             raise InputError(
                 f"the text supports {most} pieces, but a vocabulary of {pieces} was asked for; "
