@@ -6,6 +6,8 @@ import dataclasses
 import datetime
 import json
 import pathlib
+import shlex
+import shutil
 import sys
 from typing import Annotated, Any
 
@@ -35,6 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to std
 
 @app.command()
 def demo(
+    context: typer.Context,
     preset: Annotated[
         str, typer.Option(help="'default' (about 8 minutes on 2 cores) or 'smoke' (under a minute, to see that it works).")
     ] = "default",
@@ -69,12 +72,12 @@ def demo(
 
     if resume is not None:
         given = [
-            n
-            for n, v in (("--text", text), ("--vocab", vocab), ("--batch", batch), ("--budget", budget), ("--out", out))
-            if v
+            name
+            for name in ("preset", "text", "seed", "vocab", "batch", "budget", "out")
+            if getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
         ]
         if given:
-            raise InputError(f"{given[0]} cannot be changed by a resumed run; leave it out, or start a new run")
+            raise InputError(f"--{given[0]} cannot be changed by a resumed run; leave it out, or start a new run")
         settings, folder = load_settings(resume), resume
     else:
         if preset not in PRESETS:
@@ -97,14 +100,15 @@ def demo(
     try:
         results = run_demo(settings, folder, notes)
     except (Interrupted, KeyboardInterrupt):
-        notes.print(f"\nInterrupted; nothing is lost. Go on with:  deepfusion demo --resume {escape(str(folder))}")
+        command = f"deepfusion demo --resume {shlex.quote(str(folder))}"
+        notes.print(f"\nInterrupted; nothing is lost. Go on with:  {escape(command)}", soft_wrap=True)
         raise typer.Exit(130) from None
     except InputError:
         # a run that never began leaves nothing behind
-        if resume is None and fresh and not (folder / "metrics.jsonl").exists():
-            import shutil
-
+        if resume is None and not (folder / "metrics.jsonl").exists():
             shutil.rmtree(folder, ignore_errors=True)
+            if not fresh:
+                folder.mkdir()
         raise
     report = write_report(results, folder)
     if as_json:
@@ -129,7 +133,9 @@ def demo(
     for sentence in summary(results):
         console.print(escape(sentence), highlight=False)
     console.print(
-        f"\nReport:      {escape(str(report))}\nCheckpoint:  {escape(str(folder / 'checkpoint'))}", highlight=False
+        f"\nReport:      {escape(str(report))}\nCheckpoint:  {escape(str(folder / 'checkpoint'))}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -152,8 +158,6 @@ def fuse(
     Hidden weights become block-diagonal, embeddings and heads are concatenated. The norms see the whole stream, so
     different sources are averaged up to their norms' statistics.
     """
-    import shutil
-
     import jax
 
     import fusion_core as fc
