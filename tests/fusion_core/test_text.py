@@ -271,6 +271,12 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(pieces):
         train_tokenizer(["text"], pieces)
 
 
+def test_a_vocabulary_without_room_for_the_texts_characters_is_refused():
+    message = r"a vocabulary of 270 is too small: this text's characters, .* alone are \d+; take a larger --vocab"
+    with pytest.raises(fc.InputError, match=message):
+        train_tokenizer(sentences(seed=0, n=300), 270)
+
+
 def test_a_missing_or_damaged_tokenizer_is_refused(tmp_path):
     with pytest.raises(fc.InputError, match=r"there is no .*tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -1,0 +1,287 @@
+import gzip
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import fusion_core as fc
+from deepfusion import cli
+from tests.strategies.networks import random_t5, tiny
+from tests.strategies.texts import documents
+
+SMALL = {"vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run("fuse", "a", ...)`` -> (exit code, stdout, stderr), as the command line gives them."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """``refused(message, ...)``: exit code 2, and one line on stderr that has the message."""
+
+    def call(message, *arguments):
+        code, out, err = run(*arguments)
+        errors = [line for line in err.splitlines() if line.startswith("Error:")]
+        assert code == 2, err
+        assert len(errors) == 1
+        assert message in errors[0]
+        assert err.rstrip().endswith(errors[0])
+        assert not out
+        assert "Traceback" not in err
+        return errors[0]
+
+    return call
+
+
+@pytest.mark.parametrize("command", ["demo", "fuse", "figures", "info"])
+def test_the_help_of_every_command_teaches_by_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Usage:" in out
+    examples = [line for line in out.splitlines() if line.strip(" │").startswith(f"deepfusion {command}")]
+    assert examples
+
+
+def test_the_help_names_every_command_and_where_to_start(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "deepfusion demo" in out
+    for command in ("demo", "fuse", "figures", "info"):
+        assert command in out
+
+
+def test_an_unknown_command_exits_with_2(run):
+    assert run("grow")[0] == 2
+
+
+def test_info_prints_versions_devices_and_paths(run):
+    code, out, _ = run("info")
+    assert code == 0
+    for word in ("jax", jax.__version__, "cpu", "fusion_core", "commit"):
+        assert word in out
+
+
+def test_info_prints_one_json_object(run):
+    code, out, err = run("info", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert not err
+    assert facts["versions"]["jax"] == jax.__version__
+    assert len(facts["devices"]) == len(jax.local_devices())
+    assert set(facts["paths"]) == {"bea", "fusion_core", "runs"}
+
+
+def test_an_unknown_figure_is_refused(refused):
+    refused("no_such_figure", "figures", "no_such_figure")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["demo", "--text", "a", "b", "--seed", "1"], ["demo", "--text", "a", "--text", "b", "--seed", "1"]),
+        (["--text", "a", "--text", "b", "c"], ["--text", "a", "--text", "b", "--text", "c"]),
+        (["fuse", "a", "b", "--out", "c"], ["fuse", "a", "b", "--out", "c"]),
+        (["--seed", "1", "--text", "a"], ["--seed", "1", "--text", "a"]),
+    ],
+)
+def test_an_option_may_have_several_values(given, wanted):
+    assert cli.repeat_option(given, "--text") == wanted
+
+
+# fuse
+
+
+def save(folder, name, config, seed=0, tokenizer=None):
+    fc.save_pretrained(folder / name, random_t5(config, seed), config)
+    if tokenizer is not None:
+        (folder / name / "tokenizer.json").write_text(tokenizer)
+    return folder / name
+
+
+def test_fuse_writes_the_fused_checkpoint_and_its_tokenizer(run, tmp_path):
+    config = tiny("v1.1", **SMALL)
+    a, b = (save(tmp_path, name, config, seed, "{}") for seed, name in enumerate("ab"))
+    code, out, _ = run("fuse", a, b, "--out", tmp_path / "c")
+    assert code == 0
+    assert "width 32, 4 heads" in out
+    read, read_config = fc.load_pretrained(tmp_path / "c")
+    wanted, wanted_config = fc.fuse([fc.load_pretrained(a), fc.load_pretrained(b)])
+    assert read_config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, read, wanted)
+    assert (tmp_path / "c" / "tokenizer.json").read_text() == "{}"
+
+
+def test_fuse_takes_weights_and_prints_json(run, tmp_path):
+    config = tiny("v1.1", **SMALL)
+    a, b = (save(tmp_path, name, config, seed) for seed, name in enumerate("ab"))
+    code, out, _ = run("fuse", a, b, "--weights", "0.25,0.75", "--out", tmp_path / "deep" / "c", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    read, _ = fc.load_pretrained(facts["out"])
+    assert facts["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(read))
+    assert facts["config"]["d_model"] == 32
+    b_head = fc.load_pretrained(b)[0]["lm_head"]["weight"]
+    np.testing.assert_array_equal(read["lm_head"]["weight"][:, 16:], 0.75 * b_head)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2}, "cannot fuse depth 1 with depth 2 (num_layers of networks 1 and 2)"),
+        ({"vocab_size": 21}, "vocab_size is 20 and 21; it must agree"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_not_fused(refused, tmp_path, changes, message):
+    a = save(tmp_path, "a", tiny("v1.0", **SMALL))
+    b = save(tmp_path, "b", tiny("v1.0", **{**SMALL, **changes}))
+    refused(message, "fuse", a, b, "--out", tmp_path / "c")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_fuse_refuses_what_is_no_checkpoint_too_few_and_weights_that_are_none(refused, tmp_path):
+    a = save(tmp_path, "a", tiny("v1.0", **SMALL))
+    out = ("--out", tmp_path / "c")
+    refused("is no checkpoint: it has no config.json", "fuse", a, tmp_path / "absent", *out)
+    refused("at least two networks, but got 1", "fuse", a, *out)
+    refused("--weights is 'half'; give numbers with commas", "fuse", a, a, "--weights", "half", *out)
+    refused("must be positive and sum to 1", "fuse", a, a, "--weights", "nan,1", *out)
+    refused("2 networks; give one each", "fuse", a, a, "--weights", "1", *out)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_fuse_does_not_write_over_a_folder(refused, tmp_path):
+    a = save(tmp_path, "a", tiny("v1.0", **SMALL))
+    before = {p.name: p.read_bytes() for p in a.iterdir()}
+    refused("exists and is not an empty folder", "fuse", a, a, "--out", a)
+    assert {p.name: p.read_bytes() for p in a.iterdir()} == before
+
+
+# demo: everything here is refused before anything is compiled
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n\n".join(documents(seed=0, n=40)))
+    return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+def smoke(out, *more):
+    return ["demo", "--preset", "smoke", "--out", out, *more]
+
+
+def test_a_missing_text_is_refused(refused, out, tmp_path):
+    refused(f"there is no file or folder {tmp_path / 'absent'}", *smoke(out, "--text", tmp_path / "absent"))
+    assert not out.exists()
+
+
+BAD_TEXTS = {
+    "empty": (b"", "no text in"),
+    "white space": (b" \n\n\n \n", "no text in"),
+    "latin-1": ("grün ".encode("latin-1") * 900, "is not UTF-8: byte 0xfc at offset 2"),
+    "too short for the vocabulary": (b"a few words only", "pieces, but a vocabulary of 512 was asked for"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+@pytest.mark.parametrize("existing", [False, True], ids=["new folder", "empty folder"])
+def test_text_that_is_no_use_is_refused_and_leaves_nothing(refused, out, tmp_path, case, existing):
+    content, message = BAD_TEXTS[case]
+    (tmp_path / "bad.txt").write_bytes(content)
+    if existing:
+        out.mkdir()
+    refused(message, *smoke(out, "--text", tmp_path / "bad.txt"))
+    assert not any(out.iterdir()) if existing else not out.exists()
+
+
+def test_text_too_short_for_one_batch_is_refused_and_leaves_nothing(refused, out, tmp_path):
+    (tmp_path / "short.txt").write_text("\n\n\n".join(documents(seed=0, n=2)))
+    message = refused("text has", *smoke(out, "--vocab", "300", "--text", tmp_path / "short.txt"))
+    assert "but a batch needs 8; give more text" in message
+    assert not out.exists()
+
+
+def test_a_damaged_gzip_file_is_refused_and_leaves_nothing(refused, out, tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 999)[:-9])
+    refused("cannot be read", *smoke(out, "--text", tmp_path / "a.txt.gz"))
+    assert not out.exists()
+
+
+def test_a_vocabulary_that_the_text_does_not_support_is_refused_and_leaves_nothing(refused, out, text):
+    refused("but a vocabulary of 30000 was asked for", *smoke(out, "--vocab", "30000", "--text", text))
+    assert not out.exists()
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(refused, out, text, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 4)
+    refused("a batch of 6 cannot be shared evenly by 4 devices", *smoke(out, "--batch", "6", "--text", text))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--vocab", "0", "vocab is 0; it must be at least 1"),
+        ("--batch", "-8", "batch is -8; it must be at least 1"),
+        ("--budget", "99", "a budget of 99 large steps is too small for the arms; take at least 100"),
+        ("--seed", "-1", "the seed is -1; it must not be negative"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(refused, out, text, option, value, message):
+    refused(message, *smoke(out, option, value, "--text", text))
+    assert not out.exists()
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused(refused, out, text):
+    refused("a vocabulary of 100 is too small", *smoke(out, "--vocab", "100", "--text", text))
+    assert not out.exists()
+
+
+def test_an_unknown_preset_is_refused(refused, out):
+    refused("there is no preset 'huge'; there are default, smoke", "demo", "--preset", "huge", "--out", out)
+    assert not out.exists()
+
+
+def test_a_folder_with_something_in_it_is_not_written_into(refused, out, text):
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    refused("exists and is not an empty folder; choose another, or use --resume", *smoke(out, "--text", text))
+    assert [p.name for p in out.iterdir()] == ["mine"]
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(refused, out):
+    refused("holds no demo run (no settings.json)", "demo", "--resume", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"colour": 1}'])
+def test_damaged_settings_cannot_be_resumed(refused, out, content):
+    out.mkdir()
+    (out / "settings.json").write_text(content)
+    refused("settings.json cannot be read", "demo", "--resume", out)
+
+
+@pytest.mark.parametrize(
+    "option", [("--seed", "0"), ("--vocab", "300"), ("--preset", "smoke"), ("--text", "x"), ("--out", "y")]
+)
+def test_a_resumed_run_keeps_its_settings(refused, out, option):
+    refused(f"{option[0]} cannot be changed by a resumed run", "demo", "--resume", out, *option)
