@@ -11,6 +11,7 @@ from deepfusion.demo.settings import DemoSettings
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
+from fusion_core.text.batches import window_length
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 
@@ -61,13 +62,14 @@ class DemoData:
             "train_tokens": len(ids["train"]),
             "validation_tokens": len(ids["validation"]),
         }
+        window, _ = window_length(settings.source, SpanCorruption.noise_density, SpanCorruption.mean_span)
+        for name, key in (("training", "train"), ("validation", "validation")):
+            self._check(settings, name, len(ids[key]) // window, settings.batch)
         self.train = SpanCorruption.from_documents([ids["train"]], self.tokenizer, settings.source, settings.seed)
-        self._check(settings, "training", len(self.train.windows), settings.batch)
         held_out = SpanCorruption.from_documents([ids["validation"]], self.tokenizer, settings.source, settings.seed)
         wanted = settings.validation_batches * settings.batch
         # at least one batch, and no window twice
         batches = min(wanted, len(held_out.windows)) // settings.batch
-        self._check(settings, "validation", len(held_out.windows), settings.batch)
         self.validation = [held_out.batch(i, settings.batch) for i in range(batches)]
 
     @staticmethod
