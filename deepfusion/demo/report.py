@@ -34,14 +34,14 @@ def rows(results: Results) -> list[dict[str, Any]]:
     """The table: one row an arm, best final loss first."""
     budget = results["flops"]["budget"]
     table = []
-    for arm, name in ARMS.items():
+    for arm in ARMS:
         step, rate = results["growth_steps"].get(arm), results["learning_rates"].get(arm)
         if rate is None:
             rate = results["settings"]["large_rate" if arm == "scratch" else "small_rate"]
         table.append(
             {
                 "arm": arm,
-                "name": name,
+                "name": arm_name(results, arm),
                 "loss": results["final"][arm],
                 "grown_at": step,
                 "share": None if step is None else step / results["source_steps"],
@@ -50,6 +50,13 @@ def rows(results: Results) -> list[dict[str, Any]]:
             }
         )
     return sorted(table, key=lambda row: row["loss"])
+
+
+def arm_name(results: Results, arm: str) -> str:
+    """What the arm is called in this run: there may be no predicted step."""
+    if arm == "grown" and results["plan"]["step"] is None:
+        return "grown for comparison"
+    return ARMS[arm]
 
 
 def loss_at_event(results: Results, arm: str) -> float:
@@ -80,11 +87,13 @@ def summary(results: Results) -> list[str]:
     grown_arms = {arm: final[arm] for arm in ("grown", "early", "late")}
     best_growth = min(grown_arms, key=lambda arm: grown_arms[arm])
     if best_growth == "grown":
-        sentences.append("Of the three growth steps tried, the predicted one ended best.")
+        which = "the one in the middle" if plan["step"] is None else "the predicted one"
+        sentences.append(f"Of the three growth steps tried, {which} ended best.")
     else:
         sentences.append(
             f"Of the three growth steps tried, step {steps[best_growth]} ended best "
-            f"({final[best_growth]:.3f} against {final['grown']:.3f} at the predicted step {steps['grown']})."
+            f"({final[best_growth]:.3f} against {final['grown']:.3f} at "
+            f"{'' if plan['step'] is None else 'the predicted '}step {steps['grown']})."
         )
     for other, verb in (
         ("scratch", "the large network trained from scratch"),
@@ -121,15 +130,23 @@ def draw_losses(results: Results) -> Figure:
     """Validation loss against FLOPs for all arms; the left part of the growth arms is the sources' own."""
     figure, (whole, end) = plt.subplots(1, 2, figsize=(9.6, 4.2), width_ratios=(3, 2))
     for axes in (whole, end):
-        for arm, name in ARMS.items():
+        for arm in ARMS:
             # an untrained network has cost nothing, and a logarithmic axis has no place for it
             flops, losses = zip(*(point for point in results["curves"][arm] if point[0] > 0), strict=True)
-            axes.plot(flops, losses, color=COLORS[arm], label=name, marker=".", zorder=3 if arm == "grown" else 2)
+            axes.plot(
+                flops,
+                losses,
+                color=COLORS[arm],
+                label=arm_name(results, arm),
+                marker=".",
+                zorder=3 if arm == "grown" else 2,
+            )
             if arm in results["growth_steps"]:
                 axes.plot(flops[0], losses[0], "v", color=COLORS[arm], markersize=7, zorder=4)
         axes.set_xlabel("training FLOPs, the sources' included")
     best = min(("grown", "early", "late"), key=lambda arm: results["final"][arm])
-    for arm, label, height in (("grown", "predicted", 0.1), (best, "best of those tried", 0.04)):
+    predicted = "for comparison" if results["plan"]["step"] is None else "predicted"
+    for arm, label, height in (("grown", predicted, 0.1), (best, "best of those tried", 0.04)):
         at = results["curves"][arm][0][0]
         whole.axvline(at, color=COLORS[arm], linestyle=":", linewidth=1)
         whole.annotate(
