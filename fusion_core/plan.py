@@ -215,33 +215,34 @@ class GrowthPlan:
             raise InputError(f"{path} is no growth plan ({error}); let the run write it again") from None
 
 
-def learning_rate_after(records: Sequence[dict[str, Any]], learning_rate: float) -> tuple[float, str]:
-    """The grown network's learning rate ``h · h*_grown / h*_small``, and how it came about.
+def learning_rate_after(records: Sequence[dict[str, float]], learning_rate: float) -> tuple[float, str]:
+    r"""The grown network's learning rate ``h · r`` with ``r = h*_grown / h*_small``, and how it came about.
 
     ``h* = −⟨g, Δ⟩ / ΔᵀHΔ`` looks one step ahead and is far below the rate that a long run does best with; that bias is
     the same before and after the event, so what carries over is the ratio: the grown network's rate stands to its h*
-    as the sources' rate stands to theirs.
+    as the sources' rate stands to theirs. A network that trains with large steps swings about, and the ratio
+    with it, so its mean logarithm over the records is shrunk towards 0 (keep the rate) by what its standard error says
+    of it, ``log r · max(0, 1 − se² / log² r)`` (James and Stein's rule, positive part).
 
     Args:
-      records: of ``GrowthMeter``, the event's last; medians over the last ``WINDOW``.
+      records: of ``GrowthMeter``, the event's last; the last ``WINDOW`` count.
       learning_rate: h, which they were measured at.
     """
-    last = records[-WINDOW:]
-    small, grown = (statistics.median(r[f"step_factor_{name}"] for r in last) for name in ("small", "grown"))
-    over = f"medians over {len(last)} records"
-    if small <= 0 or grown <= 0:
+    last = [r for r in records[-WINDOW:] if r["step_factor_small"] > 0 and r["step_factor_grown"] > 0]
+    if len(last) < 2:
         return learning_rate, (
-            f"No step in the direction of the updates lowers the quadratic model (h*/h {small:.3g} before, {grown:.3g} "
-            f"after the event, {over}): the learning rate stays {learning_rate:.3g}."
+            f"The learning rate stays {learning_rate:.3g}: {len(last)} records say how h* changes, and 2 are needed."
         )
-    ratio = grown / small
-    trusted = min(max(ratio, 1 / TRUST), TRUST)
-    rate = learning_rate * trusted
-    capped = "" if trusted == ratio else f", taken as {trusted:g}, as far as the quadratic model is trusted"
-    return rate, (
+    logs = [math.log(r["step_factor_grown"] / r["step_factor_small"]) for r in last]
+    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    shrunk = mean * max(0.0, 1 - (error / mean) ** 2) if mean else 0.0
+    ratio = min(max(math.exp(shrunk), 1 / TRUST), TRUST)
+    small, grown = (statistics.median(r[f"step_factor_{name}"] for r in last) for name in ("small", "grown"))
+    return learning_rate * ratio, (
         f"One step lowers the grown loss most at {small:.3g} times the present rate before the event and at "
-        f"{grown:.3g} times it after ({over}), a ratio of {ratio:.3g}{capped}: learning rate {learning_rate:.3g} "
-        f"before, {rate:.3g} after."
+        f"{grown:.3g} times it after (medians over {len(last)} records); the ratio is {math.exp(mean):.3g}, uncertain by "
+        f"a factor of {math.exp(error):.3g}, and counts as {ratio:.3g}: learning rate {learning_rate:.3g} before, "
+        f"{learning_rate * ratio:.3g} after."
     )
 
 

@@ -250,30 +250,38 @@ def test_no_growth_is_planned_where_the_grown_rate_does_not_pass(records):
 
 
 def test_the_rate_after_is_scaled_by_the_ratio_of_the_best_steps():
-    records = [
-        record(i, 1, 1, small, grown) for i, (small, grown) in enumerate([(9, 9), (0.2, 0.1), (0.4, 0.3), (0.3, 0.9)])
-    ]
+    # the first record lies outside the window; the last three agree, so nothing is shrunk
+    records = [record(i, 1, 1, *pair) for i, pair in enumerate([(9, 0.1), (0.2, 0.3), (0.4, 0.6), (0.1, 0.15)])]
     rate, reason = learning_rate_after(records, 0.02)
-    # medians over the last three: 0.3 and 0.3
+    assert rate == pytest.approx(0.03)
+    assert "0.2 times the present rate before the event and at 0.3 times it after" in reason
+    assert reason.endswith("learning rate 0.02 before, 0.03 after.")
+
+
+def test_the_rate_after_is_shrunk_by_the_spread_of_the_ratios():
+    logs = np.array([0.2, 0.5, 1.1])
+    rate, _ = learning_rate_after([record(i, 1, 1, 0.3, 0.3 * np.exp(x)) for i, x in enumerate(logs)], 0.02)
+    error = logs.std(ddof=1) / np.sqrt(3)
+    assert rate == pytest.approx(0.02 * np.exp(logs.mean() * (1 - (error / logs.mean()) ** 2)))
+
+
+def test_the_rate_stays_where_the_ratio_is_all_noise():
+    rate, _ = learning_rate_after([record(i, 1, 1, 0.3, 0.3 * f) for i, f in enumerate((0.2, 1.1, 6.0))], 0.02)
     assert rate == pytest.approx(0.02)
-    assert "0.3 times the present rate before" in reason
-    assert "over 3 records" in reason
-    assert reason.endswith("learning rate 0.02 before, 0.02 after.")
 
 
 @pytest.mark.parametrize(("grown", "factor"), [(100.0, TRUST), (0.001, 1 / TRUST)])
 def test_the_rate_after_goes_no_further_than_the_model_is_trusted(grown, factor):
-    rate, reason = learning_rate_after([record(1, 1, 1, 1.0, grown)], 0.02)
+    rate, reason = learning_rate_after([record(i, 1, 1, 1.0, grown) for i in range(3)], 0.02)
     assert rate == pytest.approx(0.02 * factor)
-    assert f"taken as {factor:g}, as far as the quadratic model is trusted" in reason
+    assert f"counts as {factor:.3g}" in reason
 
 
 @pytest.mark.parametrize(("small", "grown"), [(0.0, 0.3), (0.3, 0.0)])
 def test_the_rate_stays_where_an_update_does_not_descend(small, grown):
-    rate, reason = learning_rate_after([record(1, 1, 1, small, grown)], 0.02)
+    rate, reason = learning_rate_after([record(1, 1, 1, small, grown), record(2, 1, 1, 0.3, 0.6)], 0.02)
     assert rate == 0.02
-    assert reason.startswith("No step in the direction of the updates lowers")
-    assert reason.endswith("stays 0.02.")
+    assert "stays 0.02: 1 records" in reason
 
 
 def test_a_plan_is_read_back(tmp_path):
