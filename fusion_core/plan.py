@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -215,7 +215,7 @@ class GrowthPlan:
             raise InputError(f"{path} is no growth plan ({error}); let the run write it again") from None
 
 
-def learning_rate_after(records: Sequence[dict[str, float]], learning_rate: float) -> tuple[float, str]:
+def learning_rate_after(records: Sequence[Mapping[str, Any]], learning_rate: float) -> tuple[float, str]:
     r"""The grown network's learning rate ``h · r`` with ``r = h*_grown / h*_small``, and how it came about.
 
     ``h* = −⟨g, Δ⟩ / ΔᵀHΔ`` looks one step ahead and is far below the rate that a long run does best with; that bias is
