@@ -50,14 +50,16 @@ def check_expression(expr: Any, what: str) -> sp.Expr:
     return expr
 
 
-def check_symbols(symbols: Symbols, expressions: Sequence[sp.Expr], what: str, steps: Sequence[Any] = ()) -> None:
-    """Every parameter must occur, and no step size may. Raises ValueError that names the culprit."""
+def check_symbols(
+    symbols: Symbols, expressions: Sequence[sp.Expr], what: str, steps: Sequence[Any] = (), *, all_occur: bool = False
+) -> None:
+    """Parameters are distinct symbols (with ``all_occur``: each occurs) and no step size occurs. Raises ValueError."""
     if not symbols or not all(isinstance(x, sp.Symbol) for x in symbols):
         raise ValueError(f"symbols must be a non-empty sequence of sympy symbols, not {symbols!r}")
     if len(set(symbols)) < len(symbols):
         raise ValueError(f"symbols has {next(x for x in symbols if list(symbols).count(x) > 1)} twice")
     present = set().union(*(expr.free_symbols for expr in expressions))
-    if missing := [str(x) for x in symbols if x not in present]:
+    if all_occur and (missing := [str(x) for x in symbols if x not in present]):
         names = ", ".join(sorted(map(str, present))) or "none"
         raise ValueError(f"{', '.join(missing)} missing from {what}: its symbols are {names}")
     for step in steps:
@@ -145,13 +147,13 @@ def corrections(
 
     Args:
       field: components of f, as many as symbols; further symbols are constants.
-      symbols: the parameters, all of which occur in the field.
+      symbols: the parameters.
       order: p ≥ 1.
       method: what makes the step, see :func:`~bea.symbolic.equation.modified_equation`; for one field only.
       simplify: factor or simplify every component; expanded otherwise.
 
     Raises:
-      ValueError: floats, non-smooth functions, missing symbols, or an order that is below 1 or absurd.
+      ValueError: floats, non-smooth functions, not one component for each symbol, or an order that is below 1 or absurd.
     """
     (f,) = _checked([field], symbols, order)
     if any(step.field for step in steps_of(method)):
@@ -222,7 +224,7 @@ def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: 
 
     Args:
       phases: in the order in which they run.
-      symbols: the parameters; each occurs in some phase.
+      symbols: the parameters.
       order: p ≥ 1.
       simplify: factor or simplify every component.
 
