@@ -114,3 +114,54 @@ def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Seri
         image = tree.recolour(colours)
         total[image] = total.get(image, 0) + value
     return without_symmetry(total)
+
+
+def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
+    r"""A series read with :math:`f_c = -\nabla E_c` as minus the gradient of a loss, plus a rest that is none.
+
+    The rooted versions t of one unrooted tree τ are averaged with their weights :math:`1/\sigma(t)`; with the average ω(τ)
+
+    .. math:: \tilde E = \sum_\tau (-1)^{|\tau| + 1} \frac{\omega(\tau)}{|\mathrm{Aut}\,\tau|}\, S(\tau), \qquad
+       \nabla S(\tau) = \sum_t \frac{|\mathrm{Aut}\,\tau|}{\sigma(t)}\, T(t)
+
+    with the contraction S(τ) of the derivative tensors of the losses and T(t) the one that leaves the root's index open.
+    The rest vanishes if and only if :func:`is_gradient_series`.
+
+    Args:
+      coefficients: without the symmetry factor in them, step sizes possibly in them.
+
+    Returns:
+      ``({τ as one of its rooted versions: number before S(τ)}, {t: rest, without the symmetry factor})``, without zeros.
+    """
+    loss: Series = {}
+    rest: Series = {}
+    done: set[Tree] = set()
+    for tree in coefficients:
+        if tree in done:
+            continue
+        versions = rootings(tree)
+        done |= versions
+        weight = sum((Fraction(1, t.symmetry) for t in versions), Fraction(0))
+        mean = sum(coefficients.get(t, 0) * Fraction(1, t.symmetry) for t in versions) * (1 / weight)
+        if mean != 0:
+            best = max(versions, key=lambda t: (len(t.children), t.sort_key()))
+            loss[best] = (-1) ** (tree.order + 1) * mean * weight * Fraction(1, tree.order)
+        for t in sorted(versions, key=Tree.sort_key):
+            if (left := coefficients.get(t, 0) - mean) != 0:
+                rest[t] = left
+    return loss, rest
+
+
+@lru_cache(maxsize=1 << 14)
+def rootings(tree: Tree) -> frozenset[Tree]:
+    """All rooted trees that are the same tree without its root."""
+    found, todo = {tree}, [tree]
+    while todo:
+        t = todo.pop()
+        for i, child in enumerate(t.children):
+            rest = Tree.join(t.children[:i] + t.children[i + 1 :], t.colour)
+            moved = Tree.join((*child.children, rest), child.colour)
+            if moved not in found:
+                found.add(moved)
+                todo.append(moved)
+    return frozenset(found)
