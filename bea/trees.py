@@ -1,8 +1,9 @@
 r"""Rooted trees, plain and coloured, in a compact canonical form: a tree is its own text.
 
 ``[]`` is the single node, ``[t1 t2 ... tk]`` (written without spaces) the tree whose root has the children t1 … tk,
-``2[...]`` a root of colour 2 (colour 0 is not written). Children stand in non-decreasing order of :meth:`Tree.sort_key`,
-so equal trees are equal texts: hashing, comparing and storing them costs what a short ``str`` costs.
+``2[...]`` a root of colour 2 (colour 0 is not written). Children stand in non-decreasing order of
+:meth:`Tree.sort_key`, so equal trees are equal texts: hashing, comparing and storing them costs what a short ``str``
+costs.
 
 A tree stands for an elementary differential of the vector fields :math:`f_0, f_1, \dots` (one colour a field),
 
@@ -28,7 +29,7 @@ _NODE = re.compile(r"(\d*)\[")
 class Tree(str):
     """A rooted tree with coloured nodes, as its canonical text.
 
-    ``Tree("[[[]][]]")`` reads any text of the grammar above and sorts the children; ``Tree.join(children, colour)``
+    ``Tree("[[[]][]]")`` reads any text of the grammar above and sorts the children; ``Tree.of(children, colour)``
     builds one from its parts. A tree equals its text, so ``coefficients["[[]]"]`` looks one up.
 
     Raises:
@@ -56,10 +57,10 @@ class Tree(str):
             children.append(child)
         if at == len(text):
             raise ValueError(f"{text!r} is not a rooted tree: the '[' at position {head.end() - 1} is never closed")
-        return cls.join(children, int(head[1] or 0)), at + 1
+        return cls.of(children, int(head[1] or 0)), at + 1
 
     @classmethod
-    def join(cls, children: Iterable[Tree] = (), colour: int = 0) -> Tree:
+    def of(cls, children: Iterable[Tree] = (), colour: int = 0) -> Tree:
         """The tree whose root has this colour (an int ≥ 0) and these children, in any order."""
         if colour < 0:
             raise ValueError(f"a colour is an integer >= 0, not {colour}")
@@ -99,7 +100,7 @@ class Tree(str):
 
     @property
     def symmetry(self) -> int:
-        r""":math:`\sigma(t)`, the number of automorphisms: :math:`\prod_i m_i!\, \sigma(t_i)^{m_i}` over distinct children."""
+        r""":math:`\sigma(t) = \prod_i m_i!\, \sigma(t_i)^{m_i}` over distinct children: the number of automorphisms."""
         groups = [(child, len(list(same))) for child, same in groupby(self.children)]
         return math.prod(math.factorial(count) * child.symmetry**count for child, count in groups)
 
@@ -110,7 +111,7 @@ class Tree(str):
 
     def recolour(self, colours: Sequence[int]) -> Tree:
         """The tree with colour c replaced by ``colours[c]``; merging colours makes two fields one."""
-        return Tree.join((child.recolour(colours) for child in self.children), colours[self.colour])
+        return Tree.of((child.recolour(colours) for child in self.children), colours[self.colour])
 
 
 @lru_cache(maxsize=1 << 14)

@@ -4,18 +4,18 @@ A word is a tuple of letters 0, 1, …; an element of the free associative algeb
 are written in the Lyndon basis, ``{Lyndon word: Fraction}``, where a Lyndon word stands for its standard bracketing
 (:func:`bracketing`): ``(0, 0, 1)`` is [X, [X, Y]] for the letters X = 0, Y = 1.
 
-**Convention.** The letters are Lie derivatives along vector fields; the first factor of ``exp(X) exp(Y)`` acts first, and
-[X, Y] = XY − YX is the Lie derivative along :math:`[f_1, f_2] = f_2' f_1 - f_1' f_2`.
+**Convention.** The letters are Lie derivatives along vector fields; the first factor of ``exp(X) exp(Y)`` acts first,
+and [X, Y] = XY − YX is the Lie derivative along :math:`[f_1, f_2] = f_2' f_1 - f_1' f_2`.
 
-Source: Hairer, Lubich & Wanner, *Geometric Numerical Integration*, section III.4; Reutenauer, *Free Lie Algebras*, for the
-triangularity that :func:`lyndon_coordinates` rests on.
+Source: Hairer, Lubich & Wanner, *Geometric Numerical Integration*, section III.4; Reutenauer, *Free Lie Algebras*,
+for the triangularity that :func:`lyndon_coordinates` rests on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 Word = tuple[int, ...]
@@ -88,7 +88,7 @@ def is_lyndon(word: Word) -> bool:
     return bool(word) and all(word < word[i:] for i in range(1, len(word)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def bracketing(word: Word) -> Any:
     """Standard bracketing of a Lyndon word as nested pairs: ``(0, 0, 1)`` gives ``(0, (0, 1))``.
 
@@ -109,7 +109,7 @@ def evaluate_bracket(bracket: Any, leaf: Callable[[int], Any], commute: Callable
     return commute(*(evaluate_bracket(part, leaf, commute) for part in bracket))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _expanded(word: Word) -> Element:
     if len(word) == 1:
         return {word: Fraction(1)}
@@ -166,7 +166,8 @@ def bch(factors: int, order: int) -> Element:
     if words > MOST_WORDS:
         raise ValueError(
             f"{factors} factors to order {order} mean {'more than ' if order > 64 else ''}{words:,} words and about "
-            f"{words * 400 / 2**30:,.1f} GiB: at most {MOST_WORDS:,} words are built; lower the order or combine factors in pairs"
+            f"{words * 400 / 2**30:,.1f} GiB: at most {MOST_WORDS:,} words are built; lower the order or combine factors "
+            f"in pairs"
         )
     product: Element = {(): Fraction(1)}
     for letter in range(factors):

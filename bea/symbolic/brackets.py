@@ -1,8 +1,9 @@
 r"""The other route to the coefficients of a composition: Lie brackets of tree series and Baker–Campbell–Hausdorff.
 
 A vector field is a series :math:`\sum_t c(t) F(t)` over coloured trees, here ``{tree: c(t)}`` WITH the symmetry factor
-divided out (:func:`~bea.symbolic.equation.with_symmetry`), because then the derivative of one field along another is plain
-grafting, :math:`F(t)'[F(s)] = \sum_{v \in t} F(s \text{ grafted on } v)`, the free pre-Lie product (Chapoton & Livernet 2001).
+divided out (:func:`~bea.symbolic.equation.with_symmetry`), because then the derivative of one field along another is
+plain grafting, :math:`F(t)'[F(s)] = \sum_{v \in t} F(s \text{ grafted on } v)`, the free pre-Lie product (Chapoton &
+Livernet 2001).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Series = dict[Tree, Any]
 @lru_cache(maxsize=1 << 16)
 def grafts(scion: Tree, stock: Tree) -> tuple[Tree, ...]:
     """The trees made by grafting ``scion`` on each node of ``stock`` in turn: one tree a node, with repeats."""
-    found = [Tree.join((*stock.children, scion), stock.colour)]
+    found = [Tree.of((*stock.children, scion), stock.colour)]
     for i, child in enumerate(stock.children):
         rest = stock.children[:i] + stock.children[i + 1 :]
-        found += [Tree.join((*rest, grown), stock.colour) for grown in grafts(scion, child)]
+        found += [Tree.of((*rest, grown), stock.colour) for grown in grafts(scion, child)]
     return tuple(found)
 
 
@@ -73,7 +74,7 @@ def modified_equation_by_brackets(method: Method, order: int) -> dict[Tree, Frac
     total: Series = {}
     for step in steps:
         assert isinstance(step.scale, Fraction)
-        own = with_symmetry(modified_equation(step.method, order))  # type: ignore[arg-type]
+        own = with_symmetry(modified_equation(step.method, order))
         recolour = [step.field]
         field = {t.recolour(recolour): step.steps * step.scale**t.order * value for t, value in own.items() if value}
         total = combine(total, field, order) if total else field
@@ -84,14 +85,16 @@ def modified_equation_by_brackets(method: Method, order: int) -> dict[Tree, Frac
 def is_gradient_series(coefficients: Mapping[Tree, Any], order: int) -> bool:
     r"""Whether the series is a gradient through trees of ``order`` nodes for EVERY loss, in every dimension.
 
-    With :math:`f = -\nabla E` a tree's nodes are derivative tensors of E, and moving the root along an edge does not change
-    the tensor network: the gradient of a network without a root is the sum over the choices of its root. So a series
-    without the symmetry factor in it is a gradient if and only if :math:`\omega(u \circ v) = \omega(v \circ u)` for all u, v.
-    (Compare Hairer, Lubich & Wanner, section VI.7.2 and theorem IX.9.3, where Hamiltonian fields need the opposite sign.)
+    With :math:`f = -\nabla E` a tree's nodes are derivative tensors of E, and moving the root along an edge does not
+    change the tensor network: the gradient of a network without a root is the sum over the choices of its root. So a
+    series without the symmetry factor in it is a gradient if and only if :math:`\omega(u \circ v) = \omega(v \circ
+    u)` for all u, v. (Compare Hairer, Lubich & Wanner, section VI.7.2 and theorem IX.9.3, where Hamiltonian fields
+    need the opposite sign.)
     """
     small = [t for t in coefficients if t.order < order]
     return all(
-        coefficients.get(Tree.join((*u.children, v), u.colour), 0) == coefficients.get(Tree.join((*v.children, u), v.colour), 0)
+        coefficients.get(Tree.of((*u.children, v), u.colour), 0)
+        == coefficients.get(Tree.of((*v.children, u), v.colour), 0)
         for u in small
         for v in small
         if u.order + v.order <= order
@@ -119,19 +122,21 @@ def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Seri
 def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
     r"""A series read with :math:`f_c = -\nabla E_c` as minus the gradient of a loss, plus a rest that is none.
 
-    The rooted versions t of one unrooted tree τ are averaged with their weights :math:`1/\sigma(t)`; with the average ω(τ)
+    The rooted versions t of one unrooted tree τ are averaged with their weights :math:`1/\sigma(t)`; with the average
+    ω(τ)
 
     .. math:: \tilde E = \sum_\tau (-1)^{|\tau| + 1} \frac{\omega(\tau)}{|\mathrm{Aut}\,\tau|}\, S(\tau), \qquad
        \nabla S(\tau) = \sum_t \frac{|\mathrm{Aut}\,\tau|}{\sigma(t)}\, T(t)
 
-    with the contraction S(τ) of the derivative tensors of the losses and T(t) the one that leaves the root's index open.
-    The rest vanishes if and only if :func:`is_gradient_series`.
+    with the contraction S(τ) of the derivative tensors of the losses and T(t) the one that leaves the root's index
+    open. The rest vanishes if and only if :func:`is_gradient_series`.
 
     Args:
       coefficients: without the symmetry factor in them, step sizes possibly in them.
 
     Returns:
-      ``({τ as one of its rooted versions: number before S(τ)}, {t: rest, without the symmetry factor})``, without zeros.
+      ``({τ as one of its rooted versions: number before S(τ)}, {t: rest, without the symmetry factor})``, without
+      zeros.
     """
     loss: Series = {}
     rest: Series = {}
@@ -159,8 +164,8 @@ def rootings(tree: Tree) -> frozenset[Tree]:
     while todo:
         t = todo.pop()
         for i, child in enumerate(t.children):
-            rest = Tree.join(t.children[:i] + t.children[i + 1 :], t.colour)
-            moved = Tree.join((*child.children, rest), child.colour)
+            rest = Tree.of(t.children[:i] + t.children[i + 1 :], t.colour)
+            moved = Tree.of((*child.children, rest), child.colour)
             if moved not in found:
                 found.add(moved)
                 todo.append(moved)

@@ -1,8 +1,10 @@
 r"""Modified equations known in closed form, as references for series and numbers.
 
-* Quadratics: one step is :math:`\theta \mapsto (1 - hH)\theta`, so the modified Hessian is :math:`-\log(1 - hH)/h` to all orders.
+* Quadratics: one step is :math:`\theta \mapsto (1 - hH)\theta`, so the modified Hessian is :math:`-\log(1 - hH)/h` to
+  all orders.
 * Two-layer deep linear nets :math:`E = \frac12\|W_2 W_1 - S\|^2`: the modified loss of order 2, and the balance
-  :math:`D = W_1 W_1^T - W_2^T W_2`, constant along the gradient flow, which one step changes by exactly :math:`h^2(G_1 G_1^T - G_2^T G_2)`.
+  :math:`D = W_1 W_1^T - W_2^T W_2`, constant along the gradient flow, which one step changes by exactly
+  :math:`h^2(G_1 G_1^T - G_2^T G_2)`.
 """
 
 from __future__ import annotations

@@ -4,22 +4,23 @@ r"""Coefficients of modified equations: exact, to any order, one multiplication 
 
 .. math:: h \tilde f = \sum_t \frac{h^{|t|}}{\sigma(t)}\, \omega(t)\, F(t) ,
 
-the symmetry factor :math:`\sigma(t)` NOT in the coefficient (Hairer, Lubich & Wanner, *Geometric Numerical Integration*,
-chapter IX, and kauri write it so). For several fields, :math:`h^{|t|}` is :math:`\prod_c h_c^{m_c}` with :math:`m_c` nodes of
-colour c. :func:`with_symmetry` divides it out, :func:`without_symmetry` is its inverse. ``order`` = p means: all trees of at
-most p nodes, so :math:`h \tilde f` is right through :math:`h^p`.
+the symmetry factor :math:`\sigma(t)` NOT in the coefficient (Hairer, Lubich & Wanner, *Geometric Numerical
+Integration*, chapter IX, and kauri write it so). For several fields, :math:`h^{|t|}` is :math:`\prod_c h_c^{m_c}`
+with :math:`m_c` nodes of colour c. :func:`with_symmetry` divides it out, :func:`without_symmetry` is its inverse.
+``order`` = p means: all trees of at most p nodes, so :math:`h \tilde f` is right through :math:`h^p`.
 
-**Algorithm.** Let :math:`P_t(n)` be the coefficient of the n-fold step, a polynomial in n of degree at most |t| that vanishes
-at 0; :math:`\omega(t)` is its linear term. We never expand it: its values at n = 0 … p are integers over a common
-denominator, and the linear term is a fixed functional of them, :math:`\sum_k (-1)^{k+1}/k\, \Delta^k P_t(0)`. Values multiply
-pointwise, so with t = u ∘ v (see :mod:`bea.trees`) and one row a tree
+**Algorithm.** Let :math:`P_t(n)` be the coefficient of the n-fold step, a polynomial in n of degree at most |t| that
+vanishes at 0; :math:`\omega(t)` is its linear term. We never expand it: its values at n = 0 … p are integers over a
+common denominator, and the linear term is a fixed functional of them, :math:`\sum_k (-1)^{k+1}/k\, \Delta^k P_t(0)`.
+Values multiply pointwise, so with t = u ∘ v (see :mod:`bea.trees`) and one row a tree
 
 .. math:: G_t = G_u \odot (K G_v), \qquad \omega(t) = w \cdot G_t ,
 
 where (K, w) is the tableau of p repeats of the step with w in place of its weights: *the modified equation has the
 elementary weights of one larger Runge–Kutta "method"*. All trees of an order are one array operation.
 
-Arithmetic is modulo 2^64 where the numerators are proven to fit (:func:`fits_64_bits`), and on Python integers elsewhere.
+Arithmetic is modulo 2^64 where the numerators are proven to fit (:func:`fits_64_bits`), and on Python integers
+elsewhere.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
 
     Args:
       method: "euler", "implicit-euler", "midpoint", "rk4", … (:data:`~bea.symbolic.methods.METHODS`), a
-        :class:`~bea.symbolic.methods.RungeKutta`, or a sequence of :class:`~bea.symbolic.methods.Step` on different fields.
+        :class:`~bea.symbolic.methods.RungeKutta`, or a sequence of :class:`~bea.symbolic.methods.Step` on different
+        fields.
       order: p ≥ 1, number of nodes of the largest trees.
       memory_limit: bytes; what would need more is refused before it starts.
 
@@ -55,7 +57,9 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
     """
     steps = steps_of(method)
     colours = 1 + max(step.field for step in steps)
-    check_order(order, colours, memory_limit, sweep=sum(min(step.steps, order) * len(step.tableau[1]) for step in steps))
+    check_order(
+        order, colours, memory_limit, sweep=sum(min(step.steps, order) * len(step.tableau[1]) for step in steps)
+    )
     table = TreeTable(order, colours)
     scale, common = denominator(steps), math.lcm(*range(1, order + 1))
     kernel, weights, colour_of = log_tableau(steps, order)
@@ -94,7 +98,9 @@ def check_order(order: int, colours: int, memory_limit: int, sweep: int = 1) -> 
     ``sweep`` is the number of stages in one step. Raises ValueError.
     """
     if order < 1:
-        raise ValueError(f"order is {order}: it is the number of nodes of the largest trees, at least 1 (1 is f itself)")
+        raise ValueError(
+            f"order is {order}: it is the number of nodes of the largest trees, at least 1 (1 is f itself)"
+        )
     fits = 0
     total, counted = 0, count_trees(min(order, 64), colours)
     for q, count in enumerate(counted, 1):
@@ -113,7 +119,8 @@ def check_order(order: int, colours: int, memory_limit: int, sweep: int = 1) -> 
 
 
 def log_functional(order: int) -> list[Fraction]:
-    r"""Numbers :math:`w_j` with :math:`P'(0) = \sum_j w_j\,(P(j+1) - P(j))`, j = 0 … p − 1, for polynomials of degree ≤ p.
+    r"""Numbers :math:`w_j` with :math:`P'(0) = \sum_j w_j\,(P(j+1) - P(j))`, j = 0 … p − 1, for polynomials of degree
+    ≤ p.
 
     From the logarithm :math:`P'(0) = \sum_{k=1}^p \frac{(-1)^{k+1}}{k} \Delta^k P(0)`.
     """
@@ -128,7 +135,8 @@ def repeat_functional(repeats: int, points: int) -> list[int]:
     if repeats <= points:
         return [1] * repeats
     return [
-        sum((-1) ** (k - m) * math.comb(k, m) * math.comb(repeats, k + 1) for k in range(m, points)) for m in range(points)
+        sum((-1) ** (k - m) * math.comb(k, m) * math.comb(repeats, k + 1) for k in range(m, points))
+        for m in range(points)
     ]
 
 
@@ -159,9 +167,10 @@ def log_tableau(steps: Sequence[Step], order: int) -> tuple[list[list[Fraction]]
 def fits_64_bits(steps: Sequence[Step], order: int) -> bool:
     r"""Whether every numerator is proven to be below 2^63, so that integers modulo 2^64 give it exactly.
 
-    :math:`\Delta^k P_t(0)` is a sum over monotone maps of the nodes of t onto {1, …, k}, the root to 1, of products of at
-    most :math:`\rho^{|t|}` in all (:func:`~bea.symbolic.methods.growth_rate`); there are at most 2 Fubini(|t| − 1) such maps
-    for all k together, one of them with k = 1. Hence :math:`|\omega(t)| \le \rho^{|t|} (\mathrm{Fubini}(|t| - 1) + 1/2)`.
+    :math:`\Delta^k P_t(0)` is a sum over monotone maps of the nodes of t onto {1, …, k}, the root to 1, of products
+    of at most :math:`\rho^{|t|}` in all (:func:`~bea.symbolic.methods.growth_rate`); there are at most 2 Fubini(|t| −
+    1) such maps for all k together, one of them with k = 1. Hence :math:`|\omega(t)| \le \rho^{|t|}
+    (\mathrm{Fubini}(|t| - 1) + 1/2)`.
     """
     fubini = [1]
     for n in range(1, order):
@@ -175,7 +184,9 @@ def _integers(values: list, dtype: type) -> np.ndarray:
         assert x.denominator == 1
         return x.numerator if dtype is object else (x.numerator + 2**63) % 2**64 - 2**63
 
-    return np.array([[one(x) for x in row] if isinstance(row, list) else one(row) for row in values for x in [row]], dtype)
+    return np.array(
+        [[one(x) for x in row] if isinstance(row, list) else one(row) for row in values for x in [row]], dtype
+    )
 
 
 def _elementary_weights(table: TreeTable, kernel: np.ndarray, weights: np.ndarray, colour_of: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 
@@ -45,7 +46,9 @@ class Truncated:
 
     def __mul__(self, other: Any) -> Truncated:
         right, n = self._lift(other).coefficients, len(self.coefficients)
-        return Truncated([sum((self.coefficients[j] * right[k - j] for j in range(k + 1)), Fraction(0)) for k in range(n)])
+        return Truncated(
+            [sum((self.coefficients[j] * right[k - j] for j in range(k + 1)), Fraction(0)) for k in range(n)]
+        )
 
     __rmul__ = __mul__
 
@@ -61,8 +64,8 @@ def log_map(step: Callable[[list[Any]], list[Any]], point: Sequence[Any], order:
 
     .. math:: h \tilde f(\theta_0) = \sum_{k=1}^{p} \frac{(-1)^{k+1}}{k}\, \Delta^k \theta_0 + O(h^{p+1})
 
-    The exact twin of :func:`bea.log_map`, which works on floating pytrees. With :class:`Truncated` numbers the remainder
-    is cut off too, so the result EQUALS the modified equation's.
+    The exact twin of :func:`bea.log_map`, which works on floating pytrees. With :class:`Truncated` numbers the
+    remainder is cut off too, so the result EQUALS the modified equation's.
     """
     if order < 1:
         raise ValueError(f"order is {order}, but has to be at least 1: it is the number of steps to run")
@@ -71,7 +74,7 @@ def log_map(step: Callable[[list[Any]], list[Any]], point: Sequence[Any], order:
         differences.append(step(differences[-1]))
     total: list[Any] | None = None
     for k in range(1, order + 1):
-        differences = [[b - a for a, b in zip(x, y, strict=True)] for x, y in zip(differences, differences[1:], strict=False)]
+        differences = [[b - a for a, b in zip(x, y, strict=True)] for x, y in pairwise(differences)]
         term = [value * Fraction((-1) ** (k + 1), k) for value in differences[0]]
         total = term if total is None else [a + b for a, b in zip(total, term, strict=True)]
     assert total is not None

@@ -1,7 +1,7 @@
 r"""Modified fields of concrete formulas: sympy in, sympy out.
 
-Elementary differentials are contracted from cached partial derivatives. Polynomial fields with rational coefficients are
-computed in sympy's polynomial rings (always expanded, so zero is zero), all others as expressions.
+Elementary differentials are contracted from cached partial derivatives. Polynomial fields with rational coefficients
+are computed in sympy's polynomial rings (always expanded, so zero is zero), all others as expressions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def check_symbols(
         raise ValueError(f"{', '.join(missing)} missing from {what}: its symbols are {names}")
     for step in steps:
         if clash := sp.sympify(step).free_symbols & (present | set(symbols)):
-            raise ValueError(f"the step size {step} also occurs in {what} ({min(map(str, clash))}): rename one of the two")
+            raise ValueError(
+                f"the step size {step} also occurs in {what} ({min(map(str, clash))}): rename one of the two"
+            )
 
 
 def gradient_field(loss: Any, symbols: Symbols) -> sp.Matrix:
@@ -132,12 +134,25 @@ class _Differentials:
         return sp.Matrix([x if self.ring is None else x.as_expr() for x in total])
 
 
+MOST_SIMPLIFIED = 20
+"""Operations up to which sympy's ``simplify`` is asked: it can take minutes on long expressions."""
+
+
 def tidy(expr: sp.Expr) -> sp.Expr:
-    """A short equal expression: factored if polynomial, else simplified."""
-    try:
-        return sp.factor(expr) if expr.is_polynomial(*expr.free_symbols) else sp.simplify(expr)
-    except PolynomialError:
+    """An equal expression that is meant to be shorter: factored, over functions as if they were letters, or simplified."""
+    if expr.is_polynomial(*expr.free_symbols):
+        return sp.factor(expr)
+    if expr.count_ops() <= MOST_SIMPLIFIED:
         return sp.simplify(expr)
+    letters = {f: sp.Dummy() for f in expr.atoms(sp.Function, sp.exp)}
+    letters |= {f: sp.Dummy() for f in expr.atoms(sp.Pow) if not f.exp.is_Integer and f not in letters}
+    names = {letter: f for f, letter in letters.items()}
+    back = lambda e: e.xreplace(names).xreplace(names)
+    plain = expr.xreplace(letters)
+    candidates = [expr, sp.factor_terms(expr)]
+    if plain.is_polynomial(*plain.free_symbols):
+        candidates.append(back(sp.factor(plain)))
+    return min(candidates, key=sp.count_ops)
 
 
 def corrections(
@@ -153,7 +168,8 @@ def corrections(
       simplify: factor or simplify every component; expanded otherwise.
 
     Raises:
-      ValueError: floats, non-smooth functions, not one component for each symbol, or an order that is below 1 or absurd.
+      ValueError: floats, non-smooth functions, not one component for each symbol, or an order that is below 1 or
+      absurd.
     """
     (f,) = _checked([field], symbols, order)
     if any(step.field for step in steps_of(method)):
@@ -169,7 +185,8 @@ def modified_field(
 ) -> sp.Matrix:
     r"""Field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
 
-    .. math:: \tilde f = f - \frac h2 f'f + h^2\left(\frac13 f'f'f + \frac1{12} f''(f, f)\right) + \dots \quad\text{(explicit Euler)}
+    .. math:: \tilde f = f - \frac h2 f'f + h^2\left(\frac13 f'f'f + \frac1{12} f''(f, f)\right) + \dots
+    \quad\text{(explicit Euler)}
 
     Arguments and errors are those of :func:`corrections`; ``step`` is h, a symbol or number that is not in the field.
     """
@@ -219,7 +236,8 @@ def phase_series(steps: Sequence[tuple[Any, Any, str]], order: int) -> dict[Tree
 def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: bool = True) -> sp.Matrix:
     r"""Field whose time-one flow is all phases, one after another, right through ``order`` in the total time.
 
-    .. math:: F = \sum_i n_i h_i f_i - \frac12 \sum_i n_i h_i^2 f_i' f_i + \frac12 \sum_{i<j} n_i h_i n_j h_j [f_i, f_j] + \dots,
+    .. math:: F = \sum_i n_i h_i f_i - \frac12 \sum_i n_i h_i^2 f_i' f_i + \frac12 \sum_{i<j} n_i h_i n_j h_j [f_i,
+    f_j] + \dots,
        \qquad [f_1, f_2] = f_2' f_1 - f_1' f_2
 
     Args:
@@ -261,7 +279,7 @@ def _checked(fields: Sequence[Sequence[Any]], symbols: Symbols, order: int) -> l
     terms = sum(count_trees(order, len(fields))) * len(symbols) ** 2 + len(symbols) ** order
     if terms > MOST_TERMS:
         raise ValueError(
-            f"order {order} in {len(symbols)} dimensions with {len(fields)} fields means about {terms:,} symbolic products, "
-            f"above the limit of {MOST_TERMS:,}: lower the order or the dimension, or use bea.modified_field on numbers"
+            f"order {order} in {len(symbols)} dimensions with {len(fields)} fields means about {terms:,} symbolic "
+            f"products, above the limit of {MOST_TERMS:,}: lower the order or the dimension, or use bea.modified_field on numbers"
         )
     return checked

@@ -1,8 +1,8 @@
 r"""Growth events in symbols: a linear map J from a small parameter space into a grown one.
 
-Seen in the grown space the small phase follows :math:`f_1(\Theta) = J f_s(J^+\Theta)`. If growing preserves the function
-(:math:`L \circ J = L_s`), that is :math:`-P\nabla L` with the constant metric :math:`P = JJ^T`, and the conflict between the phases is
-the commutator :math:`(MHP - PHM)\nabla L`, M the metric of the grown optimizer.
+Seen in the grown space the small phase follows :math:`f_1(\Theta) = J f_s(J^+\Theta)`. If growing preserves the
+function (:math:`L \circ J = L_s`), that is :math:`-P\nabla L` with the constant metric :math:`P = JJ^T`, and the
+conflict between the phases is the commutator :math:`(MHP - PHM)\nabla L`, M the metric of the grown optimizer.
 
 Source: theory.md, section 3.
 """
@@ -18,7 +18,9 @@ import sympy as sp
 from bea.symbolic.fields import Symbols, check_expression, check_symbols, gradient_field, tidy
 
 
-def commutator(hessian: sp.Matrix, metric: sp.Matrix, gradient: sp.Matrix, grown_metric: sp.Matrix | None = None) -> sp.Matrix:
+def commutator(
+    hessian: sp.Matrix, metric: sp.Matrix, gradient: sp.Matrix, grown_metric: sp.Matrix | None = None
+) -> sp.Matrix:
     r"""(M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions."""
     grown_metric = sp.eye(hessian.rows) if grown_metric is None else grown_metric
     return (grown_metric * hessian * metric - metric * hessian * grown_metric) * gradient
@@ -45,7 +47,9 @@ class LinearGrowth:
         if not small or grown < small:
             raise ValueError(f"the growth matrix is {grown} × {small} (grown × small): it must not shrink")
         if matrix.rank() < small:
-            raise ValueError(f"the growth matrix has rank {matrix.rank()} of {small}: two small states grow into the same one")
+            raise ValueError(
+                f"the growth matrix has rank {matrix.rank()} of {small}: two small states grow into the same one"
+            )
         object.__setattr__(self, "embed", matrix)
 
     @property
@@ -94,7 +98,10 @@ class LinearGrowth:
 
 
 def loss_conflict(first: Any, second: Any, symbols: Symbols) -> sp.Expr:
-    r""":math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`: ½ h_1 h_2 times this is what the conflict term adds to dL_2 along the flow."""
+    r""":math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the conflict of the phases read on the second loss.
+
+    The conflict term of the composite field changes L_2 by ½ h_1 h_2 times this.
+    """
     g1, g2 = (-gradient_field(e, symbols) for e in (first, second))
     h1, h2 = (sp.hessian(e, list(symbols)) for e in (first, second))
     return sp.expand(g2.dot(h2 * g1 - h1 * g2))

@@ -4,9 +4,9 @@ A Runge–Kutta method maps y to
 
 .. math:: y + h \sum_i b_i f(Y_i), \qquad Y_i = y + h \sum_j a_{ij} f(Y_j) .
 
-A composition is a sequence of :class:`Step`, run from left to right: ``[Step("euler", field=0), Step("euler", field=1)]``
-is one Euler step on :math:`f_0` and then one on :math:`f_1`. Step sizes are not part of it: the coefficient of a tree
-goes with one factor :math:`h_c` for every node of colour c.
+A composition is a sequence of :class:`Step`, run from left to right: ``[Step("euler", field=0), Step("euler",
+field=1)]`` is one Euler step on :math:`f_0` and then one on :math:`f_1`. Step sizes are not part of it: the
+coefficient of a tree goes with one factor :math:`h_c` for every node of colour c.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class RungeKutta:
 
     def __init__(self, a: Sequence, b: Sequence, c: Sequence | None = None, name: str = "Runge-Kutta"):
         if isinstance(a, str) or isinstance(b, str) or any(isinstance(row, str) for row in a):
-            raise ValueError(f"{name}: give the tableau as rows of numbers, RungeKutta(a=[[0]], b=[1]), not as one text")
+            raise ValueError(
+                f"{name}: give the tableau as rows of numbers, RungeKutta(a=[[0]], b=[1]), not as one text"
+            )
         rows, stages = [list(row) for row in a], len(list(b))
         if not rows or len(rows) != stages or any(len(row) != stages for row in rows):
             widths = [len(row) for row in rows]
@@ -73,12 +75,14 @@ class RungeKutta:
         if c is not None:
             for i, (row, node) in enumerate(zip(self.a, c, strict=True)):
                 if sum(row) != exact(node, f"c[{i}]"):
-                    raise ValueError(f"{name}: the tableau is inconsistent: row {i} sums to {sum(row)}, but c is {node}")
+                    raise ValueError(
+                        f"{name}: the tableau is inconsistent: row {i} sums to {sum(row)}, but c is {node}"
+                    )
 
 
 def _named() -> dict[str, RungeKutta]:
     third, half = Fraction(1, 3), Fraction(1, 2)
-    tableaux = {
+    tableaux: dict[str, tuple[list, list]] = {
         "euler": ([[0]], [1]),
         "implicit-euler": ([[1]], [1]),
         "midpoint": ([[0, 0], [half, 0]], [0, 1]),
@@ -120,7 +124,8 @@ class Step:
     @property
     def tableau(self) -> tuple[list[list[Fraction]], list[Fraction]]:
         """``scale * a`` and ``scale * b``."""
-        assert isinstance(self.method, RungeKutta) and isinstance(self.scale, Fraction)
+        assert isinstance(self.method, RungeKutta)
+        assert isinstance(self.scale, Fraction)
         return [[self.scale * x for x in row] for row in self.method.a], [self.scale * x for x in self.method.b]
 
 
@@ -163,5 +168,7 @@ def growth_rate(steps: Sequence[Step]) -> Fraction:
 
 def denominator(steps: Sequence[Step]) -> int:
     """Least common denominator of all tableau entries."""
-    entries = [x for step in steps for part in step.tableau for row in part for x in (row if isinstance(row, list) else [row])]
+    entries = [
+        x for step in steps for part in step.tableau for row in part for x in (row if isinstance(row, list) else [row])
+    ]
     return math.lcm(*(x.denominator for x in entries))

@@ -1,8 +1,8 @@
 r"""Gradient descent with momentum on its slow manifold, as a tree series.
 
 Heavy ball, :math:`v \leftarrow \beta v + h f(\theta),\; \theta \leftarrow \theta + v`, is the two-step recurrence
-:math:`\theta_{n+1} - \theta_n - \beta(\theta_n - \theta_{n-1}) = h f(\theta_n)`. After a transient the iterates follow the
-time-one flow of a field X, so with the characters :math:`E_{\pm X}` of its flow forward and backward
+:math:`\theta_{n+1} - \theta_n - \beta(\theta_n - \theta_{n-1}) = h f(\theta_n)`. After a transient the iterates
+follow the time-one flow of a field X, so with the characters :math:`E_{\pm X}` of its flow forward and backward
 
 .. math:: E_X(t) + \beta E_{-X}(t) = [t = \bullet], \qquad E_{\pm X}(t) = \pm x(t) + (\text{smaller trees}) ,
 
@@ -34,7 +34,7 @@ def root_subtrees(tree: Tree) -> list[tuple[Tree, tuple[Tree, ...]]]:
     choices = [[(None, (child,)), *((kept, cut) for kept, cut in root_subtrees(child))] for child in tree.children]
     found = []
     for pick in itertools.product(*choices):
-        kept = Tree.join([part for part, _ in pick if part is not None], tree.colour)
+        kept = Tree.of([part for part, _ in pick if part is not None], tree.colour)
         found.append((kept, tuple(branch for _, cut in pick for branch in cut)))
     return found
 
@@ -133,5 +133,3 @@ def momentum_loss(loss: Any, symbols: Symbols, step: Any, beta: Any) -> sp.Expr:
     first, second = (sp.sympify(series[Tree(t)]) for t in ("[]", "[[]]"))
     gradient = gradient_field(loss, symbols)
     return loss + sp.factor(-second / first / 2) * sp.sympify(step) * tidy(gradient.dot(gradient))
-
-

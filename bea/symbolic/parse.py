@@ -1,4 +1,4 @@
-"""Formulas from the command line: read through Python's syntax tree against a list of names, never evaluated as Python."""
+"""Formulas as text: read through Python's syntax tree against a list of names, never evaluated as Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ FUNCTIONS: dict[str, Callable] = {
 """Functions that a formula may call."""
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "E": sp.E}
 """Names that are numbers, unless they are parameters."""
-NOT_SMOOTH = ("Abs", "abs", "Max", "max", "Min", "min", "sign", "relu", "floor", "ceil", "ceiling", "round", "Heaviside")
+NOT_SMOOTH = (
+    "Abs",
+    "abs",
+    "Max",
+    "max",
+    "Min",
+    "min",
+    "sign",
+    "relu",
+    "floor",
+    "ceil",
+    "ceiling",
+    "round",
+    "Heaviside",
+)
 
 LONGEST, DEEPEST, LARGEST_EXPONENT, LARGEST_NUMBER = 2_000, 60, 64, 10**30
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -43,10 +57,14 @@ def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
         raise FormulaError(f"the formula has {len(text):,} characters, more than {LONGEST:,}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's advice on odd code, such as 1(2), is not for the user of a formula
+            warnings.simplefilter(
+                "ignore"
+            )  # Python's advice on odd code, such as 1(2), is not for the user of a formula
             tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise FormulaError(f"{_shown(text)} is not a formula: {getattr(error, 'msg', None) or 'it cannot be read'}") from None
+        raise FormulaError(
+            f"{_shown(text)} is not a formula: {getattr(error, 'msg', None) or 'it cannot be read'}"
+        ) from None
     expr = _read(tree.body, text, None if names is None else set(names), 0)
     if expr.has(sp.zoo, sp.oo, sp.nan):
         raise FormulaError(f"{_shown(text)} divides by zero")
@@ -82,7 +100,9 @@ def _read(node: ast.AST, text: str, names: set[str] | None, depth: int) -> sp.Ex
         case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op, left=left, right=right):
             a, b = read(left), read(right)
             kind = type(op)
-            return _bounded(a + b if kind is ast.Add else a - b if kind is ast.Sub else a * b if kind is ast.Mult else a / b, node)
+            return _bounded(
+                a + b if kind is ast.Add else a - b if kind is ast.Sub else a * b if kind is ast.Mult else a / b, node
+            )
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
             return FUNCTIONS[name](read(argument))
         case ast.Call(func=ast.Name(id=name)) if name in NOT_SMOOTH:
@@ -91,7 +111,9 @@ def _read(node: ast.AST, text: str, names: set[str] | None, depth: int) -> sp.Ex
             raise FormulaError(f"{name} takes exactly one argument")
         case ast.Call(func=ast.Name(id=name)):
             raise FormulaError(f"unknown function {name}: use one of {', '.join(FUNCTIONS)}")
-    raise FormulaError(f"{_shown(ast.unparse(node))} is not allowed in a formula: use numbers, names, + - * / ** and functions")
+    raise FormulaError(
+        f"{_shown(ast.unparse(node))} is not allowed in a formula: use numbers, names, + - * / ** and functions"
+    )
 
 
 def _bounded(value: sp.Expr, node: ast.AST) -> sp.Expr:

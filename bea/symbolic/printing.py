@@ -1,6 +1,7 @@
 r"""LaTeX and plain text for modified equations: elementary differentials or drawn trees, brackets, sympy expressions.
 
-Fields are written :math:`f' f,\; f''(f, f)`, losses (:math:`f = -\nabla E`) :math:`\nabla^2 E\,\nabla E,\; \nabla^3 E[\nabla E, \nabla E]`.
+Fields are written :math:`f' f,\; f''(f, f)`, losses (:math:`f = -\nabla E`) :math:`\nabla^2 E\,\nabla E,\; \nabla^3
+E[\nabla E, \nabla E]`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def latex(
 
     Args:
       thing: ``{Tree: coefficient}`` WITHOUT the symmetry factor in it, as ``modified_equation`` gives it (it is divided
-        out in print: :math:`\frac{1}{12} f''(f, f)`); a Tree (drawn with TikZ); ``{Lyndon word: coefficient}``; or sympy.
+        out in print: :math:`\frac{1}{12} f''(f, f)`); a Tree (drawn with TikZ); ``{Lyndon word: coefficient}``; or
+        sympy.
       names: names of the fields or losses, by colour (or letters of a Lie element); f, or f1, f2, … (E, E1, …).
       steps: step sizes by colour, names or sympy expressions; h, or h1, h2, ….
       kind: "field" prints f' f; "loss" reads f as −∇E and prints Hessians and gradients, signs included.
@@ -88,11 +90,11 @@ def differential(tree: Tree, names: Sequence[str], *, kind: Kind = "field", as_l
     inner = [differential(child, names, kind=kind, as_latex=as_latex) for child in tree.children]
     k = len(inner)
     if kind == "loss":
-        return _derivative(name, k + 1, as_latex) + ("" if not k else _join(inner, as_latex) if k == 1 else f"[{', '.join(inner)}]")
-    if k <= 3:
-        head = name + "'" * k
-    else:
-        head = f"{name}^{{({k})}}" if as_latex else f"{name}^({k})"
+        return _derivative(name, k + 1, as_latex) + (
+            "" if not k else _join(inner, as_latex) if k == 1 else f"[{', '.join(inner)}]"
+        )
+    primes = "'" * k if k <= 3 else f"^{{({k})}}" if as_latex else f"^({k})"
+    head = name + primes
     return head if not k else f"{head} {inner[0]}" if k == 1 else f"{head}({', '.join(inner)})"
 
 
@@ -131,7 +133,7 @@ def expression(
     align: bool = False,
     scalar: bool = False,
 ) -> str:
-    """Σ c(t) F(t) with coefficients as they stand (symmetry and step sizes in them); ``scalar``: trees without a root."""
+    """Σ c(t) F(t), symmetry and step sizes in the coefficients; ``scalar``: contractions of trees without a root."""
     orders: dict[int, dict[sp.Expr, list[tuple[sp.Expr, str]]]] = {}
     for tree, value in series.items():
         if (value := sp.sympify(value)) != 0:
@@ -143,7 +145,9 @@ def expression(
             else:
                 body = draw(tree) if trees else differential(tree, names, kind=kind, as_latex=as_latex)
             orders.setdefault(tree.order, {}).setdefault(rest, []).append((number, body))
-    lines = ["".join(_group(rest, terms, as_latex) for rest, terms in groups.items()) for _, groups in sorted(orders.items())]
+    lines = [
+        "".join(_group(rest, terms, as_latex) for rest, terms in groups.items()) for _, groups in sorted(orders.items())
+    ]
     if lines:
         lines[0] = lines[0].removeprefix(" + ")
         lines[0] = "-" + lines[0].removeprefix(" - ") if lines[0].startswith(" - ") else lines[0]
@@ -151,7 +155,13 @@ def expression(
         return "\n".join(line.strip() for line in lines) or "0"
     head = f"{left} = " if left else ""
     if align:
-        return r"\begin{aligned}" + f"\n{head}&" + " \\\\\n&".join(line.strip() for line in lines) + "\n" + r"\end{aligned}"
+        return (
+            r"\begin{aligned}"
+            + f"\n{head}&"
+            + " \\\\\n&".join(line.strip() for line in lines)
+            + "\n"
+            + r"\end{aligned}"
+        )
     return head + ("".join(lines) or "0")
 
 
@@ -174,7 +184,9 @@ def _signed(number: sp.Expr, rest: sp.Expr, body: str, show: Any) -> str:
     if factor == 1:
         return sign + body
     shown = show(factor)
-    if isinstance(factor, sp.Add) or (show is str and isinstance(factor, sp.Mul) and any(isinstance(a, sp.Add) for a in factor.args)):
+    if isinstance(factor, sp.Add) or (
+        show is str and isinstance(factor, sp.Mul) and any(isinstance(a, sp.Add) for a in factor.args)
+    ):
         shown = rf"\left({shown}\right)" if show is not str else f"({shown})"
     return f"{sign}{shown} {body}"
 
@@ -204,7 +216,8 @@ def latex_table(coefficients: Mapping[Tree, Any]) -> str:
     colours = 1 + max(max(tree.colours) for tree in coefficients)
     names = _numbered("f", colours)
     rows = [
-        rf"{tree.order} & {draw(tree)} & ${differential(tree, names)}$ & {tree.symmetry} & ${sp.latex(sp.sympify(value))}$ \\"
+        rf"{tree.order} & {draw(tree)} & ${differential(tree, names)}$ & {tree.symmetry} & "
+        rf"${sp.latex(sp.sympify(value))}$ \\"
         for tree, value in coefficients.items()
     ]
     head = r"$|t|$ & $t$ & $F(t)$ & $\sigma(t)$ & $\omega(t)$ \\ \hline"
