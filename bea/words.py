@@ -166,8 +166,8 @@ def bch(factors: int, order: int) -> Element:
     if words > MOST_WORDS:
         raise ValueError(
             f"{factors} factors to order {order} mean {'more than ' if order > 64 else ''}{words:,} words and about "
-            f"{words * 400 / 2**30:,.1f} GiB: at most {MOST_WORDS:,} words are built; lower the order or combine factors "
-            f"in pairs"
+            f"{words * 400 / 2**30:,.1f} GiB: at most {MOST_WORDS:,} words are built; lower the order or combine "
+            f"factors in pairs"
         )
     product: Element = {(): Fraction(1)}
     for letter in range(factors):

@@ -139,7 +139,7 @@ MOST_SIMPLIFIED = 20
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
-    """An equal expression that is meant to be shorter: factored, over functions as if they were letters, or simplified."""
+    """An equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
     if expr.is_polynomial(*expr.free_symbols):
         return sp.factor(expr)
     if expr.count_ops() <= MOST_SIMPLIFIED:
@@ -280,6 +280,7 @@ def _checked(fields: Sequence[Sequence[Any]], symbols: Symbols, order: int) -> l
     if terms > MOST_TERMS:
         raise ValueError(
             f"order {order} in {len(symbols)} dimensions with {len(fields)} fields means about {terms:,} symbolic "
-            f"products, above the limit of {MOST_TERMS:,}: lower the order or the dimension, or use bea.modified_field on numbers"
+            f"products, above the limit of {MOST_TERMS:,}: lower the order or the dimension, or use numbers "
+            f"(bea.modified_field)"
         )
     return checked

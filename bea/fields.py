@@ -1,0 +1,84 @@
+"""Vector fields on pytrees: gradients, directional derivatives, Lie brackets.
+
+A field is a function ``params -> velocity`` whose value has the tree of its argument. Fields are never jitted here:
+the outermost caller does that.
+"""
+
+import jax
+
+from bea.pytrees import Field, Loss, Params, check_floating, check_like, checked, scale, subtract
+
+
+def gradient_field(loss: Loss) -> Field:
+    r"""The field of gradient descent.
+
+    .. math:: f(\theta) = -\nabla E(\theta)
+
+    Args:
+      loss: ``params -> scalar`` E; params is any pytree of floating arrays.
+
+    Returns:
+      ``params -> −∇E``, in units of loss per params. One evaluation costs one gradient.
+
+    Raises:
+      TypeError, when the field is evaluated: a leaf of params is not floating.
+    """
+    gradient = jax.grad(loss)
+
+    def field(params: Params) -> Params:
+        check_floating(params)
+        return scale(-1.0, gradient(params))
+
+    return field
+
+
+def directional_derivative(field: Field, params: Params, direction: Params) -> Params:
+    r"""The derivative of a field along a direction.
+
+    .. math:: f'u = Df(\theta)[u] = \frac{d}{dt} f(\theta + t u) \Big|_{t=0}
+
+    Args:
+      field: f; ``params -> velocity``.
+      params: θ, where the derivative is taken.
+      direction: u, a tree like params.
+
+    Returns:
+      f'u, a tree like params. Costs about two evaluations of f (forward mode; no matrix is formed).
+
+    Raises:
+      TypeError: a leaf is not floating, or dtypes differ.
+      ValueError: direction or the value of the field has another tree or other shapes than params.
+    """
+    check_floating(params)
+    check_like(direction, params, what="direction")
+    return jax.jvp(checked(field), (params,), (direction,))[1]
+
+
+def lie_bracket(f: Field, g: Field) -> Field:
+    r"""How much the flows of two fields fail to commute.
+
+    .. math:: [f, g] = g' f - f' g
+
+    For gradient fields ``f = −∇E_1``, ``g = −∇E_2`` this is ``H_2 g_1 − H_1 g_2``, the conflict term of continual
+    learning. Following f and then g ends ahead of following g and then f by ``h² [f, g] + O(h³)``.
+
+    Args:
+      f, g: fields on the same space.
+
+    Returns:
+      ``params -> [f, g]``. Costs one directional derivative of each field.
+
+    Raises:
+      As ``directional_derivative``, when the bracket is evaluated.
+
+    Source: Hairer, Lubich & Wanner (2006), section III.5 (commutator of Lie derivatives); theory.md, section 2.
+    """
+
+    def bracket(params: Params) -> Params:
+        velocity_f, velocity_g = checked(f)(params), checked(g)(params)
+        return subtract(
+            directional_derivative(g, params, velocity_f),
+            directional_derivative(f, params, velocity_g),
+        )
+
+    return bracket

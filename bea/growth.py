@@ -1,0 +1,158 @@
+"""Growth events: a linear map between parameter spaces, and what the small phase looks like from the grown one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bea.fields import gradient_field, lie_bracket
+from bea.pytrees import Field, Loss, Number, Params, axpy, check_floating, check_step_size, inner, norm, subtract
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthEvent:
+    """Growing as the linear map ``Θ = J θ`` from the small parameter space to the grown one.
+
+    When several networks are fused, θ is the tree of all of them, such as the tuple ``(θ_A, θ_B)``.
+
+    Attributes:
+      embed: J; ``small params -> grown params``, linear.
+      transpose: Jᵀ; ``grown -> small`` with ``⟨Jθ, Θ⟩ = ⟨θ, JᵀΘ⟩``.
+      pinv: J⁺; ``grown -> small``, the pseudo-inverse (of least norm where J has a kernel, as averaged biases do).
+
+    ``GrowthEvent.from_linear(embed, example_small)`` derives the last two from the first.
+
+    Source: theory.md, section 3.
+    """
+
+    embed: Callable[[Params], Params]
+    transpose: Callable[[Params], Params]
+    pinv: Callable[[Params], Params]
+
+    @classmethod
+    def from_linear(
+        cls,
+        embed: Callable[[Params], Params],
+        example_small: Params,
+        *,
+        pinv: Callable[[Params], Params] | None = None,
+    ) -> "GrowthEvent":
+        """The event of a linear ``embed``, whose transpose and pseudo-inverse are derived from it.
+
+        The pseudo-inverse solves ``JᵀJ θ = JᵀΘ`` by conjugate gradients from zero, which takes as many steps as J has
+        different singular values: two or three for a fusion rule. That start gives the solution of least norm.
+
+        Args:
+          embed: J; ``small params -> grown params``.
+          example_small: small params, of which only the tree, shapes and dtypes matter.
+          pinv: J⁺ where it is known in closed form.
+
+        Raises:
+          ValueError: embed is not linear (probed at two random points and at zero), with the size of the misfit.
+          TypeError: a leaf of example_small is not floating.
+        """
+        check_floating(example_small, "example_small")
+        _check_linear(embed, example_small)
+        try:
+            transposed = jax.linear_transpose(embed, example_small)
+            zero_grown = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(embed, example_small))
+            transposed(zero_grown)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"embed is not linear in a way that JAX can transpose ({error}): write it with linear operations "
+                "(concatenate, pad, scale, add)"
+            ) from None
+        transpose = lambda grown: transposed(grown)[0]
+        return cls(embed, transpose, pinv or _least_norm_inverse(embed, transpose))
+
+    def push(self, field: Field) -> Field:
+        """The small phase as it is seen in the grown space: ``Θ ↦ J f_s(J⁺Θ)``.
+
+        On the image of J this is THE velocity of the small phase. Off the image it is one of many continuations
+        (constant along the normals to the image), and the bracket with a field that points off the image depends on
+        which is taken; the composite of the phases, which starts on the image, does not.
+        """
+        return lambda grown: self.embed(field(self.pinv(grown)))
+
+    def metric(self, vector: Params) -> Params:
+        """``P v = J Jᵀ v``, the metric under which the small phase descends the grown landscape."""
+        return self.embed(self.transpose(vector))
+
+    def preserved_field(self, loss: Loss) -> Field:
+        """``−P ∇L``: the small phase of gradient descent, when growth preserves the function (``L∘J = L_s``).
+
+        It agrees with ``push(gradient_field(L_s))`` on the image of J and continues it off the image, as gradient
+        descent on the same landscape under the metric P. Its bracket with ``−∇L`` is the commutator ``(H P − P H)
+        ∇L``, which leaves L unchanged at that order.
+        """
+        descent = gradient_field(loss)
+        return lambda grown: self.metric(descent(grown))
+
+    def conflict(self, small_field: Field, grown_field: Field) -> Field:
+        """The bracket ``[f_1, f_2]`` of the pushed small phase and the grown phase, a field on the grown space.
+
+        Args:
+          small_field: f_s on the small space (``gradient_field`` of the small loss, or of the sum of the sources').
+          grown_field: f_2 on the grown space.
+        """
+        return lie_bracket(self.push(small_field), grown_field)
+
+    def loss_conflict(
+        self, small_field: Field, grown_field: Field, loss: Loss, h1: Number, h2: Number, params: Params
+    ) -> Array:
+        r"""What the conflict of the two phases does to the grown loss, at leading order; positive raises the loss.
+
+        .. math:: \tfrac12\, h_1 h_2\, \langle \nabla L, [f_1, f_2] \rangle, \qquad f_1 = J f_s J^+
+
+        With gradient fields this is ``½ h_1 h_2 ⟨g_2, H_2 g_1 − H_1 g_2⟩``. For phases of n steps pass ``h_i = n_i ×
+        step size``.
+
+        Args:
+          small_field: f_s on the small space.
+          grown_field: f_2 on the grown space.
+          loss: L on the grown space.
+          h1, h2: step sizes of the small and of the grown phase, both positive.
+          params: Θ in the grown space, usually on the image of J: the params just after the event.
+
+        Raises:
+          ValueError: a step size is not positive and finite.
+        """
+        check_step_size(h1, "h1")
+        check_step_size(h2, "h2")
+        bracket = self.conflict(small_field, grown_field)(params)
+        effect = inner(jax.grad(loss)(params), bracket)
+        return jnp.asarray(0.5 * h1 * h2, effect.dtype) * effect
+
+
+def _least_norm_inverse(
+    embed: Callable[[Params], Params], transpose: Callable[[Params], Params]
+) -> Callable[[Params], Params]:
+    def pinv(grown: Params) -> Params:
+        right = transpose(grown)
+        eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right))).eps)
+        return jax.scipy.sparse.linalg.cg(lambda small: transpose(embed(small)), right, tol=10 * eps, maxiter=100)[0]
+
+    return pinv
+
+
+def _check_linear(embed: Callable[[Params], Params], example: Params) -> None:
+    def probe(seed: int) -> Params:
+        leaves, tree = jax.tree.flatten(example)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        draw: Callable[[Any, Any], Any] = lambda key, leaf: jax.random.normal(
+            key, jnp.shape(leaf), jnp.result_type(leaf)
+        )
+        return jax.tree.unflatten(tree, [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+
+    x, y = probe(0), probe(1)
+    parts = axpy(2.0, embed(x), embed(y))
+    misfit = float(norm(subtract(embed(axpy(2.0, x, y)), parts)) / (norm(parts) + 1e-30))
+    eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(example))).eps)
+    if not misfit <= 100 * eps:
+        raise ValueError(
+            f"embed is not linear: embed(2x + y) differs from 2 embed(x) + embed(y) by {misfit:.1e} of its size at "
+            "random x, y; a growth event is a linear map of the parameters: put constants and noise in a step after it"
+        )

@@ -1,0 +1,156 @@
+"""Arithmetic on pytrees of floating arrays, and the checks made where a tree comes in.
+
+Nothing here asks what a tree means: ``params``, a direction and a field's value are all points of the same vector
+space. Dtypes and shapes are known while tracing, so the checks cost nothing inside ``jax.jit``.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Params: TypeAlias = Any
+"""A pytree whose leaves are floating arrays."""
+Field: TypeAlias = Callable[[Params], Params]
+"""``params -> velocity``; the velocity has the tree, shapes and dtypes of params."""
+Loss: TypeAlias = Callable[[Params], Any]
+"""``params -> scalar``."""
+Number: TypeAlias = float | int | np.number | np.ndarray | Array
+
+
+def inner(x: Params, y: Params) -> Array:
+    """⟨x, y⟩, summed over all entries of all leaves, in float32 or wider whatever the leaves are."""
+
+    def product(a: Array, b: Array) -> Array:
+        wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+        return jnp.vdot(jnp.asarray(a, wide), jnp.asarray(b, wide), precision=jax.lax.Precision.HIGHEST)
+
+    return sum(jax.tree.leaves(jax.tree.map(product, x, y)), start=jnp.zeros((), jnp.float32))
+
+
+def norm(x: Params) -> Array:
+    """√⟨x, x⟩."""
+    return jnp.sqrt(inner(x, x))
+
+
+def scale(a: Number, x: Params) -> Params:
+    """a·x for a scalar a, in the dtypes of x."""
+    return jax.tree.map(lambda leaf: jnp.asarray(a, jnp.result_type(leaf)) * leaf, x)
+
+
+def axpy(a: Number, x: Params, y: Params) -> Params:
+    """a·x + y for a scalar a, in the dtypes of y."""
+    return jax.tree.map(lambda u, v: jnp.asarray(a, jnp.result_type(v)) * u + v, x, y)
+
+
+def subtract(x: Params, y: Params) -> Params:
+    """x − y."""
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def zeros_like(x: Params) -> Params:
+    """The zero of the space that x lives in."""
+    return jax.tree.map(jnp.zeros_like, x)
+
+
+def weighted_sum(weights: list[Any], trees: list[Params]) -> Params:
+    """Σ w_i x_i; at least one term."""
+    total = scale(weights[0], trees[0])
+    for weight, tree in zip(weights[1:], trees[1:], strict=True):
+        total = axpy(weight, tree, total)
+    return total
+
+
+def check_floating(params: Params, name: str = "params") -> None:
+    """Refuse trees that one cannot differentiate in.
+
+    Raises:
+      TypeError: a leaf is not a floating array (integers, booleans, complex numbers, strings); names the leaf.
+      ValueError: there is no leaf at all.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"{name} is {params!r}, a tree without arrays: pass a pytree with at least one floating array")
+    for path, leaf in leaves:
+        try:
+            dtype = jnp.result_type(leaf)
+        except (TypeError, ValueError):
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = f"dtype {dtype}" if dtype is not None else f"type {type(leaf).__name__}"
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} has {what}, but flows need floating arrays: convert it with "
+                f"jnp.asarray(leaf, jnp.float32), or close over it in the loss instead of passing it in {name}"
+            )
+
+
+def check_like(value: Params, params: Params, *, what: str, name: str = "params") -> None:
+    """Refuse a ``value`` that is no vector of the space of ``params``.
+
+    Raises:
+      ValueError: the trees differ (both are printed), or a leaf's shape does.
+      TypeError: a leaf's dtype differs.
+    """
+    structure: object = jax.tree.structure(value)
+    expected: object = jax.tree.structure(params)
+    if structure != expected:
+        raise ValueError(
+            f"{what} has the tree\n  {structure}\nbut {name} has the tree\n  {expected}\n"
+            f"return one array for each leaf of {name}, in the same containers"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(params), strict=True)
+    for (path, leaf), like in pairs:
+        where = jax.tree_util.keystr(path)
+        if jnp.shape(leaf) != jnp.shape(like):
+            raise ValueError(
+                f"{what}{where} has shape {jnp.shape(leaf)}, but {name}{where} has shape {jnp.shape(like)}: "
+                f"return an array of the shape of {name}"
+            )
+        if jnp.result_type(leaf) != jnp.result_type(like):
+            raise TypeError(
+                f"{what}{where} has dtype {jnp.result_type(leaf)}, but {name}{where} has dtype "
+                f"{jnp.result_type(like)}: convert one of them with .astype"
+            )
+
+
+def checked(field: Field, name: str = "field") -> Field:
+    """The same field, whose argument and value are checked whenever it is called or traced."""
+
+    def checked_field(params: Params) -> Params:
+        check_floating(params)
+        velocity = field(params)
+        check_like(velocity, params, what=f"the value of {name}")
+        return velocity
+
+    return checked_field
+
+
+def is_traced(value: Any) -> bool:
+    """True where a value is not known yet, so that nothing can be said about it before the program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_positive(value: Number, name: str, remedy: str) -> None:
+    """Refuse a scalar that is not positive and finite; traced values pass.
+
+    Raises:
+      TypeError: value is not a real scalar.
+      ValueError: value is not positive and finite.
+    """
+    if is_traced(value):
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, not a real scalar: {remedy}") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} is {number!r}, but has to be positive and finite: {remedy}")
+
+
+def check_step_size(step_size: Number, name: str = "step_size") -> None:
+    """``check_positive`` for a learning rate."""
+    check_positive(step_size, name, "pass the learning rate, such as 0.01 (the sign of the descent is in the field)")

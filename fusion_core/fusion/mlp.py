@@ -1,0 +1,66 @@
+"""Fusion rules of a multi-layer perceptron: ``{"layers": [{"weight": out × in, "bias": out}, ...]}``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from fusion_core.errors import InputError
+from fusion_core.fusion.linear import FusionMap, Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Widths of a multi-layer perceptron, input and output included: (in, hidden, ..., out)."""
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < 3 or min(self.sizes) < 1:
+            raise InputError(f"MLPConfig.sizes is {self.sizes}; it needs input, at least one hidden and output width")
+
+
+def parameter_shapes(config: MLPConfig) -> dict[str, Any]:
+    pairs = zip(config.sizes[:-1], config.sizes[1:], strict=True)
+    return {"layers": [{"weight": (n_out, n_in), "bias": (n_out,)} for n_in, n_out in pairs]}
+
+
+def fused_mlp_config(configs: Sequence[MLPConfig]) -> MLPConfig:
+    """Hidden widths add up; depth, input and output must agree.
+
+    Raises:
+      InputError: they do not.
+    """
+    first = configs[0].sizes
+    for i, config in enumerate(configs[1:], start=2):
+        sizes = config.sizes
+        if len(sizes) != len(first):
+            raise InputError(
+                f"cannot fuse depth {len(first) - 1} with depth {len(sizes) - 1} (networks 1 and {i}): fusion widens only; "
+                "bring them to the same depth first"
+            )
+        if (sizes[0], sizes[-1]) != (first[0], first[-1]):
+            raise InputError(
+                f"cannot fuse networks 1 and {i}: input and output widths are {(first[0], first[-1])} and "
+                f"{(sizes[0], sizes[-1])}; the networks must read and write the same spaces"
+            )
+    hidden = tuple(sum(widths) for widths in zip(*(c.sizes[1:-1] for c in configs), strict=True))
+    return MLPConfig((first[0], *hidden, first[-1]))
+
+
+def mlp_map(configs: Sequence[MLPConfig], weights: tuple[float, ...]) -> FusionMap:
+    """First layer: rows concatenated; hidden ones: block-diagonal; last: columns times wᵢ, its bias averaged.
+
+    Source: Mazzawi et al. (2024); theory.md, section 3.
+    """
+    depth = len(configs[0].sizes) - 1
+    ones = (1.0,) * len(configs)
+    first = {"weight": Rule((0,), ones), "bias": Rule((0,), ones)}
+    hidden = {"weight": Rule((0, 1), ones), "bias": Rule((0,), ones)}
+    last = {"weight": Rule((1,), weights), "bias": Rule((), weights)}
+    return FusionMap(
+        rules={"layers": [first, *[dict(hidden) for _ in range(depth - 2)], last]},
+        shapes=tuple(parameter_shapes(config) for config in configs),
+        weights=weights,
+    )

@@ -1,0 +1,107 @@
+"""The shape of a T5, in Hugging Face's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fusion_core.errors import InputError
+
+# name -> (d_model, d_ff, heads, layers of the encoder and of the decoder), head width 64 except where given.
+_V1_0 = {
+    "t5-small": (512, 2048, 8, 6, 64),
+    "t5-base": (768, 3072, 12, 12, 64),
+    "t5-large": (1024, 4096, 16, 24, 64),
+    "t5-3b": (1024, 16384, 32, 24, 128),
+    "t5-11b": (1024, 65536, 128, 24, 128),
+}
+_V1_1 = {
+    "t5-v1_1-small": (512, 1024, 6, 8, 64),
+    "t5-v1_1-base": (768, 2048, 12, 12, 64),
+    "t5-v1_1-large": (1024, 2816, 16, 24, 64),
+    "t5-v1_1-xl": (2048, 5120, 32, 24, 64),
+    "t5-v1_1-xxl": (4096, 10240, 64, 24, 64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape and conventions of a T5. The fields are those of Hugging Face's ``config.json``.
+
+    Attributes:
+      vocab_size: rows V of the embedding, sentinels included.
+      d_model: width d of the residual stream.
+      d_kv: width of one head; the inner width of attention is ``num_heads * d_kv`` and need not be ``d_model``.
+      d_ff: hidden width of the feed-forward blocks.
+      num_layers, num_decoder_layers: depth of encoder and decoder.
+      num_heads: attention heads H.
+      relative_attention_num_buckets, relative_attention_max_distance: of the relative position bias.
+      feed_forward_proj: ``"relu"`` (v1.0) or ``"gated-gelu"`` (v1.1, tanh-approximated).
+      tie_word_embeddings: true (v1.0): logits are ``(h / sqrt(d)) Eᵀ``; false (v1.1): an own, unscaled ``lm_head``.
+      layer_norm_epsilon: added to the mean square in RMSNorm.
+      pad_token_id, eos_token_id, decoder_start_token_id: ids with a meaning.
+
+    Raises:
+      InputError: a size is not a positive integer, or ``feed_forward_proj`` is unknown.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    feed_forward_proj: str = "relu"
+    tie_word_embeddings: bool = True
+    layer_norm_epsilon: float = 1e-6
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not field.name.endswith("_id") and (not isinstance(value, int) or value < 1):
+                raise InputError(f"T5Config.{field.name} is {value!r}; it must be a positive integer")
+        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+            raise InputError(
+                f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; supported are 'relu' and 'gated-gelu'"
+            )
+        # Causal buckets reach max_distance; the bidirectional ones split the buckets in two halves, each half again
+        # exact and logarithmic, so fewer than 4 buckets leave one of them empty.
+        if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
+            raise InputError(
+                f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
+                "it must be an even number, at least 4"
+            )
+
+    @property
+    def inner_dim(self) -> int:
+        """``num_heads * d_kv``, the width between q, k, v and o."""
+        return self.num_heads * self.d_kv
+
+    @property
+    def gated(self) -> bool:
+        return self.feed_forward_proj == "gated-gelu"
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> T5Config:
+        """The published configuration ``name`` ("t5-small" ... "t5-11b", "t5-v1_1-small" ... "t5-v1_1-xxl").
+
+        Raises:
+          InputError: the name is not known; the message lists those that are.
+        Source: Raffel et al. (2020), table of model variants; the released v1.1 checkpoints' config files.
+        """
+        if name in _V1_0:
+            d_model, d_ff, heads, layers, d_kv = _V1_0[name]
+            style: dict[str, Any] = {"feed_forward_proj": "relu", "tie_word_embeddings": True}
+        elif name in _V1_1:
+            d_model, d_ff, heads, layers, d_kv = _V1_1[name]
+            style = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+        else:
+            raise InputError(f"no T5 is named {name!r}; known are {', '.join([*_V1_0, *_V1_1])}")
+        shape = {"d_model": d_model, "d_ff": d_ff, "num_heads": heads, "d_kv": d_kv}
+        return cls(**{**shape, "num_layers": layers, "num_decoder_layers": layers, **style, **changes})

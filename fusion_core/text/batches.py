@@ -1,0 +1,139 @@
+"""Span corruption, as T5 has it: spans of tokens become sentinels in the source and are spelled out in the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.text.tokenizer import EOS, SENTINELS, Tokenizer
+
+
+def span_counts(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
+    """Number of noise tokens and of noise spans among ``length`` tokens."""
+    noise = min(max(round(length * noise_density), 1), length - 1)
+    return noise, max(round(noise / mean_span), 1)
+
+
+def window_length(source: int, noise_density: float, mean_span: float) -> tuple[int, int]:
+    """The largest number of raw tokens whose corrupted source (with its end token) fits ``source``, and its target length.
+
+    Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
+    """
+
+    def lengths(raw: int) -> tuple[int, int]:
+        noise, spans = span_counts(raw, noise_density, mean_span)
+        return raw - noise + spans + 1, noise + spans + 1
+
+    raw = 2
+    while lengths(raw + 1)[0] <= source:
+        raw += 1
+    return raw, lengths(raw)[1]
+
+
+def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: float, mean_span: float) -> np.ndarray:
+    """n masks of ``length`` tokens, true where a token is noise; spans alternate, beginning with one that is kept.
+
+    All masks have the same number of noise tokens and of spans; the lengths of the spans are uniform over all ways to
+    cut that many tokens into that many non-empty pieces. Source: ``random_spans_noise_mask`` of T5.
+    """
+    noise, spans = span_counts(length, noise_density, mean_span)
+
+    def cuts(items: int) -> np.ndarray:
+        marks = np.zeros((n, items - 1), bool)
+        marks[:, : spans - 1] = True
+        marks = np.concatenate([np.zeros((n, 1), bool), rng.permuted(marks, axis=1)], axis=1)
+        segment = np.cumsum(marks, axis=1)
+        return (segment[:, :, None] == np.arange(spans)).sum(axis=1)
+
+    lengths = np.stack([cuts(length - noise), cuts(noise)], axis=2).reshape(n, 2 * spans)
+    starts = np.zeros((n, length + 1), np.int64)
+    np.put_along_axis(starts, np.cumsum(lengths, axis=1), 1, axis=1)
+    return np.cumsum(starts[:, :length], axis=1) % 2 == 1
+
+
+def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target of each row: a noise span becomes one sentinel in the source; the target gives, after each
+    sentinel, the span's tokens. Both end with the end token. Sentinels count down from ``last_id``.
+
+    All masks must have the same number of noise tokens and of spans, so that the rows have equal lengths.
+    """
+    ends = np.full((len(tokens), 1), EOS, tokens.dtype)
+
+    def replace(mask: np.ndarray) -> np.ndarray:
+        begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+        ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1), tokens)
+        keep = begins | ~mask
+        return np.concatenate([ids[keep].reshape(len(tokens), -1), ends], axis=1)
+
+    return replace(masks), replace(~masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption:
+    """Batches of span corruption over a stream of tokens; the batch of a step depends on seed and step alone.
+
+    The documents' tokens are joined, each ending with the end token, and cut into windows of ``window`` tokens. Every
+    epoch visits all windows once, in an order drawn from (seed, epoch); the masks are drawn from (seed, step).
+
+    Attributes:
+      windows: integer array [number of windows, window].
+      last_id: id of the first sentinel.
+      seed: decides order and masks.
+      noise_density: share of tokens that are noise.
+      mean_span: mean length of a noise span, in tokens.
+    """
+
+    windows: np.ndarray
+    last_id: int
+    seed: int
+    noise_density: float = 0.15
+    mean_span: float = 3.0
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[np.ndarray],
+        tokenizer: Tokenizer,
+        source: int,
+        seed: int,
+        noise_density: float = 0.15,
+        mean_span: float = 3.0,
+    ) -> SpanCorruption:
+        """From the ids of documents (``Tokenizer.encode``), with windows whose corrupted source has ``source`` tokens.
+
+        Raises:
+          InputError: the text is shorter than one window, or windows need more sentinels than there are.
+        """
+        window, _ = window_length(source, noise_density, mean_span)
+        if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
+            raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
+        stream = np.concatenate(documents) if documents else np.zeros(0, np.int32)
+        n = len(stream) // window
+        if n < 1:
+            raise InputError(f"the text has {len(stream)} tokens, but one window needs {window}; give more text")
+        return cls(stream[: n * window].reshape(n, window), tokenizer.sentinel(0), seed, noise_density, mean_span)
+
+    def with_seed(self, seed: int) -> SpanCorruption:
+        """The same windows in another order, with other masks."""
+        return dataclasses.replace(self, seed=seed)
+
+    def _rows(self, start: int, n: int) -> np.ndarray:
+        """Indices of the windows number ``start`` to ``start + n`` of the endless sequence of epochs."""
+        rows = np.empty(n, np.int64)
+        for epoch in range(start // len(self.windows), (start + n - 1) // len(self.windows) + 1):
+            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.windows))
+            first = epoch * len(self.windows)
+            where = np.arange(max(start, first), min(start + n, first + len(self.windows)))
+            rows[where - start] = order[where - first]
+        return rows
+
+    def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
+        """The batch of ``step``: ``encoder_ids`` [size, source] and ``targets`` [size, target]."""
+        tokens = self.windows[self._rows(step * size, size)]
+        rng = np.random.default_rng((self.seed, 1, step))
+        masks = noise_masks(rng, size, tokens.shape[1], self.noise_density, self.mean_span)
+        source, target = corrupt(tokens, masks, self.last_id)
+        return {"encoder_ids": source, "targets": target}

@@ -1,0 +1,182 @@
+"""Documents: the user's files, or the English documentation that ships with the installed scientific stack."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import hashlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+from fusion_core.errors import InputError
+
+# The packages whose docstrings and texts are the default corpus, beside the standard library.
+DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "jax", "matplotlib")
+TEXT_SUFFIXES = (".rst", ".md")
+READABLE = (".txt", ".text", ".md", ".rst", ".jsonl")
+
+MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
+
+
+def _docstrings(source: str) -> str:
+    """All docstrings of a Python source, in order, as one text. Source that does not parse has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in other people's strings
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
+            found.append((getattr(node, "lineno", 0), inspect.cleandoc(text)))
+    return "\n\n".join(text for _, text in sorted(found))
+
+
+def default_folders() -> list[pathlib.Path]:
+    """Where the default corpus comes from: the standard library and the installed ``DEFAULT_PACKAGES``."""
+    folders = [pathlib.Path(sysconfig.get_path("stdlib"))]
+    for name in DEFAULT_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin:
+            folders.append(pathlib.Path(spec.origin).parent)
+    return folders
+
+
+def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Files below ``folder`` in sorted order, without tests, caches and other packages' folders."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name not in ("__pycache__", "site-packages", "dist-packages", "tests", "test", "node_modules"):
+                yield from _walk(path)
+        elif path.suffix in (".py", *TEXT_SUFFIXES):
+            yield path
+
+
+def default_corpus(progress: Iterable | None = None) -> list[str]:
+    """Documents from the documentation of the installed scientific stack: one a source file or text file.
+
+    Docstrings, and the ``.rst`` and ``.md`` files, of the standard library, numpy, scipy, sympy, jax and matplotlib;
+    in the order of their paths, so that the same installation gives the same documents. Duplicates are dropped. No
+    download.
+
+    Args:
+      progress: called as ``progress(list_of_files)``; it iterates over the files and may show how far it is.
+    """
+    files = [path for folder in default_folders() for path in _walk(folder)]
+    documents = []
+    for path in progress(files) if callable(progress) else files:
+        try:
+            if path.suffix == ".py":
+                with tokenize.open(path) as source:  # heeds the file's own encoding declaration
+                    text = _docstrings(source.read())
+            else:
+                text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, SyntaxError):
+            continue  # not ours to mend: deliberately broken test sources, unreadable links
+        documents.append(text)
+    return deduplicate(documents)
+
+
+def deduplicate(documents: Iterable[str]) -> list[str]:
+    """The documents without repetitions (white space aside), without very short ones, in their order."""
+    seen = set()
+    kept = []
+    for text in documents:
+        key = hashlib.sha256(" ".join(text.split()).encode()).digest()
+        if len(text) >= MIN_CHARACTERS and key not in seen:
+            seen.add(key)
+            kept.append(text)
+    return kept
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return file.read()
+        return path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}; check the file, or leave it out") from None
+
+
+def _read_file(path: pathlib.Path) -> list[str]:
+    data = _read_bytes(path)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
+        ) from None
+    kind = pathlib.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind != ".jsonl":
+        # documents of one file are separated by two empty lines
+        return [part for part in re.split(r"\n[ \t]*\n[ \t]*\n", text.replace("\r\n", "\n")) if part.strip()]
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            documents.append(json.loads(line)["text"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            documents.append(None)
+        if not isinstance(documents[-1], str):
+            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}')
+    return documents
+
+
+def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
+    """Documents from files or folders of UTF-8 text, ``.gz`` or ``.jsonl`` (``{"text": ...}`` a line).
+
+    Documents within a text file are separated by two empty lines.
+
+    Raises:
+      InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
+    """
+    files: list[pathlib.Path] = []
+    for path in map(pathlib.Path, paths):
+        if not path.exists():
+            raise InputError(f"there is no file or folder {path}; check the path given to --text")
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            files += [p for p in inside if (pathlib.Path(p.stem).suffix if p.suffix == ".gz" else p.suffix) in READABLE]
+        else:
+            files.append(path)
+    documents = [text for file in files for text in _read_file(file) if text.strip()]
+    if not documents:
+        raise InputError(
+            f"no text in {', '.join(map(str, paths))} ({len(files)} files read); give files of UTF-8 text, or folders "
+            f"with files that end in {', '.join(READABLE)} (or these with .gz)"
+        )
+    return documents
+
+
+def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Train and validation documents: whole documents, about ``fraction`` of them for validation.
+
+    A document's side depends on its content and the seed alone, not on the others. With too few documents for that,
+    the last is split in two.
+    """
+    train, validation = [], []
+    for text in documents:
+        digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+        side = validation if int.from_bytes(digest[:8], "big") < fraction * 2**64 else train
+        side.append(text)
+    for empty, full in ((validation, train), (train, validation)):
+        if not empty:
+            longest = max(range(len(full)), key=lambda i: len(full[i]))
+            text = full.pop(longest)
+            cut = round(len(text) * (1 - fraction))
+            train.append(text[:cut])
+            validation.append(text[cut:])
+            break
+    return train, validation

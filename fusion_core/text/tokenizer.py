@@ -1,0 +1,134 @@
+"""A unigram tokenizer as T5 has it: pad, end, unknown, bytes, pieces, and 100 sentinels at the end."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers.models import Unigram
+
+from fusion_core.errors import InputError
+
+PAD, EOS, UNK = 0, 1, 2
+SENTINELS = 100
+
+
+class Tokenizer:
+    """Text to ids and back. ``sentinel(i)`` is the id of ``<extra_id_i>``, counted down from the end, as in T5."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def sentinel(self, i: int) -> int:
+        return self.vocab_size - 1 - i
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, each ending with the end-of-sequence id."""
+        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; padding and end are left out, sentinels are shown."""
+        return self.backend.decode([int(i) for i in ids if i not in (PAD, EOS)], skip_special_tokens=False)
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' ``AutoTokenizer`` reads."""
+        self.backend.save(str(folder / "tokenizer.json"))
+        settings = {
+            # T5Tokenizer would rebuild the tokenizer without its byte fallback; this class takes the file as it is
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 512,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> Tokenizer:
+        """Reads ``tokenizer.json`` from a folder. Raises InputError where it is missing or damaged."""
+        file = pathlib.Path(folder) / "tokenizer.json"
+        if not file.exists():
+            raise InputError(f"there is no {file}; give the folder of a checkpoint with its tokenizer")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file} cannot be read ({error}); copy it again") from None
+
+
+def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokenizer:
+    """Trains a unigram model (sentencepiece) with byte fallback.
+
+    Args:
+      texts: documents to learn from; at most 200,000 of their lines, drawn with the seed, are looked at.
+      pieces: vocabulary size without the sentinels: pad, end, unknown and the 256 bytes included.
+      seed: of that draw.
+
+    Raises:
+      InputError: the text supports fewer pieces than asked for.
+    """
+    smallest = 3 + 256 + 1
+    if pieces < smallest:
+        raise InputError(f"a vocabulary of {pieces} is too small: special tokens and bytes alone are {smallest}")
+    lines = [" ".join(line.split()) for text in texts for line in text.split("\n")]
+    lines = [line for line in lines if line]
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            byte_fallback=True,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_id=-1,
+            pad_piece="<pad>",
+            # whitespace is split by the pre-tokenizer; any other rule would need its table in tokenizer.json
+            normalization_rule_name="identity",
+            input_sentence_size=200_000,
+            shuffle_input_sentence=True,
+            num_threads=1,  # sums in a fixed order: the same text gives the same vocabulary
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        limit = re.search(r"<= (\d+)", str(error))
+        if "Vocabulary size" in str(error) or "vocab_size" in str(error):
+            most = limit.group(1) if limit else "fewer"
+            raise InputError(
+                f"the text supports {most} pieces, but a vocabulary of {pieces} was asked for; "
+                "give more text, or a smaller --vocab"
+            ) from None
+        raise InputError(f"the tokenizer could not be trained on this text: {error}") from None
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    scores = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.vocab_size())]
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    backend = tokenizers.Tokenizer(Unigram(scores + [(s, 0.0) for s in sentinels], unk_id=UNK, byte_fallback=True))
+    backend.add_special_tokens(["<pad>", "</s>", "<unk>", *sentinels])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
+        ]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+    )
+    return Tokenizer(backend)

@@ -1,0 +1,16 @@
+"""A minimal trainer: optimizer, the data-parallel step, the loop, checkpoints, metrics."""
+
+from fusion_core.train.checkpoint import load_state as load_state
+from fusion_core.train.checkpoint import save_state as save_state
+from fusion_core.train.loop import Interrupted as Interrupted
+from fusion_core.train.loop import Trainer as Trainer
+from fusion_core.train.loop import TrainingDiverged as TrainingDiverged
+from fusion_core.train.metrics import Metrics as Metrics
+from fusion_core.train.optimizer import adafactor as adafactor
+from fusion_core.train.optimizer import fuse_optimizer_state as fuse_optimizer_state
+from fusion_core.train.optimizer import preconditioner as preconditioner
+from fusion_core.train.optimizer import t5_schedule as t5_schedule
+from fusion_core.train.step import TrainState as TrainState
+from fusion_core.train.step import evaluate_step as evaluate_step
+from fusion_core.train.step import init_state as init_state
+from fusion_core.train.step import train_steps as train_steps

@@ -1,0 +1,44 @@
+"""Measurements as JSON lines, one record a line, each whole."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from fusion_core import atomic
+
+Record = dict[str, Any]
+
+
+class Metrics:
+    """The records of a run, in memory and in ``metrics.jsonl``; a last line cut off by an interruption is dropped."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self.records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+
+    def write(self, record: Record) -> None:
+        """Appends a record."""
+        self.records.append(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Drops all other records: what came after the checkpoint that a run resumes from."""
+        kept = [record for record in self.records if wanted(record)]
+        self.records = kept
+        if self.path.exists():
+            atomic.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def of(self, **facts: Any) -> list[Record]:
+        """Records whose fields equal ``facts``, in order."""
+        return [r for r in self.records if all(r.get(key) == value for key, value in facts.items())]

@@ -1,0 +1,55 @@
+"""From names to files: compute or fetch the results, draw, and write the gallery."""
+
+import pathlib
+from collections.abc import Sequence
+
+from fusion_core.atomic import new_file, write_text
+from fusion_core.errors import InputError
+from paper_figures.cache import results_of
+from paper_figures.gallery import Entry, page
+from paper_figures.registry import FIGURES, PRESETS
+from paper_figures.style import render
+
+
+def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: bool = False) -> list[pathlib.Path]:
+    """Draw figures into a folder.
+
+    The numbers are cached in ``out/results`` as JSON, keyed by the figure's source, preset and seed.
+
+    Args:
+      names: figures of ``registry.FIGURES``, in the order of the gallery; equal names count once.
+      preset: "smoke" (seconds, to see that it works) or "full" (the paper's).
+      out: the folder, made if it is not there.
+      force: compute again even where results are cached.
+
+    Returns:
+      The files written: a PNG and a PDF for each figure, then ``index.html``, the gallery of these figures.
+
+    Raises:
+      InputError: a figure or a preset that there is not, no name at all, or ``out`` is a file.
+      ResultsError: a cached results file is damaged.
+    """
+    names, out = list(dict.fromkeys(names)), pathlib.Path(out)
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise InputError(f"there is no figure {', '.join(map(repr, unknown))}; there are: {', '.join(FIGURES)}")
+    if not names:
+        raise InputError(f"no figure is named; name some of: {', '.join(FIGURES)}, or ask for --all")
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; pass a folder to draw into")
+    written, entries = [], []
+    for name in names:
+        module = FIGURES[name]
+        results = results_of(out / "results", name, module, preset, force=force)
+        images = render(module, results)
+        for kind, image in images.items():
+            path = out / f"{name}.{kind}"
+            with new_file(path) as temporary:
+                temporary.write_bytes(image)
+            written.append(path)
+        entries.append(Entry(name, module, results, images["png"]))
+    index = out / "index.html"
+    write_text(index, page(entries))
+    return [*written, index]

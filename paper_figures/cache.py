@@ -1,0 +1,46 @@
+"""Results that are computed once: files named by what the numbers depend on."""
+
+import hashlib
+import importlib.util
+import pathlib
+from types import ModuleType
+
+from paper_figures.results import Results, ResultsError
+
+
+def source_hash(module: ModuleType) -> str:
+    """Hash of the figure's own source and of every source file of the packages that it names in ``DEPENDS``."""
+    digest = hashlib.sha256()
+    for file in [pathlib.Path(str(module.__file__)), *(f for name in module.DEPENDS for f in _sources(name))]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def cache_path(folder: pathlib.Path, name: str, module: ModuleType, preset: str) -> pathlib.Path:
+    """Where the results of a figure belong: another source, preset or seed has another file."""
+    return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module)[:16]}.json"
+
+
+def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str, *, force: bool = False) -> Results:
+    """The cached results of a figure, computed and saved where there are none, or ``force`` asks for it.
+
+    Raises:
+      ResultsError: the cached file is damaged, or is of another figure, preset or seed than its name says.
+    """
+    path = cache_path(folder, name, module, preset)
+    if path.exists() and not force:
+        results = Results.load(path)
+        found, asked = (results.figure, results.preset, results.seed), (name, preset, module.SEED)
+        if found != asked:
+            raise ResultsError(f"{path} holds {found}, but {asked} were asked for: delete it, or pass --force")
+        return results
+    results = module.compute(preset)
+    results.save(path)
+    return results
+
+
+def _sources(package: str) -> list[pathlib.Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"DEPENDS names {package!r}, which is not a package: name packages such as 'bea'")
+    return sorted(f for folder in spec.submodule_search_locations for f in pathlib.Path(folder).rglob("*.py"))

@@ -1,0 +1,94 @@
+"""The gallery: one self-contained HTML page with every figure, its caption and where its numbers came from."""
+
+import base64
+import dataclasses
+import html
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from types import ModuleType
+
+from paper_figures.results import Results
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One figure of the page: its name, module, results and drawn image."""
+
+    name: str
+    module: ModuleType
+    results: Results
+    png: bytes
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The HTML of the gallery. Images are inside; nothing is loaded from elsewhere."""
+    links = "".join(f'<a href="#{html.escape(e.name)}">{html.escape(headline(e.module))}</a>' for e in entries)
+    body = "\n".join(_section(entry) for entry in entries)
+    return _PAGE.format(links=links, body=body, count=len(entries), plural="" if len(entries) == 1 else "s")
+
+
+def headline(module: ModuleType) -> str:
+    """The first line of the caption."""
+    return inspect.cleandoc(module.__doc__ or "").split("\n")[0]
+
+
+def caption(module: ModuleType) -> list[str]:
+    """The other paragraphs of the caption, without its display formulas (the page renders no TeX)."""
+    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")[1:]
+    return [re.sub(r"\s+", " ", p).strip() for p in paragraphs if not p.startswith(".. math::")]
+
+
+def _section(entry: Entry) -> str:
+    results, image = entry.results, base64.b64encode(entry.png).decode()
+    title = html.escape(headline(entry.module))
+    facts = {
+        "preset": results.preset,
+        "seed": results.seed,
+        "computed": f"{results.created}, in {results.seconds:.1f} s",
+        "device": results.device,
+        "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+        "commit": results.commit or "not known",
+        "config": json.dumps(results.config),
+    }
+    rows = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items())
+    texts = [*caption(entry.module), entry.module.finding(results)]
+    paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+    return (
+        f'<section id="{html.escape(entry.name)}"><h2>{title}</h2>'
+        f'<figure><img alt="{title}" src="data:image/png;base64,{image}"><figcaption>{paragraphs}</figcaption></figure>'
+        f"<details><summary>Where the numbers came from</summary><table>{rows}</table></details></section>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Deep Fusion: figures</title>
+<style>
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; background: #fafafa; margin: 0 auto; max-width: 56rem;
+  padding: 2rem 1rem; }}
+h1 {{ font-size: 1.6rem; margin: 0 0 .3rem; }}
+h2 {{ font-size: 1.15rem; margin: 0 0 1rem; }}
+nav a {{ display: block; color: #0072b2; }}
+section {{ background: #fff; border: 1px solid #e3e3e3; border-radius: 8px; padding: 1.5rem; margin: 1.5rem 0; }}
+figure {{ margin: 0; }}
+img {{ width: 100%; height: auto; }}
+figcaption {{ color: #444; font-size: .95rem; }}
+summary {{ cursor: pointer; color: #555; font-size: .9rem; }}
+table {{ border-collapse: collapse; font-size: .85rem; margin-top: .5rem; }}
+th {{ text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0; font-weight: 600; color: #555; }}
+td {{ overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<h1>Deep Fusion: figures</h1>
+<p>{count} figure{plural}, each drawn from the numbers in its JSON file.</p>
+<nav>{links}</nav>
+{body}
+</body>
+</html>
+"""

@@ -1,0 +1,161 @@
+r"""Two training phases are one flow to third order, but only with the conflict term.
+
+One gradient-descent step on a first task and one on a second task (two teacher tasks, one tanh network) are compared
+with the time-one flow of the composite field, at step sizes that are halved again and again. Shown is the distance
+between the two
+ends: every seed as a point, the median as a line, the range of the seeds as a band.
+
+What one should see: the first-order field alone and the field with the self terms only (what discretisation does to
+  each
+step by itself) both miss the two steps by an error of slope 2; with the conflict term, half the Lie bracket of the two
+phases, the slope is 3. The legend states the slopes as measured, mean and standard deviation over the seeds.
+
+.. math:: F = h (f_1 + f_2) - \tfrac{h^2}{2} (f_1'f_1 + f_2'f_2) + \tfrac{h^2}{2} [f_1, f_2] + O(h^3)
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import bea
+from paper_figures.results import Results
+from toy_models import mlp, teacher
+
+SEED = 0
+DEPENDS = ("bea", "toy_models")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How large the experiment is.
+
+    Attributes:
+      sizes: widths of the network and of both teachers.
+      samples: training samples a task.
+      runs: independent networks and task pairs.
+      largest: the largest step size; the next ones are halves.
+      halvings: how often it is halved.
+      rtol, atol: of the exact flow; float64.
+    """
+
+    sizes: tuple[int, ...]
+    samples: int
+    runs: int
+    largest: float
+    halvings: int
+    rtol: float = 1e-12
+    atol: float = 1e-14
+
+
+PRESETS = {
+    "smoke": Config(sizes=(2, 4, 1), samples=8, runs=2, largest=2**-6, halvings=3),
+    "full": Config(sizes=(4, 16, 16, 1), samples=64, runs=8, largest=2**-6, halvings=6),
+}
+
+LABELS = {
+    "first_order": "no second-order terms",
+    "self_terms": "self terms only",
+    "composite": "all second-order terms, conflict included",
+}
+
+
+def compute(preset: str) -> Results:
+    """Errors and slopes for every field, run and step size, in float64."""
+    started, config = time.perf_counter(), PRESETS[preset]
+    step_sizes = [config.largest / 2**k for k in range(config.halvings + 1)]
+    with jax.enable_x64(True):
+        errors = _errors(config)
+        measured = {
+            name: [
+                bea.measured_order(lambda h, name=name, run=run: errors(name, run, h), step_sizes)
+                for run in range(config.runs)
+            ]
+            for name in LABELS
+        }
+    arrays: dict[str, Any] = {"step_sizes": step_sizes}
+    for name, orders in measured.items():
+        arrays[f"{name}_errors"] = [[error for _, error in order.points] for order in orders]
+        arrays[f"{name}_slopes"] = [order.slope for order in orders]
+    return Results.of("order_of_accuracy", preset, SEED, dataclasses.asdict(config), arrays, started)
+
+
+def draw(results: Results) -> Figure:
+    """Error against step size, log–log, one colour a field, with the reference slopes."""
+    h = results.arrays["step_sizes"]
+    figure = Figure()
+    axes = figure.add_subplot()
+    for i, (name, label) in enumerate(LABELS.items()):
+        errors, slopes = results.arrays[f"{name}_errors"], results.arrays[f"{name}_slopes"]
+        style: dict[str, Any] = {"color": f"C{i}", "marker": "osD"[i]}
+        text = f"{label}: slope {slopes.mean():.2f} ± {slopes.std(ddof=1):.2f}"
+        axes.fill_between(h, errors.min(axis=0), errors.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
+        for run in errors:
+            axes.plot(h, run, linestyle="none", alpha=0.35, markeredgewidth=0, markersize=3.5, **style)
+        axes.plot(h, np.median(errors, axis=0), label=text, zorder=3, **style)
+    for order, name, where in ((2, "first_order", "above"), (3, "composite", "below")):
+        middle = np.median(results.arrays[f"{name}_errors"], axis=0)
+        _slope_mark(axes, h, middle, order, where)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("step size $h$ of both phases (learning rate)")
+    axes.set_ylabel("error after the two steps (norm in parameter space)")
+    runs = len(results.arrays["composite_slopes"])
+    axes.set_title(f"Two phases as one flow: error of three formulas ({runs} networks)")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def finding(results: Results) -> str:
+    """Whether one sees what the caption promises, from the measured slopes."""
+    slopes = {name: float(results.arrays[f"{name}_slopes"].mean()) for name in LABELS}
+    expected = {"first_order": 2, "self_terms": 2, "composite": 3}
+    kept = all(abs(slopes[name] - order) < 0.15 for name, order in expected.items())
+    numbers = "; ".join(f"{LABELS[name]}: {slopes[name]:.2f}, expected {order}" for name, order in expected.items())
+    return f"Measured slopes ({'as' if kept else 'NOT as'} predicted, to 0.15): {numbers}."
+
+
+def _slope_mark(axes: Any, h: np.ndarray, error: np.ndarray, order: int, where: str) -> None:
+    """A dashed guide of exactly this order, a factor away from the curve."""
+    factor = 4.0 if where == "above" else 1 / 6.0
+    guide = factor * error[0] * (h / h[0]) ** order
+    axes.plot(h, guide, color="0.45", linestyle="--", linewidth=0.9)
+    axes.annotate(
+        f"$h^{order}$", (h[-1], guide[-1]), xytext=(-4, 0), textcoords="offset points", ha="right", va="center"
+    )
+
+
+def _errors(config: Config) -> Callable[[str, int, float], float]:
+    """``(name of the field, run, h) -> error``: one compilation a field, for all runs and step sizes."""
+    dtype = jnp.float64
+    keys = np.random.SeedSequence(SEED).generate_state(3 * config.runs).reshape(config.runs, 3) // 2
+
+    def problem(run: int) -> tuple[mlp.Params, teacher.Samples, teacher.Samples]:
+        tasks = [
+            teacher.teacher_task(config.sizes, seed=int(s), train=config.samples, validation=1, dtype=dtype).train
+            for s in keys[run, 1:]
+        ]
+        return mlp.init(config.sizes, seed=int(keys[run, 0]), dtype=dtype), tasks[0], tasks[1]
+
+    problems = [problem(run) for run in range(config.runs)]
+
+    def error(name: str, start: mlp.Params, one: teacher.Samples, two: teacher.Samples, h: jax.Array) -> jax.Array:
+        phases = [bea.Phase(bea.gradient_field(mlp.mse_loss(*task)), h) for task in (one, two)]
+        end = start
+        for phase in phases:
+            end = jax.tree.map(lambda p, v: p + h * v, end, phase.field(end))
+        fields = {
+            "first_order": bea.compose(phases, order=1),
+            "self_terms": lambda p: jax.tree.map(jnp.add, *(bea.compose([phase])(p) for phase in phases)),
+            "composite": bea.compose(phases, order=2),
+        }
+        flowed = bea.flow(fields[name], start, 1.0, rtol=config.rtol, atol=config.atol)
+        return bea.pytrees.norm(bea.pytrees.subtract(flowed, end))
+
+    jitted = jax.jit(error, static_argnums=0)
+    return lambda name, run, h: float(jitted(name, *problems[run], h))

@@ -1,0 +1,20 @@
+"""Every figure by its name.
+
+A figure is a module. Its docstring is the caption: what is shown, and what one should see. It has
+
+* ``SEED``: the seed of all its random numbers;
+* ``DEPENDS``: the packages of ours whose code its numbers depend on;
+* ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
+* ``draw(results) -> Figure``, which computes nothing;
+* ``finding(results) -> str``: one sentence, from the numbers, on whether one sees what the caption promises.
+"""
+
+from types import ModuleType
+
+from paper_figures import order_of_accuracy
+
+PRESETS = ("smoke", "full")
+
+FIGURES: dict[str, ModuleType] = {
+    "order_of_accuracy": order_of_accuracy,
+}

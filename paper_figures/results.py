@@ -1,0 +1,156 @@
+"""What a figure is drawn from: plain arrays and scalars with where they came from, in one JSON file."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusion_core.atomic import write_text
+
+FORMAT = 1
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be drawn from; says what is wrong with it and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """One computation of one figure.
+
+    Attributes:
+      figure: the figure's name in the registry.
+      preset: the preset that it was computed with.
+      seed: the seed that all random numbers come from.
+      config: what the preset stands for: plain scalars and lists.
+      arrays: name → numbers, as float64 arrays of any shape (a scalar has shape ``()``).
+      seconds: wall time of the computation.
+      created: when, in ISO 8601, UTC.
+      versions: of Python and the packages that compute.
+      device: what it ran on.
+      commit: of this software, with "-dirty" for local changes; None where it is not known.
+    """
+
+    figure: str
+    preset: str
+    seed: int
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    seconds: float
+    created: str
+    versions: dict[str, str]
+    device: str
+    commit: str | None
+
+    @classmethod
+    def of(
+        cls, figure: str, preset: str, seed: int, config: Mapping[str, Any], arrays: Mapping[str, Any], started: float
+    ) -> "Results":
+        """Results with their circumstances filled in.
+
+        Args:
+          figure, preset, seed, config: as the attributes; config may be a frozen dataclass through
+            ``dataclasses.asdict``.
+          arrays: name → anything that numpy can read as real numbers.
+          started: ``time.perf_counter()`` when the computation began.
+        """
+        import jax
+
+        device = jax.devices()[0]
+        return cls(
+            figure=figure,
+            preset=preset,
+            seed=seed,
+            config=json.loads(json.dumps(dict(config))),
+            arrays={name: np.asarray(values, np.float64) for name, values in arrays.items()},
+            seconds=round(time.perf_counter() - started, 3),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions={"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in ("jax", "numpy", "diffrax", "matplotlib")},
+            device=f"{device.platform}: {device.device_kind}",
+            commit=_commit(),
+        )
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write the file whole or not at all (temporary name, then renamed)."""
+        record = dataclasses.asdict(self)
+        record["arrays"] = {name: _encode(array) for name, array in self.arrays.items()}
+        write_text(path, json.dumps({"format": FORMAT} | record, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Results":
+        """Read what ``save`` wrote.
+
+        Raises:
+          ResultsError: the file is missing, is not JSON, has another format, or lacks or garbles a field.
+        """
+        remedy = "delete it and draw the figure again, or pass --force"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ResultsError(f"{path} does not exist: draw the figure first") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ResultsError(f"{path} is not JSON ({error}): {remedy}") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            found = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise ResultsError(f"{path} has results format {found!r}, but this version reads {FORMAT}: {remedy}")
+        fields = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in record:
+                raise ResultsError(f"{path} has no {field.name!r}: {remedy}")
+            value, expected = record[field.name], _JSON_TYPES[field.name]
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise ResultsError(f"{path} has {value!r} for {field.name!r}, which cannot be: {remedy}")
+            fields[field.name] = value
+        try:
+            fields["arrays"] = {name: _decode(array) for name, array in fields["arrays"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultsError(f"{path} has a garbled array ({error}): {remedy}") from None
+        return cls(**fields)
+
+
+_JSON_TYPES: dict[str, Any] = {
+    "figure": str,
+    "preset": str,
+    "seed": int,
+    "config": dict,
+    "arrays": dict,
+    "seconds": int | float,
+    "created": str,
+    "versions": dict,
+    "device": str,
+    "commit": str | None,
+}
+
+
+def _encode(array: np.ndarray) -> dict[str, Any]:
+    """Shape and flat values; what JSON has no number for goes as text, which ``float`` reads back."""
+    flat = [float(v) if math.isfinite(v) else str(float(v)) for v in array.ravel()]
+    return {"shape": list(array.shape), "values": flat}
+
+
+def _decode(record: dict[str, Any]) -> np.ndarray:
+    return np.array([float(v) for v in record["values"]], np.float64).reshape(record["shape"])
+
+
+def _commit() -> str | None:
+    """The commit of this software's own checkout; an installed copy has none, whatever repository surrounds it."""
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None

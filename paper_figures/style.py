@@ -1,0 +1,34 @@
+"""How figures look: one matplotlib style sheet, and the drawing of a figure under it."""
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import matplotlib
+
+from paper_figures.results import Results
+
+STYLE_SHEET = pathlib.Path(__file__).with_name("deepfusion.mplstyle")
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Figures made inside are drawn as the paper's are, whatever the user's own settings."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_SHEET, use_default_template=False))
+        yield
+
+
+def render(module: ModuleType, results: Results) -> dict[str, bytes]:
+    """The figure as ``{"png": …, "pdf": …}``; equal results give equal bytes."""
+    images = {}
+    with style():
+        figure = module.draw(results)
+        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata)
+            images[kind] = buffer.getvalue()
+    return images

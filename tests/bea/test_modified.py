@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bea
+from bea.pytrees import scale
+from tests.bea.helpers import EXACT, distance, euler, slope
+from tests.strategies.problems import cubic_field, cubic_point, quadratic, tanh_loss, tanh_network
+from toy_models.quadratic import modified_hessian
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_flow_of_the_modified_field_misses_the_step_by_one_order_more(x64, order):
+    """Order 1 has no correction at all, so each order is also the test that the term of the next one matters."""
+    field, start = cubic_field(), cubic_point()
+
+    def error(h):
+        return distance(bea.flow(bea.modified_field(field, h, order), start, h, **EXACT), euler(field, start, h))
+
+    assert slope(error) == pytest.approx(order + 1, abs=0.15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_modified_field_agrees_with_the_logarithm_of_the_step(x64, order):
+    field, start = bea.gradient_field(tanh_loss(0)), tanh_network()
+
+    def error(h):
+        log = bea.log_map(lambda p: euler(field, p, h), start, order + 2)
+        return distance(scale(h, bea.modified_field(field, h, order)(start)), log)
+
+    assert slope(error, largest=0.02) == pytest.approx(order + 1, abs=0.15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_modified_field_on_a_quadratic_is_the_series_of_the_logarithm(x64, order):
+    H, start = quadratic(4)
+
+    def error(h):
+        exact = -h * modified_hessian(H, h) @ start
+        return jnp.linalg.norm(h * bea.modified_field(lambda p: -H @ p, h, order)(start) - exact)
+
+    assert slope(error) == pytest.approx(order + 1, abs=0.15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 6])
+def test_log_map_is_right_through_its_order(x64, order):
+    H, start = quadratic(4)
+
+    def error(h):
+        exact = -h * modified_hessian(H, h) @ start
+        return jnp.linalg.norm(bea.log_map(lambda p: p - h * H @ p, start, order) - exact)
+
+    assert slope(error, largest=0.2, halvings=3) == pytest.approx(order + 1, abs=0.25)
+
+
+def test_modified_loss_has_the_modified_field_as_its_descent(x64):
+    loss, params, h = tanh_loss(0), tanh_network(), 0.1
+    got = jax.jit(bea.gradient_field(bea.modified_loss(loss, h)))(params)
+    expected = jax.jit(bea.modified_field(bea.gradient_field(loss), h, order=2))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, expected)
+
+
+def test_flow_of_the_modified_loss_follows_gradient_descent(x64):
+    loss, start = tanh_loss(0), tanh_network()
+    field = bea.gradient_field(loss)
+
+    def error_of(followed):
+        return lambda h: distance(bea.flow(bea.gradient_field(followed(h)), start, h, **EXACT), euler(field, start, h))
+
+    assert slope(error_of(lambda h: bea.modified_loss(loss, h))) == pytest.approx(3, abs=0.15)
+    assert slope(error_of(lambda h: loss)) == pytest.approx(2, abs=0.15)
+
+
+def test_modified_loss_in_a_metric_has_the_modified_field_of_the_preconditioned_step(x64):
+    loss, params, h = tanh_loss(1), tanh_network(1), 0.1
+    rng = np.random.default_rng(0)
+    metric = jax.tree.map(lambda p: jnp.asarray(rng.uniform(0, 2, p.shape)), params)
+
+    def descend(some_loss):
+        return lambda p: jax.tree.map(lambda m, g: -m * g, metric, jax.grad(some_loss)(p))
+
+    got = jax.jit(descend(bea.modified_loss(loss, h, metric=metric)))(params)
+    expected = jax.jit(bea.modified_field(descend(loss), h))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, expected)
+    without = jax.jit(descend(bea.modified_loss(loss, h)))(params)
+    assert distance(without, expected) > 1e-3 * distance(expected, jax.tree.map(jnp.zeros_like, expected))
+
+
+@pytest.mark.parametrize(("momentum", "rate"), [(0.0, 1.0), (0.5, 2.5), (0.9, 1.0)])
+def test_momentum_follows_the_dominant_root_on_quadratics(x64, momentum, rate):
+    """r² − (1 + β − hMλ) r + β = 0; one step is exp(−η M λ̃) on the slow manifold."""
+    curvature = 1.3
+    loss = lambda p: 0.5 * curvature * p**2
+    metric = jnp.asarray(rate)
+
+    def error_of(weight_of_correction):
+        def error(h):
+            eta = h / (1 - momentum)
+            trace = 1 + momentum - h * rate * curvature
+            root = (trace + jnp.sqrt(trace**2 - 4 * momentum)) / 2
+            modified = bea.modified_loss(loss, h, momentum, metric=metric)
+            modified_curvature = jax.grad(jax.grad(modified))(jnp.asarray(1.0))
+            kept = curvature + weight_of_correction * (modified_curvature - curvature)
+            return jnp.abs(jnp.log(root) + eta * rate * kept)
+
+        return error
+
+    largest = 0.04 * (1 - momentum) ** 2
+    assert slope(error_of(1.0), largest) == pytest.approx(3, abs=0.15)
+    assert slope(error_of(0.0), largest) == pytest.approx(2, abs=0.15)
+    if momentum:  # the factor (1 + β)/(1 − β) matters, η alone is not enough
+        assert slope(error_of((1 - momentum) / (1 + momentum)), largest) == pytest.approx(2, abs=0.15)
+
+
+def test_modified_loss_can_be_jitted_over_the_step_size():
+    value = jax.jit(lambda h, p: bea.modified_loss(lambda q: jnp.sum(q**2), h)(p))(0.1, jnp.ones(2))
+    np.testing.assert_allclose(value, 2 + 0.1 / 4 * 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step_size", [0.0, -0.1, float("inf"), float("nan")])
+def test_a_step_size_that_is_not_positive_and_finite_is_refused(step_size):
+    message = f"step_size is {step_size!r}, but has to be positive and finite: pass the learning rate"
+    with pytest.raises(ValueError, match=message):
+        bea.modified_field(lambda p: p, step_size)
+    with pytest.raises(ValueError, match=message):
+        bea.modified_loss(lambda p: 0.0, step_size)
+
+
+def test_a_step_size_that_is_no_scalar_is_refused():
+    with pytest.raises(TypeError, match="not a real scalar"):
+        bea.modified_field(lambda p: p, np.ones(2))
+
+
+@pytest.mark.parametrize("order", [0, 4])
+def test_orders_that_are_not_there_are_refused_with_the_ones_that_are(order):
+    with pytest.raises(ValueError, match=f"order is {order}, but modified_field has orders 1, 2 and 3.*log_map"):
+        bea.modified_field(lambda p: p, 0.1, order)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
+def test_momentum_outside_its_range_is_refused(momentum):
+    with pytest.raises(ValueError, match=r"momentum is .*has to be in \[0, 1\)"):
+        bea.modified_loss(lambda p: 0.0, 0.1, momentum)
+
+
+def test_a_negative_metric_is_refused():
+    with pytest.raises(ValueError, match=r"metric\['w'\] has an entry -1.0"):
+        bea.modified_loss(lambda p: 0.0, 0.1, metric={"w": jnp.asarray([1.0, -1.0])})
+
+
+def test_a_metric_with_another_tree_is_refused():
+    with pytest.raises(ValueError, match="metric has the tree"):
+        bea.modified_loss(jnp.sum, 0.1, metric={"w": jnp.ones(2)})(jnp.ones(2))
+
+
+@pytest.mark.parametrize("order", [0, True])
+def test_log_map_needs_a_positive_order(order):
+    with pytest.raises(ValueError, match=f"order is {order}, but has to be a positive integer"):
+        bea.log_map(lambda p: p, jnp.ones(2), order)
+
+
+def test_log_map_refuses_a_step_that_changes_the_tree():
+    with pytest.raises(ValueError, match="value of step has the tree"):
+        bea.log_map(lambda p: [p], jnp.ones(2), 1)
