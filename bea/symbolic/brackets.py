@@ -70,7 +70,7 @@ def modified_equation_by_brackets(method: Method, order: int) -> dict[Tree, Frac
     """
     steps = steps_of(method)
     colours = 1 + max(step.field for step in steps)
-    check_order(order, colours, MEMORY_LIMIT // 100)
+    check_order(order, colours, MEMORY_LIMIT // 100, remedy="or take modified_equation")
     total: Series = {}
     for step in steps:
         assert isinstance(step.scale, Fraction)

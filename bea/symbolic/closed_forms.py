@@ -46,25 +46,27 @@ def _symmetric(hessian: Any) -> sp.Matrix:
     return matrix.applyfunc(lambda e: check_expression(e, "the Hessian"))
 
 
-def two_layer_loss(first: sp.Matrix, second: sp.Matrix, target: sp.Matrix) -> sp.Expr:
+def two_layer_loss(first: sp.MatrixBase, second: sp.MatrixBase, target: sp.MatrixBase) -> sp.Expr:
     r""":math:`E = \frac12 \|W_2 W_1 - S\|_F^2`, the loss on whitened inputs."""
     residual = second * first - target
     return sp.expand((residual.T * residual).trace() / 2)
 
 
-def two_layer_gradients(first: sp.Matrix, second: sp.Matrix, target: sp.Matrix) -> tuple[sp.Matrix, sp.Matrix]:
+def two_layer_gradients(
+    first: sp.MatrixBase, second: sp.MatrixBase, target: sp.MatrixBase
+) -> tuple[sp.Matrix, sp.Matrix]:
     r""":math:`G_1 = W_2^T R,\; G_2 = R W_1^T` with the residual :math:`R = W_2 W_1 - S`."""
     residual = second * first - target
     return second.T * residual, residual * first.T
 
 
-def two_layer_modified_loss(first: sp.Matrix, second: sp.Matrix, target: sp.Matrix, step: Any) -> sp.Expr:
+def two_layer_modified_loss(first: sp.MatrixBase, second: sp.MatrixBase, target: sp.MatrixBase, step: Any) -> sp.Expr:
     r""":math:`\tilde E = E + \frac h4 (\|W_2^T R\|^2 + \|R W_1^T\|^2)`, right through order 2."""
     norms = sum((g.T * g).trace() for g in two_layer_gradients(first, second, target))
     return sp.expand(two_layer_loss(first, second, target) + sp.sympify(step) / 4 * norms)
 
 
-def balance(first: sp.Matrix, second: sp.Matrix) -> sp.Matrix:
+def balance(first: sp.MatrixBase, second: sp.MatrixBase) -> sp.Matrix:
     r""":math:`D = W_1 W_1^T - W_2^T W_2`, constant along the gradient flow."""
     return first * first.T - second.T * second
 

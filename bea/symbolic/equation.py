@@ -25,15 +25,19 @@ elsewhere.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from bea.symbolic.methods import Method, Step, denominator, growth_rate, steps_of
 from bea.trees import Tree, TreeTable, count_trees
 
+BYTES_A_TREE = 400
+"""Memory of one tree with its coefficient, beside its row of the table (measured, rounded up)."""
 MEMORY_LIMIT = 8 * 2**30
 """Bytes that a table of coefficients may take before :func:`modified_equation` asks whether it is meant."""
 
@@ -82,40 +86,44 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
     return dict(zip(table.texts(), values, strict=True))
 
 
-def with_symmetry(coefficients: Mapping[Tree, Fraction]) -> dict[Tree, Fraction]:
+def with_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
     r""":math:`\omega(t) \to \omega(t)/\sigma(t)`: the numbers that stand before f''(f, f) and its like in print."""
     return {tree: value / tree.symmetry for tree, value in coefficients.items()}
 
 
-def without_symmetry(coefficients: Mapping[Tree, Fraction]) -> dict[Tree, Fraction]:
+def without_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
     r""":math:`c(t) \to c(t)\,\sigma(t)`, the inverse of :func:`with_symmetry`."""
     return {tree: value * tree.symmetry for tree, value in coefficients.items()}
 
 
-def check_order(order: int, colours: int, memory_limit: int, sweep: int = 1) -> None:
+def check_order(
+    order: int, colours: int, memory_limit: int, sweep: int = 1, remedy: str = "or pass a larger memory_limit"
+) -> None:
     """Refuse an order below 1, or one whose trees (counted, not built) would not fit; says how many and how large.
 
     ``sweep`` is the number of stages in one step. Raises ValueError.
     """
+    if isinstance(order, bool) or not isinstance(order, int):
+        raise ValueError(f"order is {order!r}, not a whole number: it is the number of nodes of the largest trees")
     if order < 1:
         raise ValueError(
             f"order is {order}: it is the number of nodes of the largest trees, at least 1 (1 is f itself)"
         )
-    fits = 0
-    total, counted = 0, count_trees(min(order, 64), colours)
-    for q, count in enumerate(counted, 1):
-        total += count
-        if total * (450 + 16 * q * sweep) <= memory_limit:
-            fits = q
-    if fits < order:
-        number, size = f"{total:,}", total * (450 + 16 * order * sweep)
-        if order > 64:
-            number, size = f"more than {counted[-1]:.1e}", counted[-1] * (450 + 16 * 64 * sweep)
+    highest = min(order, 64)
+    totals = list(itertools.accumulate(count_trees(highest, colours)))
+    sizes = [total * (BYTES_A_TREE + 16 * q * sweep) for q, total in enumerate(totals, 1)]
+    if order > 64 or sizes[-1] > memory_limit:
+        least = "more than " if order > 64 else ""
         fields = "one field" if colours == 1 else f"{colours} fields"
+        fits = sum(size <= memory_limit for size in sizes)
         raise ValueError(
-            f"order {order} for {fields} means {number} trees and about {size / 2**30:,.1f} GiB, above the limit of "
-            f"{memory_limit / 2**30:,.1f} GiB: ask for order {fits} or less, or pass a larger memory_limit"
+            f"order {order} for {fields} means {least}{totals[-1]:,} trees and {least or 'about '}{_size(sizes[-1])}, "
+            f"above the limit of {_size(memory_limit)}: ask for order {fits} or less, {remedy}"
         )
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
 
 
 def log_functional(order: int) -> list[Fraction]:

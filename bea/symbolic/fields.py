@@ -30,6 +30,8 @@ MOST_TERMS = 300_000
 """Products that one elementary differential table may take in symbols before it is refused."""
 
 Symbols = Sequence[sp.Symbol]
+Components = Any
+"""A sequence of expressions or a column of sympy's, which is no Sequence."""
 
 
 def check_expression(expr: Any, what: str) -> sp.Expr:
@@ -75,7 +77,7 @@ def gradient_field(loss: Any, symbols: Symbols) -> sp.Matrix:
     return sp.Matrix([-sp.diff(loss, x) for x in symbols])
 
 
-def lie_bracket(f: sp.Matrix, g: sp.Matrix, symbols: Symbols) -> sp.Matrix:
+def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
     """[f, g] = g' f − f' g."""
     x = sp.Matrix(list(symbols))
     return (sp.Matrix(g).jacobian(x) * sp.Matrix(f) - sp.Matrix(f).jacobian(x) * sp.Matrix(g)).applyfunc(sp.expand)
@@ -156,7 +158,7 @@ def tidy(expr: sp.Expr) -> sp.Expr:
 
 
 def corrections(
-    field: Sequence[Any], symbols: Symbols, order: int, *, method: Method = "euler", simplify: bool = True
+    field: Components, symbols: Symbols, order: int, *, method: Method = "euler", simplify: bool = True
 ) -> list[sp.Matrix]:
     r"""The fields :math:`c_1 = f, c_2, \dots, c_p` with :math:`\tilde f = c_1 + h c_2 + \dots + h^{p-1} c_p`.
 
@@ -181,7 +183,7 @@ def corrections(
 
 
 def modified_field(
-    field: Sequence[Any], symbols: Symbols, step: Any, order: int, *, method: Method = "euler", simplify: bool = True
+    field: Components, symbols: Symbols, step: Any, order: int, *, method: Method = "euler", simplify: bool = True
 ) -> sp.Matrix:
     r"""Field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
 
@@ -200,7 +202,7 @@ def modified_field(
 class Phase:
     """``steps`` steps of size ``step`` along ``field`` (a sequence of expressions); steps may be a symbol."""
 
-    field: Sequence[Any]
+    field: Components
     step: Any
     steps: Any = 1
     method: str = "euler"
@@ -214,7 +216,7 @@ def phase_series(steps: Sequence[tuple[Any, Any, str]], order: int) -> dict[Tree
         its own modified field, and the Baker–Campbell–Hausdorff series combines them.
       order: p ≥ 1.
     """
-    check_order(order, len(steps), MEMORY_LIMIT // 1000)
+    check_order(order, len(steps), MEMORY_LIMIT // 1000, remedy="or fewer phases")
     total: dict[Tree, Any] = {}
     whole = all(sp.sympify(n).is_Integer for _, n, _ in steps)
     if whole:
@@ -269,13 +271,13 @@ def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: 
     return total
 
 
-def _checked(fields: Sequence[Sequence[Any]], symbols: Symbols, order: int) -> list[list[sp.Expr]]:
+def _checked(fields: Sequence[Components], symbols: Symbols, order: int) -> list[list[sp.Expr]]:
     checked = [[check_expression(e, f"component {i} of the field") for i, e in enumerate(field)] for field in fields]
     check_symbols(symbols, [e for f in checked for e in f], "the field")
     for f in checked:
         if len(f) != len(symbols):
             raise ValueError(f"the field has {len(f)} components for {len(symbols)} symbols: it needs one for each")
-    check_order(order, len(fields), MEMORY_LIMIT // 1000)
+    check_order(order, len(fields), MEMORY_LIMIT // 1000, remedy="or fewer fields")
     terms = sum(count_trees(order, len(fields))) * len(symbols) ** 2 + len(symbols) ** order
     if terms > MOST_TERMS:
         raise ValueError(

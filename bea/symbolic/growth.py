@@ -9,17 +9,16 @@ Source: theory.md, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
 
-from bea.symbolic.fields import Symbols, check_expression, check_symbols, gradient_field, tidy
+from bea.symbolic.fields import Components, Symbols, check_expression, check_symbols, gradient_field, tidy
 
 
 def commutator(
-    hessian: sp.Matrix, metric: sp.Matrix, gradient: sp.Matrix, grown_metric: sp.Matrix | None = None
+    hessian: sp.MatrixBase, metric: sp.MatrixBase, gradient: sp.MatrixBase, grown_metric: sp.MatrixBase | None = None
 ) -> sp.Matrix:
     r"""(M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions."""
     grown_metric = sp.eye(hessian.rows) if grown_metric is None else grown_metric
@@ -55,19 +54,19 @@ class LinearGrowth:
     @property
     def pseudo_inverse(self) -> sp.Matrix:
         """J⁺ = (JᵀJ)⁻¹Jᵀ."""
-        return (self.embed.T * self.embed).inv() * self.embed.T
+        return sp.Matrix((self.embed.T * self.embed).inv() * self.embed.T)
 
     @property
     def metric(self) -> sp.Matrix:
         """P = J Jᵀ, the metric that the small phase uses in the grown space."""
-        return self.embed * self.embed.T
+        return sp.Matrix(self.embed * self.embed.T)
 
     def restrict(self, loss: Any, grown: Symbols, small: Symbols) -> sp.Expr:
         """L ∘ J, the loss that the small parameters see."""
         image = self.embed * sp.Matrix(list(small))
         return sp.expand(sp.sympify(loss).subs(dict(zip(grown, image, strict=True)), simultaneous=True))
 
-    def push(self, field: Sequence[Any], small: Symbols, grown: Symbols) -> sp.Matrix:
+    def push(self, field: Components, small: Symbols, grown: Symbols) -> sp.Matrix:
         """The small field in the grown space, Θ ↦ J f_s(J⁺Θ)."""
         rows, columns = self.embed.shape
         if (len(grown), len(small), len(list(field))) != (rows, columns, columns):
@@ -77,7 +76,7 @@ class LinearGrowth:
             )
         back = self.pseudo_inverse * sp.Matrix(list(grown))
         inside = sp.Matrix(list(field)).subs(dict(zip(small, back, strict=True)), simultaneous=True)
-        return (self.embed * inside).applyfunc(tidy)
+        return sp.Matrix(self.embed * inside).applyfunc(tidy)
 
     def preserves(self, loss: Any, grown: Symbols, small_loss: Any, small: Symbols) -> bool:
         """Whether L(Jθ) = L_s(θ) identically."""
@@ -87,7 +86,7 @@ class LinearGrowth:
         """−P∇L, the small phase of a function-preserving growth."""
         return (self.metric * gradient_field(loss, grown)).applyfunc(sp.expand)
 
-    def conflict(self, loss: Any, grown: Symbols, grown_metric: sp.Matrix | None = None) -> sp.Matrix:
+    def conflict(self, loss: Any, grown: Symbols, grown_metric: sp.MatrixBase | None = None) -> sp.Matrix:
         """[f_1, f_2] = (MHP − PHM)∇L for f_1 = −P∇L before and f_2 = −M∇L after the event."""
         loss = check_expression(loss, "the loss")
         check_symbols(grown, [loss], "the loss", all_occur=True)

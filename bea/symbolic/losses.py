@@ -13,6 +13,7 @@ from itertools import permutations
 from typing import Any
 
 import sympy as sp
+from sympy.core.function import AppliedUndef
 
 from bea.symbolic.equation import modified_equation, with_symmetry
 from bea.symbolic.fields import (
@@ -42,7 +43,7 @@ class NotAGradient(ValueError):
       loss: the modified loss that does exist, through order p − 1.
     """
 
-    def __init__(self, field: sp.Matrix, antisymmetric: sp.Matrix, order: int, loss: sp.Expr, step: sp.Expr):
+    def __init__(self, field: sp.MatrixBase, antisymmetric: sp.MatrixBase, order: int, loss: sp.Expr, step: sp.Expr):
         self.field, self.antisymmetric, self.order, self.loss = field, antisymmetric, order, loss
         i, j = next((i, j) for i in range(antisymmetric.rows) for j in range(i) if antisymmetric[i, j] != 0)
         super().__init__(
@@ -60,9 +61,11 @@ def _short(expr: sp.Expr) -> str:
 def is_zero(expr: sp.Expr) -> bool:
     """Whether the expression is identically zero. Raises ValueError if sympy cannot tell.
 
-    A value off zero at one rational point, to 30 digits, decides against it without any rewriting.
+    A value off zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined functions and
+    their derivatives count as independent letters.
     """
-    expr = sp.expand(expr)
+    abstract = expr.atoms(sp.Derivative, AppliedUndef)
+    expr = sp.expand(expr.xreplace({atom: sp.Dummy() for atom in abstract}))
     if expr == 0:
         return True
     if expr.is_polynomial(*expr.free_symbols):
@@ -79,13 +82,13 @@ def is_zero(expr: sp.Expr) -> bool:
     return bool(answer)
 
 
-def antisymmetric_part(field: sp.Matrix, symbols: Symbols) -> sp.Matrix:
+def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
     """(J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
     jacobian = sp.Matrix(field).jacobian(sp.Matrix(list(symbols)))
     return ((jacobian - jacobian.T) / 2).applyfunc(lambda e: sp.Integer(0) if is_zero(e) else tidy(e))
 
 
-def potential(field: sp.Matrix, symbols: Symbols) -> sp.Expr:
+def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
     """φ with ∇φ = ``field``, for a field whose Jacobian is symmetric; an integral that sympy cannot do stays one.
 
     Polynomial fields: φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree. Others: one coordinate after another.

@@ -84,7 +84,7 @@ def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
         beta = exact(beta, "beta")
         if not 0 <= beta < 1:
             raise ValueError(f"beta is {beta}: the heavy-ball coefficient lies in [0, 1), where iterates settle")
-    check_order(order, 1, MEMORY_LIMIT // 10_000)
+    check_order(order, 1, MEMORY_LIMIT // 20_000, remedy="the coefficients are rational functions of beta")
     found: dict[Tree, Any] = {}
     forward: dict[Tree, Polynomial] = {}
     for tree in trees(order):
