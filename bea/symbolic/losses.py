@@ -61,8 +61,8 @@ def _short(expr: sp.Expr) -> str:
 def is_zero(expr: sp.Expr) -> bool:
     """Whether the expression is identically zero. Raises ValueError if sympy cannot tell.
 
-    A value off zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined functions and
-    their derivatives count as independent letters.
+    A value off zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined functions
+    and their derivatives count as independent letters.
     """
     abstract = expr.atoms(sp.Derivative, AppliedUndef)
     expr = sp.expand(expr.xreplace({atom: sp.Dummy() for atom in abstract}))

@@ -207,7 +207,7 @@ def draw(tree: Tree) -> str:
         nodes.append(rf"\filldraw[fill={FILLS[part.colour % len(FILLS)]}] ({x:g},{height}) circle (1.5pt);")
         return x, max(at, left + 1)
 
-    place(tree, 0, 0)
+    place(tree, 0.0, 0)
     return rf"\tikz[baseline=-0.5ex,x=1.4ex,y=1.8ex]{{{' '.join(edges + nodes)}}}"
 
 
