@@ -23,6 +23,8 @@ from itertools import groupby
 
 import numpy as np
 
+MOST_NODES = 150
+"""Nodes of the largest tree that is read from a text."""
 _NODE = re.compile(r"(\d*)\[")
 
 
@@ -41,6 +43,8 @@ class Tree(str):
     def __new__(cls, text: str = "[]") -> Tree:
         if isinstance(text, Tree):
             return text
+        if text.count("[") > MOST_NODES:
+            raise ValueError(f"the text has {text.count('['):,} nodes: a tree is read up to {MOST_NODES}")
         tree, end = cls._parse(text, 0)
         if end != len(text):
             raise ValueError(f"{text!r} is not one rooted tree: {text[end:]!r} is left over after {text[:end]!r}")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bea.symbolic import METHODS, RungeKutta, Step, modified_equation
 from bea.trees import Tree
@@ -200,12 +200,12 @@ def main(argv: list[str] | None = None) -> int:
     order, kauri_order = arguments.order, arguments.kauri_order
     if arguments.smoke:
         order, kauri_order = min(order, 9), min(kauri_order, 5)
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    stages = sum(p <= order for _, _, p, _, _ in LIMITS) + 1 + max(0, kauri_order - 4)
     with Progress(*columns, console=_stderr(), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        result = compute(
-            order=order, kauri_order=kauri_order, report=lambda what: progress.update(task, description=what)
-        )
+        task = progress.add_task("", total=stages, completed=-1)
+        report = lambda what: progress.update(task, description=what, advance=1)
+        result = compute(order=order, kauri_order=kauri_order, report=report)
     if arguments.json == "-":
         print(json.dumps(result, indent=1))
     else:

@@ -17,7 +17,7 @@ from sympy.polys.polyerrors import CoercionFailed, GeneratorsError, PolynomialEr
 
 from bea.symbolic.brackets import combine
 from bea.symbolic.equation import MEMORY_LIMIT, check_order, modified_equation, with_symmetry
-from bea.symbolic.methods import Method, Step, steps_of
+from bea.symbolic.methods import Method, RungeKutta, Step, steps_of
 from bea.trees import Tree, count_trees
 
 NON_SMOOTH = (
@@ -205,10 +205,10 @@ class Phase:
     field: Components
     step: Any
     steps: Any = 1
-    method: str = "euler"
+    method: str | RungeKutta = "euler"
 
 
-def phase_series(steps: Sequence[tuple[Any, Any, str]], order: int) -> dict[Tree, Any]:
+def phase_series(steps: Sequence[tuple[Any, Any, str | RungeKutta]], order: int) -> dict[Tree, Any]:
     r"""Time-one field of phases as a tree series: {coloured tree: sympy coefficient of F(t), symmetry divided out}.
 
     Args:

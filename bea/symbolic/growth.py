@@ -30,31 +30,26 @@ class LinearGrowth:
     """The event Θ = J θ.
 
     Args:
-      embed: J, a grown × small matrix of exact entries, of full column rank (no two small states grow into one).
+      embed: J, a grown × small matrix of exact entries. It may have a kernel, as the mean of two biases has.
 
     Raises:
-      ValueError: J is empty, shrinks, has floats, or is rank deficient.
+      ValueError: J is empty or has floats.
     """
 
     embed: sp.ImmutableMatrix
 
     def __init__(self, embed: Any):
         matrix = sp.ImmutableMatrix(embed)
+        if not matrix.rows or not matrix.cols:
+            raise ValueError(f"the growth matrix is {matrix.rows} × {matrix.cols} (grown × small): it has no entries")
         for entry in matrix:
             check_expression(entry, "the growth matrix")
-        grown, small = matrix.shape
-        if not small or grown < small:
-            raise ValueError(f"the growth matrix is {grown} × {small} (grown × small): it must not shrink")
-        if matrix.rank() < small:
-            raise ValueError(
-                f"the growth matrix has rank {matrix.rank()} of {small}: two small states grow into the same one"
-            )
         object.__setattr__(self, "embed", matrix)
 
     @property
     def pseudo_inverse(self) -> sp.Matrix:
-        """J⁺ = (JᵀJ)⁻¹Jᵀ."""
-        return sp.Matrix((self.embed.T * self.embed).inv() * self.embed.T)
+        """J⁺ (Moore–Penrose): (JᵀJ)⁻¹Jᵀ where no two small states grow into one, of least norm elsewhere."""
+        return sp.Matrix(self.embed.pinv())
 
     @property
     def metric(self) -> sp.Matrix:

@@ -373,6 +373,33 @@ def test_the_pushed_field_is_the_small_phase_on_the_image():
     assert growth.metric == growth.embed * growth.embed.T
 
 
+def test_growth_may_have_a_kernel_and_then_inverts_with_least_norm():
+    growth = LinearGrowth([[1, 0, 0], [0, sp.Rational(1, 2), sp.Rational(1, 2)]])  # a weight kept, two biases averaged
+    embed, back = growth.embed, growth.pseudo_inverse
+    assert embed * back * embed == embed
+    assert back * embed == (back * embed).T
+    assert back * sp.Matrix([0, 1]) == sp.Matrix([0, 1, 1])
+
+
+def test_the_first_effect_of_the_conflict_on_the_loss_is_of_third_order():
+    # one step under the metric P and one plain step, in both orders, on a generic cubic loss: exact in h
+    c = sp.symbols("c:9")
+    monomials = [x**i * y**j for i in range(4) for j in range(4) if 0 < i + j <= 3]
+    loss = sum(a * m for a, m in zip(c, monomials, strict=True))
+    at, P = {x: 0, y: 0}, sp.Matrix([[2, 1], [1, 3]])  # the coefficients are generic, so the origin is
+    plain = gradient_field(loss, XY)
+    skewed = P * plain
+    step = lambda field, point: point + h * field.subs(dict(zip(XY, point, strict=True)), simultaneous=True)
+    one, other = (step(b, step(a, sp.zeros(2, 1))) for a, b in ((skewed, plain), (plain, skewed)))
+    apart = (one - other).applyfunc(sp.expand)
+    H, g = sp.hessian(loss, XY).subs(at), gradient(loss).subs(at)
+    assert apart.applyfunc(lambda e: e.coeff(h, 2)) == commutator(H, P, g).applyfunc(sp.expand)
+    value = lambda point: loss.subs(dict(zip(XY, point, strict=True)), simultaneous=True)
+    gap = sp.Poly(sp.expand(value(one) - value(other)), h)
+    assert all(gap.coeff_monomial(h**k) == 0 for k in range(3))
+    assert gap.coeff_monomial(h**3) != 0
+
+
 @pytest.mark.parametrize("copies", [2, 3])
 def test_fused_outputs_obey_jensen_for_any_convex_loss(copies):
     # ½(L(m+δ) + L(m−δ)) − L(m) = δ²∫₀¹ (1−s) ½(L''(m+sδ) + L''(m−sδ)) ds: nonnegative where L'' is

@@ -78,7 +78,9 @@ def test_merging_colours_keeps_the_shape(text):
     assert tree.recolour([1, 0]).recolour([1, 0]) == tree
 
 
-@pytest.mark.parametrize("text", ["", "[", "]", "[]]", "[][]", "x", "[a]", "[[]", "-1[]", "[ ]"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "]", "[]]", "[][]", "x", "[a]", "[[]", "-1[]", "[ ]", "[" * 5000 + "]" * 5000]
+)
 def test_a_text_that_is_no_tree_is_refused(text):
     with pytest.raises(ValueError, match="tree"):
         Tree(text)
