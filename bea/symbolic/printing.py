@@ -18,6 +18,8 @@ from bea.words import bracketing, evaluate_bracket
 Kind = Literal["field", "loss"]
 FILLS = ("black", "white", "black!40", "red!70", "blue!70", "green!60!black", "orange")
 """Node colours of drawn trees, by the number of the field."""
+LONGEST_LINE = 300
+"""Characters of LaTeX after which ``align`` breaks the terms of one order into several lines."""
 
 
 def latex(
@@ -143,26 +145,28 @@ def expression(
             if scalar:
                 body = contraction(tree, names, as_latex=as_latex)
             else:
-                body = draw(tree) if trees else differential(tree, names, kind=kind, as_latex=as_latex)
+                body = r"\," + draw(tree) if trees else differential(tree, names, kind=kind, as_latex=as_latex)
             orders.setdefault(tree.order, {}).setdefault(rest, []).append((number, body))
-    lines = [
-        "".join(_group(rest, terms, as_latex) for rest, terms in groups.items()) for _, groups in sorted(orders.items())
-    ]
+    lines = [[_group(rest, terms, as_latex) for rest, terms in groups.items()] for _, groups in sorted(orders.items())]
     if lines:
-        lines[0] = lines[0].removeprefix(" + ")
-        lines[0] = "-" + lines[0].removeprefix(" - ") if lines[0].startswith(" - ") else lines[0]
+        lines[0][0] = _leading(lines[0][0])
+    whole = ["".join(line).strip() for line in lines] or ["0"]
     if not as_latex:
-        return "\n".join(line.strip() for line in lines) or "0"
-    head = f"{left} = " if left else ""
-    if align:
-        return (
-            r"\begin{aligned}"
-            + f"\n{head}&"
-            + " \\\\\n&".join(line.strip() for line in lines)
-            + "\n"
-            + r"\end{aligned}"
-        )
-    return head + ("".join(lines) or "0")
+        return "\n".join(whole)
+    if align:  # an order is a line, a long order a line for each power of the step sizes
+        rows = [
+            row
+            for line, joined in zip(lines or [["0"]], whole, strict=True)
+            for row in ([joined] if len(joined) <= LONGEST_LINE or trees else [part.strip() for part in line])
+        ]
+        head = f"{left} = {{}}&" if left else "&"
+        return "\n".join([r"\begin{aligned}", head + " \\\\\n&".join(rows), r"\end{aligned}"])
+    return (f"{left} = " if left else "") + " ".join(whole)
+
+
+def _leading(term: str) -> str:
+    """The first term of a sum, without its plus or with its minus close to it."""
+    return "-" + term.removeprefix(" - ") if term.startswith(" - ") else term.removeprefix(" + ")
 
 
 def _group(rest: sp.Expr, terms: list[tuple[sp.Expr, str]], as_latex: bool) -> str:
@@ -172,8 +176,7 @@ def _group(rest: sp.Expr, terms: list[tuple[sp.Expr, str]], as_latex: bool) -> s
         return _signed(number, rest, body, show)
     common = sp.Integer(1) if any(n > 0 for n, _ in terms) else sp.Integer(-1)
     inner = "".join(_signed(number * common, sp.Integer(1), body, show) for number, body in terms)
-    inner = inner.removeprefix(" + ")
-    inner = "-" + inner.removeprefix(" - ") if inner.startswith(" - ") else inner
+    inner = _leading(inner)
     opening, closing = (r"\left(", r"\right)") if as_latex else ("(", ")")
     return f"{' + ' if common == 1 else ' - '}{show(rest)} {opening}{inner}{closing}" if rest != 1 else f" + {inner}"
 
@@ -231,8 +234,7 @@ def _lie_latex(element: Mapping[tuple[int, ...], Any], names: Sequence[str]) -> 
         if value:
             body = evaluate_bracket(bracketing(word), lambda i: letters[i], lambda a, b: f"[{a}, {b}]")
             terms += _signed(sp.sympify(value), sp.Integer(1), body, sp.latex)
-    terms = terms.removeprefix(" + ")
-    return "-" + terms.removeprefix(" - ") if terms.startswith(" - ") else terms
+    return _leading(terms)
 
 
 def _numbered(letter: str, count: int) -> list[str]:

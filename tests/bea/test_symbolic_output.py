@@ -64,7 +64,7 @@ def test_latex_prints_the_modified_equation_as_a_paper_does():
 
 def test_latex_reads_fields_as_losses_with_their_signs():
     printed = latex(modified_equation([Step(field=0), Step(field=1)], 2), kind="loss", align=True)
-    assert printed.splitlines()[1] == r"F = &-h_{1} \nabla E_{1} - h_{2} \nabla E_{2} \\"
+    assert printed.splitlines()[1] == r"F = {}&-h_{1} \nabla E_{1} - h_{2} \nabla E_{2} \\"
     assert r"\frac{1}{2} \nabla^{2} E_{2}\, \nabla E_{1} - \frac{1}{2} \nabla^{2} E_{1}\, \nabla E_{2}" in printed
 
 
