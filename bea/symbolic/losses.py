@@ -38,17 +38,27 @@ class NotAGradient(ValueError):
 
     Attributes:
       field: the modified field through the order asked for, a sympy column.
-      antisymmetric: (J − Jᵀ)/2 of the first correction that is not a gradient (without its power of h).
+      antisymmetric: (J − Jᵀ)/2 of that field's Jacobian J, zero below ``order``.
+      leading: its lowest term without the power of h: the antisymmetric part of the first correction that fails.
       order: that correction's order p: h f̃ stops being a gradient at h^p.
       loss: the modified loss that does exist, through order p − 1.
     """
 
-    def __init__(self, field: sp.MatrixBase, antisymmetric: sp.MatrixBase, order: int, loss: sp.Expr, step: sp.Expr):
-        self.field, self.antisymmetric, self.order, self.loss = field, antisymmetric, order, loss
-        i, j = next((i, j) for i in range(antisymmetric.rows) for j in range(i) if antisymmetric[i, j] != 0)
+    def __init__(
+        self,
+        field: sp.Matrix,
+        antisymmetric: sp.Matrix,
+        leading: sp.Matrix,
+        order: int,
+        loss: sp.Expr,
+        step: sp.Expr,
+    ):
+        self.field, self.antisymmetric, self.leading = field, antisymmetric, leading
+        self.order, self.loss = order, loss
+        i, j = next((i, j) for i in range(leading.rows) for j in range(i) if leading[i, j] != 0)
         super().__init__(
             f"no modified loss of order {order} exists: the {step}^{order - 1} term of the modified field is not a "
-            f"gradient, its Jacobian has the antisymmetric part {_short(antisymmetric[i, j])} at ({i + 1}, {j + 1}); "
+            f"gradient, its Jacobian has the antisymmetric part {_short(leading[i, j])} at ({i + 1}, {j + 1}); "
             f"ask for order {order - 1}, or take modified_field"
         )
 
@@ -131,10 +141,11 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
     found = corrections(gradient_field(loss, symbols), symbols, order, method=method)
     total = loss
     for k, correction in enumerate(found[1:], 1):
-        antisymmetric = antisymmetric_part(correction, symbols)
-        if any(antisymmetric):
-            field = sum((c * h**j for j, c in enumerate(found)), sp.zeros(len(symbols), 1))
-            raise NotAGradient(field, antisymmetric, k + 1, total, h)
+        leading = antisymmetric_part(correction, symbols)
+        if any(leading):
+            whole = sum((c * h**j for j, c in enumerate(found)), sp.zeros(len(symbols), 1))
+            rest = (antisymmetric_part(c, symbols) * h**j for j, c in enumerate(found[k + 1 :], k + 1))
+            raise NotAGradient(whole, sum(rest, leading * h**k), leading, k + 1, total, h)
         if k == 1:  # known for every loss, so nothing has to be integrated: f'f = ∇|∇E|²/2
             second = _second_coefficient(method)
             total += h * tidy(-second / 2 * sum(sp.diff(loss, x) ** 2 for x in symbols))

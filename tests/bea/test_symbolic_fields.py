@@ -176,11 +176,21 @@ def test_not_a_gradient_says_where_why_and_what_to_do():
         modified_loss((x * y - 1) ** 2 / 2, XY, h, 5)
 
 
+def test_not_a_gradient_carries_the_field_and_the_antisymmetric_part_of_its_jacobian():
+    with pytest.raises(NotAGradient) as caught:
+        modified_loss((x * y - 1) ** 2 / 2, XY, h, 4)
+    jacobian = caught.value.field.jacobian(XY)
+    assert ((jacobian - jacobian.T) / 2 - caught.value.antisymmetric).applyfunc(sp.expand) == sp.zeros(2)
+    lowest = caught.value.antisymmetric.applyfunc(lambda e: sp.expand(e).coeff(h, 2))
+    assert (lowest - caught.value.leading).applyfunc(sp.expand) == sp.zeros(2)
+
+
 def test_the_order_at_which_a_loss_stops_existing_need_not_be_three():
     # momentum and phases aside, a 4th-order method keeps every loss through order 4
     with pytest.raises(NotAGradient) as caught:
         modified_loss(x**2 * y + y**3, XY, h, 5, method="rk4")
     assert caught.value.order == 5
+    assert caught.value.antisymmetric == h**4 * caught.value.leading
     assert caught.value.loss == x**2 * y + y**3
 
 
