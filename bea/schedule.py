@@ -29,7 +29,8 @@ class QuadraticModel(NamedTuple):
 
     def decrease(self, step_size: Number | Array = 1.0) -> Array:
         """``−(h ⟨g, u⟩ + ½ h² uᵀHu)``, in units of the loss; positive is a decrease."""
-        return -(step_size * self.slope + 0.5 * step_size**2 * self.curvature)
+        h = jnp.asarray(step_size, self.slope.dtype)
+        return -(h * self.slope + 0.5 * h**2 * self.curvature)
 
     def best_step_size(self) -> Array:
         r"""``h* = −⟨g, u⟩ / uᵀHu``, where the model is lowest.

@@ -1,1 +1,1 @@
-"""One script a question: a ratio against a peer or a limit, as JSON and Markdown."""
+"""One script a question; each prints a table and writes JSON. Run them as ``python -m benchmarks.<name>``."""

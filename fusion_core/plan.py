@@ -22,8 +22,8 @@ import bea
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.fusion.linear import FusionMap, Params
-from fusion_core.train.optimizer import fuse_optimizer_state, preconditioner
-from fusion_core.train.step import Batch, TrainState
+from fusion_core.train.optimizer import fuse_states, preconditioner
+from fusion_core.train.step import Batch, TrainState, displacement
 
 # (params, batch) -> mean loss
 MeanLoss = Callable[[Params, Batch], Array]
@@ -67,22 +67,24 @@ class GrowthMeter:
         def alone(network: Network) -> Callable[..., tuple[dict[str, Array], Params, Params]]:
             """One network's own terms, its update and its preconditioner."""
 
-            def terms(params: Params, opt_state: Any, update: Batch, probe: Batch) -> tuple[Any, Params, Params]:
+            def terms(state: TrainState, update: Batch, probe: Batch) -> tuple[Any, Params, Params]:
                 on_probe = lambda p: network.loss(p, probe)
+                params = state.params
                 grads = jax.grad(lambda p: network.loss(p, update))(params)
-                displacement, _ = network.optimizer.update(grads, opt_state, params)
-                metric = preconditioner(network.optimizer, grads, opt_state, params)
+                move, _ = displacement(network.optimizer, grads, state)
+                metric = preconditioner(network.optimizer, grads, state.opt_state, params)
+                metric = jax.tree.map(lambda m: state.rate * m, metric)
                 loss, slope = jax.value_and_grad(on_probe)(params)
-                model = bea.quadratic_model(on_probe, params, displacement)
+                model = bea.quadratic_model(on_probe, params, move)
                 values = {
                     "loss": loss,
-                    "gradient_norm": optax.global_norm(slope),
+                    "gradient_norm": optax.tree.norm(slope),
                     "modified_loss": bea.modified_loss(on_probe, 1.0, metric=metric)(params),
                     "decrease_per_flop": model.decrease() / network.step_flops,
                     "slope": model.slope,
                     "curvature": model.curvature,
                 }
-                return values, displacement, metric
+                return values, move, metric
 
             return jax.jit(terms)
 
@@ -107,12 +109,7 @@ class GrowthMeter:
             }
 
         self._small_terms, self._grown_terms, self._together = alone(small), alone(grown), jax.jit(together)
-        self._fuse = jax.jit(
-            lambda states: (
-                mapping.embed([state.params for state in states]),
-                fuse_optimizer_state(mapping, [state.opt_state for state in states]),
-            )
-        )
+        self._fuse = jax.jit(lambda states: fuse_states(mapping, states))
 
     def measure(
         self, states: Sequence[TrainState], updates: Sequence[Batch], probes: Sequence[Batch]
@@ -127,8 +124,8 @@ class GrowthMeter:
           * for ``a``, ``b``, ... (the sources) and ``fused``: ``loss_*``; ``gradient_norm_*``; ``modified_loss_*``,
             that is ``L + ¼ ⟨∇L, M ∇L⟩``; ``decrease_per_flop_*``, that is ``−(⟨g, Δ⟩ + ½ ΔᵀHΔ)`` of a step at the
             present learning rate, over its FLOPs;
-          * ``step_factor_small``, ``step_factor_grown``: h*/h, by which a step of all sources, ``Δ = J(Δ_a, Δ_b, ...)``,
-            and one of the grown network should be longer to lower the quadratic model of the grown loss most;
+          * ``step_factor_small``, ``step_factor_grown``: h*/h, by which a step of all sources, ``J(Δ_a, Δ_b, ...)``, and
+            one of the grown network should be longer to lower the quadratic model of the grown loss most;
           * ``small_rate``, ``grown_rate``: decrease of the grown loss per FLOP by these two steps at their best length;
           * ``conflict``: ``½ ⟨∇L, [f_1, f_2]⟩`` with f_1 the small phase pushed into the grown space: the change of the
             grown loss by the bracket term of one small and one grown step.
@@ -137,14 +134,18 @@ class GrowthMeter:
         """
         samples: dict[str, list[float]] = {}
         models: dict[str, list[tuple[float, float]]] = {"small": [], "grown": []}
-        fused, fused_opt_state = self._fuse(tuple(states))
+        fused = self._fuse(tuple(states))
         for update, probe in zip(updates, probes, strict=True):
-            measured = [self._small_terms(s.params, s.opt_state, update, probe) for s in states]
-            measured.append(self._grown_terms(fused, fused_opt_state, update, probe))
+            measured = [self._small_terms(state, update, probe) for state in states]
+            measured.append(self._grown_terms(fused, update, probe))
             names = ["abcdefgh"[i] for i in range(len(states))] + ["fused"]
             *_, grown_metric = measured[-1]
             joint = self._together(
-                fused, tuple(m[1] for m in measured[:-1]), tuple(m[2] for m in measured[:-1]), grown_metric, probe
+                fused.params,
+                tuple(m[1] for m in measured[:-1]),
+                tuple(m[2] for m in measured[:-1]),
+                grown_metric,
+                probe,
             )
             for name, (values, _, _) in zip(names, measured, strict=True):
                 for term in ("loss", "gradient_norm", "modified_loss", "decrease_per_flop"):
@@ -231,9 +232,9 @@ def learning_rate_after(records: Sequence[dict[str, float]], learning_rate: floa
     rate = learning_rate * trusted
     capped = "" if trusted == ratio else f", taken as {trusted:g}, as far as the quadratic model is trusted"
     return rate, (
-        f"One step lowers the grown loss most at {small:.3g} times the present rate before the event and at {grown:.3g} "
-        f"times it after ({over}), a ratio of {ratio:.3g}{capped}: learning rate {learning_rate:.3g} before, {rate:.3g} "
-        "after."
+        f"One step lowers the grown loss most at {small:.3g} times the present rate before the event and at "
+        f"{grown:.3g} times it after ({over}), a ratio of {ratio:.3g}{capped}: learning rate {learning_rate:.3g} "
+        f"before, {rate:.3g} after."
     )
 
 

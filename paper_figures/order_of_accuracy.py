@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import bea
+from bea.pytrees import norm, subtract
 from paper_figures.results import Results
 from toy_models import mlp, teacher
 
@@ -70,14 +71,12 @@ def compute(preset: str) -> Results:
     started, config = time.perf_counter(), PRESETS[preset]
     step_sizes = [config.largest / 2**k for k in range(config.halvings + 1)]
     with jax.enable_x64(True):
-        errors = _errors(config)
-        measured = {
-            name: [
-                bea.measured_order(lambda h, name=name, run=run: errors(name, run, h), step_sizes)
-                for run in range(config.runs)
-            ]
-            for name in LABELS
-        }
+        errors_of = _errors(config)
+        errors = [{h: errors_of(run, h) for h in step_sizes} for run in range(config.runs)]
+    measured = {
+        name: [bea.measured_order(lambda h, run=run, name=name: run[h][name], step_sizes) for run in errors]
+        for name in LABELS
+    }
     arrays: dict[str, Any] = {"step_sizes": step_sizes}
     for name, orders in measured.items():
         arrays[f"{name}_errors"] = [[error for _, error in order.points] for order in orders]
@@ -130,21 +129,20 @@ def _slope_mark(axes: Any, h: np.ndarray, error: np.ndarray, order: int, where: 
     )
 
 
-def _errors(config: Config) -> Callable[[str, int, float], float]:
-    """``(name of the field, run, h) -> error``: one compilation a field, for all runs and step sizes."""
+def _errors(config: Config) -> Callable[[int, float], dict[str, float]]:
+    """``(run, h) -> {name of the field: error}``. All fields are followed at once: one compilation for everything."""
     dtype = jnp.float64
-    keys = np.random.SeedSequence(SEED).generate_state(3 * config.runs).reshape(config.runs, 3) // 2
+    seeds = np.random.SeedSequence(SEED).generate_state(3 * config.runs).reshape(config.runs, 3) // 2
 
     def problem(run: int) -> tuple[mlp.Params, teacher.Samples, teacher.Samples]:
         tasks = [
             teacher.teacher_task(config.sizes, seed=int(s), train=config.samples, validation=1, dtype=dtype).train
-            for s in keys[run, 1:]
+            for s in seeds[run, 1:]
         ]
-        return mlp.init(config.sizes, seed=int(keys[run, 0]), dtype=dtype), tasks[0], tasks[1]
+        return mlp.init(config.sizes, seed=int(seeds[run, 0]), dtype=dtype), tasks[0], tasks[1]
 
-    problems = [problem(run) for run in range(config.runs)]
-
-    def error(name: str, start: mlp.Params, one: teacher.Samples, two: teacher.Samples, h: jax.Array) -> jax.Array:
+    @jax.jit
+    def errors(start: mlp.Params, one: teacher.Samples, two: teacher.Samples, h: jax.Array) -> dict[str, jax.Array]:
         phases = [bea.Phase(bea.gradient_field(mlp.mse_loss(*task)), h) for task in (one, two)]
         end = start
         for phase in phases:
@@ -154,8 +152,14 @@ def _errors(config: Config) -> Callable[[str, int, float], float]:
             "self_terms": lambda p: jax.tree.map(jnp.add, *(bea.compose([phase])(p) for phase in phases)),
             "composite": bea.compose(phases, order=2),
         }
-        flowed = bea.flow(fields[name], start, 1.0, rtol=config.rtol, atol=config.atol)
-        return bea.pytrees.norm(bea.pytrees.subtract(flowed, end))
+        flowed = bea.flow(
+            lambda points: {name: field(points[name]) for name, field in fields.items()},
+            dict.fromkeys(fields, start),
+            1.0,
+            rtol=config.rtol,
+            atol=config.atol,
+        )
+        return {name: norm(subtract(flowed[name], end)) for name in fields}
 
-    jitted = jax.jit(error, static_argnums=0)
-    return lambda name, run, h: float(jitted(name, *problems[run], h))
+    problems = [problem(run) for run in range(config.runs)]
+    return lambda run, h: {name: float(error) for name, error in errors(*problems[run], h).items()}

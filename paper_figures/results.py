@@ -1,13 +1,9 @@
 """What a figure is drawn from: plain arrays and scalars with where they came from, in one JSON file."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
-import subprocess
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fusion_core.atomic import write_text
+from fusion_core.provenance import provenance
 
 FORMAT = 1
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class ResultsError(ValueError):
@@ -64,9 +60,7 @@ class Results:
           arrays: name → anything that numpy can read as real numbers.
           started: ``time.perf_counter()`` when the computation began.
         """
-        import jax
-
-        device = jax.devices()[0]
+        origin = provenance()
         return cls(
             figure=figure,
             preset=preset,
@@ -74,11 +68,10 @@ class Results:
             config=json.loads(json.dumps(dict(config))),
             arrays={name: np.asarray(values, np.float64) for name, values in arrays.items()},
             seconds=round(time.perf_counter() - started, 3),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in ("jax", "numpy", "diffrax", "matplotlib")},
-            device=f"{device.platform}: {device.device_kind}",
-            commit=_commit(),
+            created=origin["created"],
+            versions=origin["versions"],
+            device=", ".join(origin["devices"]),
+            commit=origin["commit"],
         )
 
     def save(self, path: pathlib.Path) -> None:
@@ -141,16 +134,3 @@ def _encode(array: np.ndarray) -> dict[str, Any]:
 
 def _decode(record: dict[str, Any]) -> np.ndarray:
     return np.array([float(v) for v in record["values"]], np.float64).reshape(record["shape"])
-
-
-def _commit() -> str | None:
-    """The commit of this software's own checkout; an installed copy has none, whatever repository surrounds it."""
-    git = lambda *words: subprocess.run(
-        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
-    try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return None
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None

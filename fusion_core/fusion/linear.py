@@ -53,7 +53,7 @@ class Rule:
         return [scale * fused[where] for scale, where in zip(self.scales, self._ranges(shapes), strict=True)]
 
     def pinv(self, fused: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-        """J⁺ = (JᵀJ)⁺Jᵀ: for blocks that do not overlap each is divided by its scale; a sum is spread over its terms."""
+        """J⁺ = (JᵀJ)⁺Jᵀ: blocks that do not overlap are divided by their scale; a sum is spread over its terms."""
         if self.axes:
             return [fused[where] / scale for scale, where in zip(self.scales, self._ranges(shapes), strict=True)]
         total = sum(scale * scale for scale in self.scales)
@@ -92,7 +92,8 @@ class FusionMap:
         return self._split("pinv", fused)
 
     def _split(self, direction: str, fused: Params) -> tuple[Params, ...]:
-        rules, treedef = jax.tree.flatten(self.rules)
+        treedef: Any = jax.tree.structure(self.rules)
+        rules = jax.tree.leaves(self.rules)
         leaves = treedef.flatten_up_to(fused)
         parts = [
             getattr(rule, direction)(leaf, shapes)

@@ -37,8 +37,8 @@ def fused_mlp_config(configs: Sequence[MLPConfig]) -> MLPConfig:
         sizes = config.sizes
         if len(sizes) != len(first):
             raise InputError(
-                f"cannot fuse depth {len(first) - 1} with depth {len(sizes) - 1} (networks 1 and {i}): fusion widens only; "
-                "bring them to the same depth first"
+                f"cannot fuse depth {len(first) - 1} with depth {len(sizes) - 1} (networks 1 and {i}): fusion widens "
+                "only; bring them to the same depth first"
             )
         if (sizes[0], sizes[-1]) != (first[0], first[-1]):
             raise InputError(

@@ -17,7 +17,7 @@ from fusion_core.t5.model import parameter_shapes
 # Fields that add up over the sources; all others must agree.
 SUMMED = ("d_model", "d_ff", "num_heads")
 
-# The axes that belong to a source, by the name of the array's parent. Read it as: which axis is split among the sources.
+# The axes that are split among the sources, by the name of the array's parent.
 BLOCK_DIAGONAL = dict.fromkeys(("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"), (0, 1))
 CONCATENATED = {"shared": (1,), "lm_head": (1,), "relative_attention_bias": (1,), "layer_norm": (0,)}
 AXES = BLOCK_DIAGONAL | CONCATENATED | {"final_layer_norm": (0,)}

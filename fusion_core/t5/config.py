@@ -77,6 +77,12 @@ class T5Config:
                 f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
                 "it must be an even number, at least 4"
             )
+        # the logarithmic half of the causal buckets begins at half their number
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            raise InputError(
+                f"T5Config.relative_attention_max_distance is {self.relative_attention_max_distance}; it must be above "
+                f"{self.relative_attention_num_buckets // 2}, half of the buckets"
+            )
 
     @property
     def inner_dim(self) -> int:

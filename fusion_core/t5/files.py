@@ -19,6 +19,8 @@ from fusion_core.t5.config import T5Config
 from fusion_core.t5.model import Params, parameter_shapes
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# in released checkpoints, but read by no version of the model
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def flat_names(tree: Any) -> dict[str, Any]:
@@ -84,7 +86,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
     if (folder / INDEX).exists():
-        files = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InputError(f"{folder / INDEX} has no weight_map of file names; it is damaged, copy it again")
+        files = sorted(set(weight_map.values()))
     elif (folder / WEIGHTS).exists():
         files = [WEIGHTS]
     else:
@@ -127,6 +132,7 @@ def load_pretrained(path: str | pathlib.Path) -> tuple[Params, T5Config]:
         tensors.pop("lm_head.weight", None)
     elif "shared.weight" in tensors:  # an unscaled head equal to the embedding is saved once
         tensors.setdefault("lm_head.weight", tensors["shared.weight"])
+    tensors.pop(UNUSED, None)
     flat = {}
     for name, shape in flat_names(parameter_shapes(config)).items():
         if name not in tensors:

@@ -226,11 +226,16 @@ def parameter_shapes(config: T5Config) -> Params:
     return shapes
 
 
-def init(config: T5Config, seed: int, dtype: Any = jnp.float32) -> Params:
+def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dtype: Any = jnp.float32) -> Params:
     """Random parameters, with the reference's standard deviations. The seed alone decides them.
 
     q: (d·d_kv)^-½, since attention logits are not divided by √d_kv; k, v, wi and the relative bias: d^-½; o: inner^-½;
     wo: d_ff^-½; embedding and untied head: 1; norm scales: the constant 1.
+
+    Args:
+      match_cross_attention: start each cross-attention with ``q = k / √d_kv``, so that a decoder token attends to equal
+        tokens of the source: above all a sentinel to the place that it stands for. Small networks otherwise spend a
+        large part of a short run on a plateau before they find the source at all (see docs/demo.md for the figures).
     """
     deviations = {
         "q": (config.d_model * config.d_kv) ** -0.5,
@@ -242,13 +247,19 @@ def init(config: T5Config, seed: int, dtype: Any = jnp.float32) -> Params:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(
         parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)
     )
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
     arrays = []
-    for key, (path, shape) in zip(keys, leaves, strict=True):
+    for i, (path, shape) in enumerate(leaves):
         name = path[-2].key
         if "norm" in name:
             arrays.append(jnp.ones(shape, dtype))
         else:
             deviation = deviations.get(name, config.d_model**-0.5)
-            arrays.append(deviation * jax.random.normal(key, shape, dtype))
-    return jax.tree_util.tree_unflatten(treedef, arrays)
+            # NumPy's generator: the same numbers in every version of JAX, and nothing to compile
+            normal = np.random.default_rng((seed, i)).standard_normal(shape, np.float32)
+            arrays.append(jnp.asarray(deviation * normal, dtype))
+    params = jax.tree_util.tree_unflatten(treedef, arrays)
+    if match_cross_attention:
+        for block in params["decoder"]["block"].values():
+            weights = block["layer"]["1"]["EncDecAttention"]
+            weights["q"]["weight"] = weights["k"]["weight"] * config.d_kv**-0.5
+    return params

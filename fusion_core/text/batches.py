@@ -14,11 +14,11 @@ from fusion_core.text.tokenizer import EOS, SENTINELS, Tokenizer
 def span_counts(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
     """Number of noise tokens and of noise spans among ``length`` tokens."""
     noise = min(max(round(length * noise_density), 1), length - 1)
-    return noise, max(round(noise / mean_span), 1)
+    return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
 
 
 def window_length(source: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """The largest number of raw tokens whose corrupted source (with its end token) fits ``source``, and its target length.
+    """How many raw tokens give a corrupted source of at most ``source`` tokens, end token included, and their target's length.
 
     Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
     """
@@ -64,7 +64,7 @@ def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.nda
 
     def replace(mask: np.ndarray) -> np.ndarray:
         begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-        ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1), tokens)
+        ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1, dtype=tokens.dtype), tokens)
         keep = begins | ~mask
         return np.concatenate([ids[keep].reshape(len(tokens), -1), ends], axis=1)
 

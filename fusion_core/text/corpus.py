@@ -13,7 +13,8 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
 
@@ -41,10 +42,10 @@ def _docstrings(source: str) -> str:
     return "\n\n".join(text for _, text in sorted(found))
 
 
-def default_folders() -> list[pathlib.Path]:
-    """Where the default corpus comes from: the standard library and the installed ``DEFAULT_PACKAGES``."""
+def default_folders(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[pathlib.Path]:
+    """Where the default corpus comes from: the standard library and the installed ones of ``packages``."""
     folders = [pathlib.Path(sysconfig.get_path("stdlib"))]
-    for name in DEFAULT_PACKAGES:
+    for name in packages:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin:
             folders.append(pathlib.Path(spec.origin).parent)
@@ -61,7 +62,9 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield path
 
 
-def default_corpus(progress: Iterable | None = None) -> list[str]:
+def default_corpus(
+    packages: Sequence[str] = DEFAULT_PACKAGES, progress: Callable[[list[pathlib.Path]], Iterable[pathlib.Path]] = iter
+) -> list[str]:
     """Documents from the documentation of the installed scientific stack: one a source file or text file.
 
     Docstrings, and the ``.rst`` and ``.md`` files, of the standard library, numpy, scipy, sympy, jax and matplotlib;
@@ -69,11 +72,12 @@ def default_corpus(progress: Iterable | None = None) -> list[str]:
     download.
 
     Args:
-      progress: called as ``progress(list_of_files)``; it iterates over the files and may show how far it is.
+      packages: to read beside the standard library; those that are not installed are left out.
+      progress: wraps the list of files; it may show how far the reading is.
     """
-    files = [path for folder in default_folders() for path in _walk(folder)]
+    files = [path for folder in default_folders(packages) for path in _walk(folder)]
     documents = []
-    for path in progress(files) if callable(progress) else files:
+    for path in progress(files):
         try:
             if path.suffix == ".py":
                 with tokenize.open(path) as source:  # heeds the file's own encoding declaration
@@ -104,7 +108,7 @@ def _read_bytes(path: pathlib.Path) -> bytes:
             with gzip.open(path) as file:
                 return file.read()
         return path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}; check the file, or leave it out") from None
 
 
@@ -117,20 +121,22 @@ def _read_file(path: pathlib.Path) -> list[str]:
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
         ) from None
+    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
     kind = pathlib.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind != ".jsonl":
         # documents of one file are separated by two empty lines
         return [part for part in re.split(r"\n[ \t]*\n[ \t]*\n", text.replace("\r\n", "\n")) if part.strip()]
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines: strings in JSON may hold other line separators as they are
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            documents.append(json.loads(line)["text"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            documents.append(None)
-        if not isinstance(documents[-1], str):
-            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}')
+            document = json.loads(line)["text"]
+            document.encode("utf-8")  # JSON can spell half a character
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}') from None
+        documents.append(document)
     return documents
 
 
@@ -164,9 +170,10 @@ def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tup
     """Train and validation documents: whole documents, about ``fraction`` of them for validation.
 
     A document's side depends on its content and the seed alone, not on the others. With too few documents for that,
-    the last is split in two.
+    the longest is split in two.
     """
-    train, validation = [], []
+    train: list[str] = []
+    validation: list[str] = []
     for text in documents:
         digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
         side = validation if int.from_bytes(digest[:8], "big") < fraction * 2**64 else train

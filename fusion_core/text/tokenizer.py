@@ -37,7 +37,7 @@ class Tokenizer:
         """Ids of each text, each ending with the end-of-sequence id."""
         return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch(list(texts))]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; padding and end are left out, sentinels are shown."""
         return self.backend.decode([int(i) for i in ids if i not in (PAD, EOS)], skip_special_tokens=False)
 
@@ -102,6 +102,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
             normalization_rule_name="identity",
             input_sentence_size=200_000,
             shuffle_input_sentence=True,
+            max_sentence_length=2**30,  # longer lines, in bytes, would be dropped without a word
             num_threads=1,  # sums in a fixed order: the same text gives the same vocabulary
             minloglevel=2,
         )
@@ -115,7 +116,8 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
             ) from None
         raise InputError(f"the tokenizer could not be trained on this text: {error}") from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    scores = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(trained.vocab_size())]
+    # few digits, so that the file's reader, which rounds, gives the same tokenizer
+    scores = [(trained.id_to_piece(i), round(trained.get_score(i), 6)) for i in range(trained.vocab_size())]
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     backend = tokenizers.Tokenizer(Unigram(scores + [(s, 0.0) for s in sentinels], unk_id=UNK, byte_fallback=True))
     backend.add_special_tokens(["<pad>", "</s>", "<unk>", *sentinels])

@@ -8,9 +8,11 @@ from fusion_core.train.loop import TrainingDiverged as TrainingDiverged
 from fusion_core.train.metrics import Metrics as Metrics
 from fusion_core.train.optimizer import adafactor as adafactor
 from fusion_core.train.optimizer import fuse_optimizer_state as fuse_optimizer_state
+from fusion_core.train.optimizer import fuse_states as fuse_states
 from fusion_core.train.optimizer import preconditioner as preconditioner
 from fusion_core.train.optimizer import t5_schedule as t5_schedule
 from fusion_core.train.step import TrainState as TrainState
+from fusion_core.train.step import displacement as displacement
 from fusion_core.train.step import evaluate_step as evaluate_step
 from fusion_core.train.step import init_state as init_state
 from fusion_core.train.step import train_steps as train_steps

@@ -48,7 +48,7 @@ def load_state(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"the checkpoint {path} cannot be read ({error}); it is damaged, remove it") from None
     for name, leaf in zip(names, leaves, strict=True):

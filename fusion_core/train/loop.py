@@ -43,8 +43,11 @@ _stop = threading.Event()
 
 
 @contextmanager
-def graceful_interrupt() -> Iterator[None]:
-    """Within it, the first Ctrl-C ends training between two dispatches (``Interrupted``); the second ends at once."""
+def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within it, the first Ctrl-C ends training between two dispatches (``Interrupted``); the second ends at once.
+
+    ``note`` is called at the first, to tell the user.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -53,6 +56,7 @@ def graceful_interrupt() -> Iterator[None]:
         if _stop.is_set():
             raise KeyboardInterrupt
         _stop.set()
+        note()
 
     _stop.clear()
     before = signal.signal(signal.SIGINT, handle)

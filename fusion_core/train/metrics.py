@@ -19,11 +19,14 @@ class Metrics:
         self.path = path
         self.records: list[Record] = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8")
+            for line in text.splitlines():
                 try:
                     self.records.append(json.loads(line))
                 except json.JSONDecodeError:
                     break
+            if text != self._text():
+                atomic.write_text(path, self._text())  # the next record begins a line of its own
 
     def write(self, record: Record) -> None:
         """Appends a record."""
@@ -37,7 +40,10 @@ class Metrics:
         kept = [record for record in self.records if wanted(record)]
         self.records = kept
         if self.path.exists():
-            atomic.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            atomic.write_text(self.path, self._text())
+
+    def _text(self) -> str:
+        return "".join(json.dumps(record) + "\n" for record in self.records)
 
     def of(self, **facts: Any) -> list[Record]:
         """Records whose fields equal ``facts``, in order."""

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.fusion.linear import FusionMap, Params, Rule
+from fusion_core.train.step import TrainState
 
 # Second moments are factored in the two largest axes when the smaller has at least this many entries. T5's own 128
 # would leave our small networks unfactored, and only factored moments give a grown network's new entries an estimate.
@@ -20,20 +22,20 @@ MIN_DIM_TO_FACTOR = 8
 Schedule = Callable[[Any], Any]
 
 
-def t5_schedule(peak: float, warmup: int = 10_000) -> Schedule:
-    """T5's learning rate ``peak · √(warmup / max(n, warmup))`` at step n: constant, then the inverse square root.
+def t5_schedule(warmup: int = 10_000) -> Schedule:
+    """T5's schedule ``√(warmup / max(n, warmup))`` at step n: constant, then the inverse square root; its peak is 1.
 
-    With T5's warmup of 10,000 and peak of 0.01 it is ``1 / √max(n, 10⁴)``. The unit is Adafactor's: relative to each
-    parameter's root mean square. Source: Raffel et al. (2020), section 3.1.2.
+    Times the learning rate (``TrainState.rate``): with 0.01 it is T5's own ``1 / √max(n, 10⁴)``. The unit is
+    Adafactor's: relative to each parameter's root mean square. Source: Raffel et al. (2020), section 3.1.2.
 
     Raises:
-      InputError: peak is not positive, or warmup is below 1.
+      InputError: warmup is below 1.
     """
-    if not peak > 0 or warmup < 1:
-        raise InputError(f"the learning rate is {peak} with warmup {warmup}; they must be positive")
+    if warmup < 1:
+        raise InputError(f"the schedule's warmup is {warmup} steps; it must be at least 1")
 
     def schedule(n: Any) -> Any:
-        return peak * jnp.sqrt(warmup / jnp.maximum(n, warmup))
+        return jnp.sqrt(warmup / jnp.maximum(n, warmup))
 
     return schedule
 
@@ -49,13 +51,13 @@ def adafactor(schedule: Schedule) -> optax.GradientTransformation:
 def preconditioner(
     optimizer: optax.GradientTransformation, grads: Params, state: optax.OptState, params: Params
 ) -> Params:
-    """The diagonal M of an update ``Δθ = −M ∇L``, with the optimizer frozen at this gradient; step size included.
+    """The diagonal M of the optimizer's update ``−M ∇L``, with the optimizer frozen at this gradient.
 
     For any optimizer whose update is the gradient times a factor per entry: the factor is the update divided by the
     gradient. Where the gradient is exactly zero (rows of unseen tokens) it is read off at a gradient too small to
     change the statistics.
     """
-    tiny = 1e-15
+    tiny = 1e-22  # its square vanishes in float32, and beside the 1e-30 that Adafactor adds
     probe = jax.tree.map(lambda g: jnp.where(jnp.abs(g) < tiny, tiny, g), grads)
     updates, _ = optimizer.update(probe, state, params)
     return jax.tree.map(lambda u, g: -u / g, updates, probe)
@@ -103,6 +105,22 @@ def _fuse_moment(
     return along(fused_axes[0]), along(fused_axes[1]), placeholder
 
 
+def fuse_states(mapping: FusionMap, states: Sequence[TrainState], rate: Array | float | None = None) -> TrainState:
+    """The training state of the fused network: parameters by J, moments by ``fuse_optimizer_state``, step of the first.
+
+    Args:
+      mapping: of the fusion.
+      states: of the sources.
+      rate: learning rate to go on with; None: the first source's.
+    """
+    return TrainState(
+        params=mapping.embed([state.params for state in states]),
+        opt_state=fuse_optimizer_state(mapping, [state.opt_state for state in states]),
+        step=states[0].step,
+        rate=states[0].rate if rate is None else jnp.asarray(rate, jnp.float32),
+    )
+
+
 def fuse_optimizer_state(mapping: FusionMap, states: Sequence[optax.OptState]) -> optax.OptState:
     """The optimizer state of the fused network: moments by the square of the gradients' map, step counts of the first.
 
@@ -114,7 +132,8 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[optax.OptState]) -
       mapping: of the fusion.
       states: of ``adafactor``, one a source.
     """
-    rules, treedef = jax.tree.flatten(mapping.rules)
+    treedef: Any = jax.tree.structure(mapping.rules)
+    rules = jax.tree.leaves(mapping.rules)
     shapes = [jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple)) for tree in mapping.shapes]
 
     def fuse(parts: Sequence[Any]) -> Any:

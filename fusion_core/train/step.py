@@ -27,10 +27,20 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     step: Array  # int32, steps taken
+    rate: Array  # factor on the optimizer's updates: the learning rate, if the schedule's peak is 1; jumps at growth
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+def init_state(params: Params, optimizer: optax.GradientTransformation, rate: float) -> TrainState:
+    """The state before the first step, with the learning rate ``rate``."""
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(rate, jnp.float32))
+
+
+def displacement(
+    optimizer: optax.GradientTransformation, grads: Params, state: TrainState
+) -> tuple[Params, optax.OptState]:
+    """The update Δθ of a step with these gradients, learning rate included, and the optimizer's next state."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return jax.tree.map(lambda u: (state.rate * u).astype(u.dtype), updates), opt_state
 
 
 def devices_for(batch_size: int) -> list[jax.Device]:
@@ -88,10 +98,10 @@ def train_steps(
         (total, count), grads = jax.value_and_grad(lambda p: loss(p, batch), has_aux=True)(state.params)
         total, count, grads = jax.lax.psum((total, count, grads), AXIS)
         grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = displacement(optimizer, grads, state)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total / count, "gradient_norm": optax.global_norm(grads)}
-        return TrainState(params, opt_state, state.step + 1), metrics
+        metrics = {"loss": total / count, "gradient_norm": optax.tree.norm(grads)}
+        return TrainState(params, opt_state, state.step + 1, state.rate), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
     return jax.pmap(

@@ -25,6 +25,8 @@ def test_predicted_decrease_is_exact_on_a_quadratic(x64):
     loss = lambda p: 0.5 * p @ H @ p
     step = -0.3 * (H @ theta)
     np.testing.assert_allclose(bea.predicted_decrease(loss, theta, step), loss(theta) - loss(theta + step), rtol=1e-12)
+    model = bea.quadratic_model(loss, theta, step)
+    np.testing.assert_allclose(model.decrease(0.5), loss(theta) - loss(theta + 0.5 * step), rtol=1e-12)
 
 
 def test_best_step_size_is_the_minimum_along_the_line(x64):
@@ -54,7 +56,7 @@ def test_best_step_size_of_a_broken_loss_is_nan():
 
 
 def test_a_displacement_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"displacement has shape \(3,\), but params has shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"direction has shape \(3,\), but params has shape \(2,\)"):
         bea.predicted_decrease(jnp.sum, jnp.ones(2), jnp.ones(3))
 
 

@@ -17,7 +17,7 @@ def test_forward_is_the_network_written_by_hand(name):
     shifted = jax.tree.map(lambda leaf: leaf + 0.1 if leaf.ndim == 1 else leaf, params)
     hidden = np.asarray(activation(jnp.asarray(x @ w[0][0].T + w[0][1])))
     hidden = np.asarray(activation(jnp.asarray(hidden @ w[1][0].T + w[1][1])))
-    got = mlp.forward(shifted, jnp.asarray(x), activation)
+    got = jax.jit(lambda p: mlp.forward(p, jnp.asarray(x), activation))(shifted)
     np.testing.assert_allclose(got, hidden @ w[2][0].T + w[2][1], rtol=1e-5, atol=1e-6)
 
 
@@ -35,22 +35,22 @@ def test_init_has_the_layout_and_the_scale_and_depends_on_the_seed_only():
 
 def test_float64_init_is_the_float32_one():
     with jax.enable_x64(True):
-        wide = mlp.init((2, 3, 1), seed=0, dtype=jnp.float64)
+        wide = mlp.init((3, 5, 4, 2), seed=0, dtype=jnp.float64)
         assert wide["layers"][0]["weight"].dtype == jnp.float64
         wide = jax.tree.map(np.asarray, wide)
-    jax.tree.map(np.testing.assert_array_equal, wide, mlp.init((2, 3, 1), seed=0))
+    jax.tree.map(np.testing.assert_array_equal, wide, mlp.init((3, 5, 4, 2), seed=0))
 
 
 def test_softmax_loss_is_the_cross_entropy():
-    params, x, labels = mlp.init((3, 4, 5), seed=0), jnp.ones((2, 3)), jnp.asarray([1, 4])
+    params, x, labels = mlp.init((3, 5, 4, 2), seed=0), jnp.ones((2, 3)), jnp.asarray([1, 0])
     p = np.exp(np.asarray(mlp.forward(params, x), np.float64))
     p = p / p.sum(axis=1, keepdims=True)
-    expected = -np.log([p[0, 1], p[1, 4]]).mean()
+    expected = -np.log([p[0, 1], p[1, 0]]).mean()
     np.testing.assert_allclose(mlp.softmax_loss(x, labels)(params), expected, rtol=1e-5)
 
 
 def test_mse_loss_is_the_mean_square():
-    params, x = mlp.init((3, 4, 2), seed=0), jnp.ones((2, 3))
+    params, x = mlp.init((3, 5, 4, 2), seed=0), jnp.ones((2, 3))
     expected = np.mean(np.square(np.asarray(mlp.forward(params, x)) - 1))
     np.testing.assert_allclose(mlp.mse_loss(x, jnp.ones((2, 2)))(params), expected, rtol=1e-6)
 
@@ -67,9 +67,10 @@ def test_fused_students_output_the_mean_and_lose_no_more_than_the_mean():
     x, y = teacher_task((4, 16, 2), seed=0, train=64, validation=32).train
     networks = [
         (mlp.init(sizes, seed=seed), fusion_core.fusion.MLPConfig(sizes))
-        for seed, sizes in enumerate([(4, 5, 4, 2), (4, 6, 3, 2)])
+        for seed, sizes in enumerate([(4, 5, 2), (4, 6, 2)])
     ]
-    fused, _ = fusion_core.fusion.fuse(networks)
+    parameters, configs = zip(*networks, strict=True)
+    fused = jax.jit(fusion_core.fusion.fusion_map(configs).embed)(parameters)
     forward, loss = jax.jit(mlp.forward), jax.jit(mlp.mse_loss(x, y))
     mean = sum(forward(params, x) for params, _ in networks) / 2
     np.testing.assert_allclose(forward(fused, x), mean, atol=1e-6)

@@ -1,0 +1,79 @@
+"""From the text to token ids, once a run; kept in the run's folder."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from rich.progress import Progress
+
+from deepfusion.demo.settings import DemoSettings
+from fusion_core import atomic
+from fusion_core.errors import InputError
+from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
+
+TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
+
+
+def _prepare(settings: DemoSettings, folder: pathlib.Path, progress: Progress) -> None:
+    if settings.text:
+        documents = read_documents(settings.text)
+    else:
+        task = progress.add_task("reading documentation", total=None)
+
+        def track(files):
+            yield from progress.track(files, task_id=task)
+
+        documents = default_corpus(settings.packages, track)
+    train, validation = split_documents(documents, settings.validation_share, settings.seed)
+    task = progress.add_task("training the tokenizer", total=None)
+    tokenizer = train_tokenizer(train, settings.vocab, settings.seed)
+    progress.update(task, total=1, completed=1)
+    task = progress.add_task("tokenizing", total=None)
+    ids = {
+        "train": np.concatenate(tokenizer.encode(train)),
+        "validation": np.concatenate(tokenizer.encode(validation)),
+        "documents": np.asarray([len(train), len(validation)]),
+        "characters": np.asarray([sum(map(len, train)), sum(map(len, validation))]),
+    }
+    progress.update(task, total=1, completed=1)
+    if not (folder / TOKENIZER).exists():
+        with atomic.new_folder(folder / TOKENIZER) as temporary:
+            tokenizer.save(temporary)
+    # the tokens last: where they are, all of this is done
+    with atomic.new_file(folder / TOKENS) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **ids)
+
+
+class DemoData:
+    """Training and validation batches of a run, and its tokenizer."""
+
+    def __init__(self, settings: DemoSettings, folder: pathlib.Path, progress: Progress) -> None:
+        if not (folder / TOKENS).exists():
+            _prepare(settings, folder, progress)
+        self.tokenizer = Tokenizer.load(folder / TOKENIZER)
+        with np.load(folder / TOKENS, allow_pickle=False) as arrays:
+            ids = {name: arrays[name] for name in arrays.files}
+        self.facts = {
+            "train_documents": int(ids["documents"][0]),
+            "validation_documents": int(ids["documents"][1]),
+            "characters": int(ids["characters"].sum()),
+            "train_tokens": len(ids["train"]),
+            "validation_tokens": len(ids["validation"]),
+        }
+        self.train = SpanCorruption.from_documents([ids["train"]], self.tokenizer, settings.source, settings.seed)
+        self._check(settings, "training", len(self.train.windows), settings.batch)
+        held_out = SpanCorruption.from_documents([ids["validation"]], self.tokenizer, settings.source, settings.seed)
+        wanted = settings.validation_batches * settings.batch
+        # at least one batch, and no window twice
+        batches = min(wanted, len(held_out.windows)) // settings.batch
+        self._check(settings, "validation", len(held_out.windows), settings.batch)
+        self.validation = [held_out.batch(i, settings.batch) for i in range(batches)]
+
+    @staticmethod
+    def _check(settings: DemoSettings, name: str, windows: int, batch: int) -> None:
+        if windows < batch:
+            raise InputError(
+                f"the {name} text has {windows} windows of {settings.source} source tokens, but a batch needs {batch}; "
+                "give more text"
+            )

@@ -1,0 +1,353 @@
+"""The arms of a demo run: what is trained, in which order, from which state; every arm ends at the same FLOPs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from deepfusion.demo.data import TOKENIZER, DemoData
+from deepfusion.demo.settings import DemoSettings
+from fusion_core import atomic
+from fusion_core.errors import InputError
+from fusion_core.fusion import fusion_map
+from fusion_core.plan import GrowthMeter, GrowthPlan, Network, learning_rate_after, plan_growth
+from fusion_core.provenance import provenance
+from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
+from fusion_core.text import Tokenizer
+from fusion_core.train import (
+    Interrupted,
+    Metrics,
+    Trainer,
+    TrainState,
+    adafactor,
+    fuse_states,
+    init_state,
+    load_state,
+    save_state,
+    t5_schedule,
+)
+from fusion_core.train.loop import graceful_interrupt
+
+SETTINGS, METRICS, RESULTS, CHECKPOINT = "settings.json", "metrics.jsonl", "results.json", "checkpoint"
+
+# Where the rule answers "not within this budget", the growth that is shown all the same: the share of the budget after
+# which growing did best among fixed shares (theory.md, section 6).
+FALLBACK_SHARE = 0.2
+# A seed of its own for every purpose; the training streams have the seeds of their networks.
+SEEDS = {"a": 0, "b": 1, "scratch": 2, "grown": 3, "updates": 4, "probes": 5}
+
+ARMS = {
+    "grown": "grown at the predicted step",
+    "early": "grown at half of it",
+    "late": "grown at twice it",
+    "scratch": "large from scratch",
+    "never": "two small ones, fused at the end",
+    "one_small": "one small one, the whole budget",
+}
+
+
+def stops(total: int, chunk: int) -> list[int]:
+    """Steps at which a run of ``total`` steps is evaluated: 2, 3, 4, 6, 8, 12, ... dispatches, then the end.
+
+    So half of a stop and twice a stop are stops too.
+    """
+    grid = {chunk * base << power for power in range(40) for base in (2, 3)}
+    return sorted({s for s in grid if s < total} | {total})
+
+
+class DemoRun:
+    """One run in its folder. Everything that is finished is found there again by a resumed run."""
+
+    def __init__(self, settings: DemoSettings, folder: pathlib.Path, progress: Progress) -> None:
+        self.settings, self.folder, self.progress = settings, folder, progress
+        self.metrics = Metrics(folder / METRICS)
+        self.data = DemoData(settings, folder, progress)
+        self.mapping = fusion_map([settings.small, settings.small])
+        small, large, total = settings.flops(settings.small), settings.flops(settings.large), settings.total_flops
+        self.small_flops, self.large_flops = small, large
+        self.optimizer = adafactor(t5_schedule())
+        self.small, self.large = self._trainer(settings.small), self._trainer(settings.large)
+        self.meter = GrowthMeter(
+            Network(_mean_loss(settings.small), self.optimizer, small),
+            Network(_mean_loss(settings.large), self.optimizer, large),
+            self.mapping,
+        )
+        self.fuse_states = jax.jit(lambda states, rate: fuse_states(self.mapping, states, rate))
+        chunk = settings.steps_per_dispatch
+        self.source_steps = int(total / (2 * small)) // chunk * chunk
+        self.one_small_steps = int(total / small) // chunk * chunk
+
+    # What is trained, and how.
+
+    def _trainer(self, config: T5Config) -> Trainer:
+        loss = lambda params, batch: token_loss(params, config, batch["encoder_ids"], batch["targets"])
+        return Trainer(loss, self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
+
+    def _fresh(self, config: T5Config, name: str, rate: float) -> TrainState:
+        return init_state(init(config, self._seed(name), match_cross_attention=True), self.optimizer, rate)
+
+    def _fresh_sources(self) -> tuple[TrainState, ...]:
+        return tuple(self._fresh(self.settings.small, name, self.settings.small_rate) for name in "ab")
+
+    def _seed(self, name: str) -> int:
+        return self.settings.seed * 100 + SEEDS[name]
+
+    def _stream(self, name: str) -> Any:
+        return self.data.train.with_seed(self._seed(name)).batch
+
+    def _bar(self, arm: str, total: int, done: int) -> Any:
+        return self.progress.add_task(ARMS.get(arm, arm), total=total, completed=done)
+
+    def _train_arm(
+        self, arm: str, trainer: Trainer, start: TrainState, stream: str, total: int, flops: Any
+    ) -> TrainState:
+        """Trains one network from ``start`` to step ``total``, evaluated at the stops on the way.
+
+        ``flops(step)`` is what the arm has cost when its network stands at that step, sources included.
+        """
+        file = self.folder / "states" / f"{arm}.safetensors"
+        state = load_state(file, start)[0] if file.exists() else start
+        self.metrics.keep(lambda r: r["arm"] != arm or r["step"] <= int(state.step))
+        seen = {r["step"] for r in self.metrics.of(arm=arm)}
+        first = int(start.step)
+        bar = self._bar(arm, total - first, int(state.step) - first)
+        relative = stops(total - first, self.settings.steps_per_dispatch)
+        try:
+            for stop in [first, *(first + s for s in relative)]:
+                if stop < int(state.step) or stop in seen:
+                    continue
+                state, _ = trainer.advance(
+                    state, self._stream(stream), stop, on_dispatch=lambda n: self.progress.advance(bar, n)
+                )
+                loss = trainer.evaluate(state.params, self.data.validation)
+                save_state(file, state)
+                self.metrics.write({"arm": arm, "step": stop, "flops": flops(stop), "loss": loss})
+        except Interrupted as stopped:
+            save_state(file, stopped.state)
+            raise
+        return state
+
+    # The sources, and what theory says along them.
+
+    def _source_file(self, step: int | None) -> pathlib.Path:
+        return self.folder / "states" / ("sources.safetensors" if step is None else f"sources-{step}.safetensors")
+
+    def train_sources(self, until_decision: bool) -> tuple[TrainState, ...]:
+        """Trains the two sources side by side, to the end of the budget or to where the rule says to grow."""
+        settings = self.settings
+        states = self._fresh_sources()
+        if self._source_file(None).exists():
+            states = load_state(self._source_file(None), states)[0]
+        done = min(int(state.step) for state in states)
+        self.metrics.keep(lambda r: r["arm"] != "sources" or r["step"] <= done)
+        bar = self._bar("the two sources", 2 * self.source_steps, sum(int(s.step) for s in states))
+        try:
+            for stop in [0, *stops(self.source_steps, settings.steps_per_dispatch)]:
+                if until_decision and self.plan().step is not None:
+                    break
+                if stop < done or self.metrics.of(arm="sources", step=stop):
+                    continue
+                for i, name in enumerate("ab"):
+                    if int(states[i].step) < stop:
+                        try:
+                            state, _ = self.small.advance(
+                                states[i], self._stream(name), stop, lambda n: self.progress.advance(bar, n)
+                            )
+                        except Interrupted as stopped:
+                            states = (*states[:i], stopped.state, *states[i + 1 :])
+                            raise Interrupted(stopped.state) from None
+                        states = (*states[:i], state, *states[i + 1 :])
+                fused = self.fuse_states(states, settings.small_rate)
+                record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
+                for name, params in (("a", states[0].params), ("b", states[1].params)):
+                    record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
+                record["validation_fused"] = self.large.evaluate(fused.params, self.data.validation)
+                if stop:
+                    # before the first step Adafactor has no statistics to freeze
+                    record |= self._measure(states, stop)
+                save_state(self._source_file(stop), states)
+                save_state(self._source_file(None), states)
+                self.metrics.write(record)
+        except Interrupted:
+            save_state(self._source_file(None), states)
+            raise
+        return states
+
+    def _measure(self, states: Sequence[TrainState], step: int) -> dict[str, float]:
+        pairs, size = range(self.settings.pairs), self.settings.batch
+        # training text, in another order than any network's: neither the updates' batches nor the validation's
+        updates = [self._stream("updates")(step * len(pairs) + i, size) for i in pairs]
+        probes = [self._stream("probes")(step * len(pairs) + i, size) for i in pairs]
+        return self.meter.measure(states, updates, probes)
+
+    def theory(self) -> list[dict[str, Any]]:
+        """The records with theory's terms, in order."""
+        return [r for r in self.metrics.of(arm="sources") if "small_rate" in r]
+
+    def plan(self) -> GrowthPlan:
+        """What the records so far say."""
+        records = self.theory()
+        if not records:
+            return GrowthPlan(None, None, "Nothing is measured yet.", "greedy")
+        return plan_growth(records, self.settings.small_rate)
+
+    # Growth and the baselines.
+
+    def grow(self, arm: str, step: int, rate: float) -> TrainState:
+        """Fuses the sources as they were at ``step`` and trains on for the rest of the budget."""
+        sources = load_state(self._source_file(step), self._fresh_sources())[0]
+        start = self.fuse_states(sources, rate)
+        spent = step * 2 * self.small_flops
+        chunk = self.settings.steps_per_dispatch
+        steps = int((self.settings.total_flops - spent) / self.large_flops) // chunk * chunk
+        cost = lambda s: spent + (s - step) * self.large_flops
+        return self._train_arm(arm, self.large, start, "grown", step + steps, cost)
+
+    def scratch(self, rate: float | None = None, arm: str = "scratch") -> TrainState:
+        """The large network from a random start, with its own tuned learning rate (unless ``rate`` is given)."""
+        settings = self.settings
+        start = self._fresh(settings.large, "scratch", settings.large_rate if rate is None else rate)
+        total = settings.budget // settings.steps_per_dispatch * settings.steps_per_dispatch
+        return self._train_arm(arm, self.large, start, "scratch", total, lambda s: s * self.large_flops)
+
+    def one_small(self, sources: tuple[TrainState, ...]) -> TrainState:
+        """Source A alone with the whole budget."""
+        cost = lambda s: s * self.small_flops
+        return self._train_arm("one_small", self.small, sources[0], "a", self.one_small_steps, cost)
+
+    def small_from_scratch(self, rate: float, arm: str) -> TrainState:
+        """A small network from a random start with the whole budget and the learning rate ``rate``."""
+        start = self._fresh(self.settings.small, "a", rate)
+        cost = lambda s: s * self.small_flops
+        return self._train_arm(arm, self.small, start, "a", self.one_small_steps, cost)
+
+
+def _mean_loss(config: T5Config) -> Any:
+    def mean(params: Any, batch: Any) -> jax.Array:
+        total, count = token_loss(params, config, batch["encoder_ids"], batch["targets"])
+        return total / count
+
+    return mean
+
+
+def _events(run: DemoRun, plan: GrowthPlan) -> dict[str, int]:
+    """Growth steps of the three arms: the predicted one (or the fallback), half and twice of it, on stops."""
+    grid = [r["step"] for r in run.metrics.of(arm="sources") if r["step"]]
+    if plan.step is not None:
+        middle = plan.step
+    else:
+        wanted = FALLBACK_SHARE * run.source_steps
+        middle = min(grid, key=lambda s: abs(s - wanted))
+    nearest = lambda wanted: min(grid, key=lambda s: abs(s - wanted))
+    return {"grown": middle, "early": nearest(middle // 2), "late": nearest(middle * 2)}
+
+
+def progress_bars(console: Console) -> Progress:
+    """Bars with elapsed and remaining time."""
+    return Progress(
+        TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+
+
+def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> dict[str, Any]:
+    """Runs or resumes a demo in ``folder``; writes metrics, results, the fused checkpoint; returns the results.
+
+    Raises:
+      InputError: text, settings or the folder's content are at fault.
+      Interrupted: Ctrl-C; the folder holds what a resumed run needs.
+    """
+    started = time.perf_counter()
+    saved = folder / SETTINGS
+    if saved.exists():
+        settings = load_settings(folder)
+    else:
+        atomic.write_text(saved, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    note = lambda: console.print("Stopping at the next step; press Ctrl-C again to stop at once.")
+    with contextlib.ExitStack() as stack:
+        run = DemoRun(settings, folder, stack.enter_context(progress_bars(console)))
+        stack.enter_context(graceful_interrupt(note))
+        run.train_sources(until_decision=True)
+        plan = run.plan()
+        plan.save(folder / "plan.json")
+        console.print(f"[bold]Theory says:[/bold] {plan.reason}")
+        rates: dict[str, float] = {}
+
+        def grow(arm: str, step: int) -> TrainState:
+            records = [r for r in run.theory() if r["step"] <= step]
+            rates[arm] = learning_rate_after(records, settings.small_rate)[0]
+            console.print(f"Growing at step {step} (arm: {ARMS[arm]}) with learning rate {rates[arm]:.3g}.")
+            return run.grow(arm, step, rates[arm])
+
+        grown = None
+        if plan.step is not None:  # it is grown before anything is known of what comes after
+            grown = grow("grown", plan.step)
+        sources = run.train_sources(until_decision=False)
+        steps = _events(run, plan)
+        if grown is None:
+            share = steps["grown"] / run.source_steps
+            console.print(f"The rule does not grow within this budget; for comparison: growth at {share:.0%} of it.")
+            grown = grow("grown", steps["grown"])
+        for arm in ("early", "late"):
+            grow(arm, steps[arm])
+        run.scratch()
+        run.one_small(sources)
+
+    results = collect(run, plan, steps, rates)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    if not (folder / CHECKPOINT).exists():
+        with atomic.new_folder(folder / CHECKPOINT) as temporary:
+            files.write_pretrained(temporary, grown.params, settings.large)
+            Tokenizer.load(folder / TOKENIZER).save(temporary)
+    return results
+
+
+def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int], rates: dict[str, float]) -> dict[str, Any]:
+    """Everything that the report is written from."""
+    sources = run.metrics.of(arm="sources")
+    curves: dict[str, list[tuple[float, float]]] = {
+        arm: [(r["flops"], r["loss"]) for r in run.metrics.of(arm=arm)] for arm in ARMS
+    }
+    curves["never"] = [(r["flops"], r["validation_fused"]) for r in sources]
+    alone = [(r["step"] * run.small_flops, r["validation_a"]) for r in sources]
+    curves["one_small"] = alone + [c for c in curves["one_small"] if c[0] > alone[-1][0]]
+    return {
+        "settings": dataclasses.asdict(run.settings),
+        "provenance": provenance(),
+        "text": run.data.facts,
+        "flops": {"budget": run.settings.total_flops, "small_step": run.small_flops, "large_step": run.large_flops},
+        "parameters": {
+            name: sum(map(math.prod, files.flat_names(parameter_shapes(c)).values()))
+            for name, c in (("small", run.settings.small), ("large", run.settings.large))
+        },
+        "plan": dataclasses.asdict(plan),
+        "growth_steps": steps,
+        "source_steps": run.source_steps,
+        "learning_rates": rates,
+        "curves": curves,
+        "final": {arm: curves[arm][-1][1] for arm in ARMS},
+        "theory": run.theory(),
+        "validation_batches": len(run.data.validation),
+    }
+
+
+def load_settings(folder: pathlib.Path) -> DemoSettings:
+    """The settings of an existing run. Raises InputError where the folder holds no run."""
+    file = folder / SETTINGS
+    try:
+        return DemoSettings(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}); start a new run") from None

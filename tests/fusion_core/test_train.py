@@ -1,0 +1,464 @@
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+import fusion_core as fc
+from fusion_core.t5 import init
+from fusion_core.train import (
+    Interrupted,
+    Metrics,
+    Trainer,
+    TrainingDiverged,
+    adafactor,
+    displacement,
+    fuse_optimizer_state,
+    fuse_states,
+    init_state,
+    load_state,
+    preconditioner,
+    save_state,
+    t5_schedule,
+)
+from fusion_core.train.loop import graceful_interrupt
+from tests.strategies import training
+from tests.strategies.networks import STYLES, batch_of, mean_loss, random_t5, tiny
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def assert_identical(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# One device and four
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return training.trainer()
+
+
+@pytest.fixture(scope="module")
+def whole(trainer):
+    """The run of all steps at once: (state, what was measured)."""
+    return trainer.advance(training.fresh(), training.batch, training.STEPS)
+
+
+@pytest.fixture(scope="module")
+def on_four(tmp_path_factory):
+    """The same run by a process with four virtual devices."""
+    file = tmp_path_factory.mktemp("devices") / "four.npz"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.strategies.training", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def test_four_devices_train_as_one_does(trainer, whole, on_four):
+    """Equal global batches, means over tokens: 20 steps of rounding apart."""
+    assert on_four.pop("devices") == 4
+    one = training.outcome(trainer, *whole)
+    assert set(one) == set(on_four)
+    for name, array in one.items():
+        np.testing.assert_allclose(on_four[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_tokens_and_not_over_rows(whole):
+    """The test of devices could not fail if rows had equally many tokens."""
+    first = training.batch(0, training.BATCH)
+    params = init(training.CONFIG, 0)
+    mean = jax.jit(mean_loss(training.CONFIG))
+    rows = [float(mean(params, jax.tree.map(lambda x, i=i: x[i : i + 1], first))) for i in range(training.BATCH)]
+    counts = (first["targets"] != 0).sum(axis=1)
+    losses = whole[1]["loss"]
+    assert losses[0] == pytest.approx(np.average(rows, weights=counts), rel=1e-5)
+    assert abs(np.mean(rows) - losses[0]) > 1e-3
+
+
+def test_training_lowers_the_loss(whole):
+    assert whole[1]["loss"].shape == whole[1]["gradient_norm"].shape == (training.STEPS,)
+    assert whole[1]["loss"][-5:].mean() < whole[1]["loss"][:5].mean() - 0.1
+
+
+# The loop
+
+
+def test_a_run_that_is_saved_and_resumed_is_the_same_bit_for_bit(trainer, whole, tmp_path):
+    half, first = trainer.advance(training.fresh(), training.batch, training.STEPS // 2)
+    save_state(tmp_path / "half.safetensors", half, note="resume")
+    read, facts = load_state(tmp_path / "half.safetensors", training.fresh())
+    assert facts == {"note": "resume"}
+    assert int(read.step) == training.STEPS // 2
+    end, second = trainer.advance(read, training.batch, training.STEPS)
+    assert_identical(end, whole[0])
+    np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), whole[1]["loss"])
+
+
+def test_advance_does_not_consume_the_state_that_it_is_given(trainer):
+    state = training.fresh()
+    before = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    trainer.advance(state, training.batch, training.DISPATCH)
+    assert_identical(jax.tree.map(np.asarray, state), before)
+
+
+def test_advance_by_no_steps_gives_the_state_back(trainer):
+    state, measured = trainer.advance(training.fresh(), training.batch, 0)
+    assert_identical(state, training.fresh())
+    assert measured["loss"].shape == (0,)
+
+
+@pytest.mark.parametrize("until", [-5, 3, 12])
+def test_an_end_that_is_not_a_whole_number_of_dispatches_away_is_refused(trainer, until):
+    with pytest.raises(fc.InputError, match=f"from step 0 to {until}: it is not a multiple of 5 steps away"):
+        trainer.advance(training.fresh(), training.batch, until)
+
+
+def test_progress_is_told_once_a_dispatch(trainer):
+    done = []
+    trainer.advance(training.fresh(), training.batch, 15, on_dispatch=done.append)
+    assert done == [5, 5, 5]
+
+
+def toy_trainer(batch_size=4):
+    """Descent on ``Σ (w − x)²``: compiled in no time."""
+    loss = lambda params, batch: (jnp.sum((params["w"] - batch["x"]) ** 2), jnp.asarray(1.0 * batch["x"].shape[0]))
+    return Trainer(loss, optax.sgd(1.0), batch_size, steps_per_dispatch=5)
+
+
+def toy_state():
+    return init_state({"w": jnp.zeros(3)}, optax.sgd(1.0), 0.1)
+
+
+@pytest.mark.parametrize(("bad", "value"), [(0, math.nan), (13, math.nan), (24, math.inf)])
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(bad, value):
+    def batch(step, size):
+        return {"x": np.full((size, 3), value if step == bad else 1.0, np.float32)}
+
+    with pytest.raises(TrainingDiverged, match=f"the loss of step {bad} is {value}; lower the learning rate"):
+        toy_trainer().advance(toy_state(), batch, 25)
+
+
+def test_ctrl_c_stops_between_dispatches_with_a_state_that_goes_on_as_if_nothing_had_been():
+    batch = lambda step, size: {"x": np.full((size, 3), float(step), np.float32)}
+    trainer = toy_trainer()
+    whole, _ = trainer.advance(toy_state(), batch, 30)
+    noted = []
+
+    def interrupt(steps):
+        if not noted:
+            signal.raise_signal(signal.SIGINT)
+
+    with graceful_interrupt(lambda: noted.append("note")), pytest.raises(Interrupted) as caught:
+        trainer.advance(toy_state(), batch, 30, on_dispatch=interrupt)
+    assert noted == ["note"]
+    stopped = caught.value.state
+    assert 0 < int(stopped.step) < 30
+    assert int(stopped.step) % 5 == 0
+    assert str(caught.value) == f"interrupted at step {int(stopped.step)}"
+    assert_identical(trainer.advance(stopped, batch, 30)[0], whole)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_handler_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with graceful_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_thread_may_train_without_handling_signals():
+    found = []
+
+    def work():
+        with graceful_interrupt():
+            found.append("ran")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == ["ran"]
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 4)
+    with pytest.raises(fc.InputError, match="a batch of 6 cannot be shared evenly by 4 devices; take a multiple of 4"):
+        toy_trainer(batch_size=6)
+
+
+# Adafactor
+
+MATRIX, VECTOR, NARROW = (12, 10), (5,), (30, 3)  # the last has a side too small to be factored
+
+
+def gradients(seed, zero_rows=0):
+    rng = np.random.default_rng(seed)
+    drawn = {n: rng.standard_normal(s).astype(np.float32) for n, s in zip("mvn", (MATRIX, VECTOR, NARROW), strict=True)}
+    drawn["m"][:zero_rows] = 0
+    return drawn
+
+
+def adafactor_by_hand(params, steps, rate):
+    """Shazeer and Stern (2018), algorithm 4 with relative steps, in NumPy and float64."""
+    params = {name: p.astype(np.float64) for name, p in params.items()}
+    second = dict.fromkeys(params, 0.0)
+    for t, grads in enumerate(steps, start=1):
+        decay = 1 - t**-0.8
+        for name, gradient in grads.items():
+            square = gradient.astype(np.float64) ** 2 + 1e-30
+            second[name] = decay * second[name] + (1 - decay) * square
+            estimate = second[name]
+            if min(gradient.shape) >= 8:
+                rows, columns = estimate.mean(axis=1), estimate.mean(axis=0)
+                estimate = np.outer(rows, columns) / rows.mean()
+            update = gradient / np.sqrt(estimate)
+            update /= max(1.0, np.sqrt(np.mean(update**2)))
+            scale = max(1e-3, np.sqrt(np.mean(params[name] ** 2)))
+            params[name] -= rate(t - 1) * scale * update
+    return params
+
+
+def test_adafactor_is_the_papers():
+    schedule = t5_schedule(warmup=2)
+    optimizer = adafactor(schedule)
+    params = gradients(9)
+    steps = [gradients(i) for i in range(4)]
+    wanted = adafactor_by_hand(params, steps, lambda n: 0.05 * math.sqrt(2 / max(n, 2)))
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer, 0.05)
+    move = jax.jit(lambda grads, state: displacement(optimizer, grads, state))
+    for grads in steps:
+        update, opt_state = move(grads, state)
+        state = state._replace(params=optax.apply_updates(state.params, update), opt_state=opt_state)
+    jax.tree.map(lambda p, w: np.testing.assert_allclose(p, w, rtol=1e-4, atol=1e-5), state.params, wanted)
+
+
+def test_the_rate_is_a_factor_on_optaxs_own_schedule():
+    schedule = t5_schedule(warmup=2)
+    ours, theirs = adafactor(schedule), optax.adafactor(lambda n: 0.03 * schedule(n), min_dim_size_to_factor=8)
+    params = jax.tree.map(jnp.asarray, gradients(9))
+    state, their_state = init_state(params, ours, 0.03), theirs.init(params)
+    for i in range(4):
+        move, opt_state = jax.jit(lambda g, s: displacement(ours, g, s))(gradients(i), state)
+        state = state._replace(opt_state=opt_state)
+        update, their_state = jax.jit(theirs.update)(gradients(i), their_state, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), move, update)
+
+
+def test_the_schedule_is_constant_and_then_the_inverse_square_root():
+    schedule = t5_schedule()
+    values = [float(schedule(n)) for n in (0, 1, 10_000, 40_000, 1_000_000)]
+    assert values == pytest.approx([1, 1, 1, 0.5, 0.1], rel=1e-6)
+
+
+def test_a_schedule_without_warmup_is_refused():
+    with pytest.raises(fc.InputError, match="warmup is 0 steps; it must be at least 1"):
+        t5_schedule(0)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("zero_rows", [0, 3])
+def test_the_update_is_the_gradient_times_the_preconditioner(steps, zero_rows):
+    """Also where rows of the gradient are, and always were, exactly zero: tokens that do not occur."""
+    optimizer = adafactor(t5_schedule())
+    params = jax.tree.map(jnp.asarray, gradients(9))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for i in range(steps - 1):
+        _, state = update(gradients(i, zero_rows), state, params)
+    # much larger than those before, so that the update is clipped, by a factor that the zeros have no part in
+    grads = jax.tree.map(lambda g: 20 * g, gradients(steps, zero_rows))
+    metric = jax.jit(lambda g, s: preconditioner(optimizer, g, s, params))(grads, state)
+    wanted, _ = update(grads, state, params)
+    jax.tree.map(lambda m, g, u: np.testing.assert_allclose(-m * g, u, rtol=2e-5, atol=1e-9), metric, grads, wanted)
+    for leaf in jax.tree.leaves(metric):
+        assert np.isfinite(leaf).all()
+        assert (np.asarray(leaf) > 0).all()
+
+
+# Optimizer states across a growth
+
+# the fused embedding is wider than it is high, a source's is not; the fused relative bias is factored, a source's is not
+GROWING = {"vocab_size": 24, "num_heads": 4, "d_kv": 3, "num_layers": 1, "num_decoder_layers": 1}
+
+
+def accumulated(optimizer, params, config, seeds=(0, 1)):
+    """The optimizer's state after gradients of two batches, both at ``params``."""
+    state = optimizer.init(params)
+    step = jax.jit(lambda s, b: optimizer.update(jax.grad(mean_loss(config))(params, b), s, params)[1])
+    for seed in seeds:
+        state = step(state, batch_of(config, seed))
+    return state
+
+
+@pytest.fixture(scope="module", params=sorted(STYLES))
+def grower(request):
+    """(params, config, optimizer, the optimizer's state)."""
+    config = tiny(request.param, **GROWING)
+    params, optimizer = random_t5(config, 0), adafactor(t5_schedule())
+    return params, config, optimizer, accumulated(optimizer, params, config)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_the_fused_optimizer_state_of_copies_is_what_the_fused_network_accumulates(grower, copies):
+    params, config, optimizer, state = grower
+    mapping = fc.fusion_map([config] * copies)
+    fused, fused_config = mapping.embed([params] * copies), fc.fusion.fused_config([config] * copies)
+    found = fuse_optimizer_state(mapping, [state] * copies)
+    wanted = accumulated(optimizer, fused, fused_config)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+
+    def compare(path, ours, theirs):
+        assert ours.shape == theirs.shape, path
+        scale = float(np.abs(theirs).max())
+        np.testing.assert_allclose(
+            ours, theirs, rtol=1e-3, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path, simple=True)
+        )
+
+    jax.tree_util.tree_map_with_path(compare, found, wanted)
+
+
+def test_the_fused_optimizer_state_of_unequal_sources_has_the_fused_networks_shapes():
+    configs = [tiny("v1.1"), tiny("v1.1", d_model=10, num_heads=7, d_ff=7)]
+    optimizer = adafactor(t5_schedule())
+    states = [optimizer.init(random_t5(c, i)) for i, c in enumerate(configs)]
+    mapping = fc.fusion_map(configs, [0.3, 0.7])
+    found = jax.eval_shape(lambda: fuse_optimizer_state(mapping, states))
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+        fc.t5.parameter_shapes(fc.fusion.fused_config(configs)),
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    wanted = jax.eval_shape(optimizer.init, shapes)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
+
+
+def test_a_fused_training_state_keeps_the_step_and_takes_the_new_rate(grower):
+    params, config, optimizer, opt_state = grower
+    state = init_state(params, optimizer, 0.02)._replace(opt_state=opt_state, step=jnp.asarray(40, jnp.int32))
+    mapping = fc.fusion_map([config] * 2)
+    fused = fuse_states(mapping, [state, state], 0.05)
+    assert int(fused.step) == 40
+    assert float(fused.rate) == pytest.approx(0.05)
+    assert float(fuse_states(mapping, [state, state]).rate) == pytest.approx(0.02)
+    assert_identical(fused.params, mapping.embed([params, params]))
+    # Adafactor's own count, on which its decay depends
+    assert int(fused.opt_state[0].count) == int(opt_state[0].count) == 2
+
+
+# States in files
+
+
+def some_state():
+    return {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.asarray(3, jnp.int32), jnp.asarray([True, False]))}
+
+
+def test_a_state_is_read_back_with_its_facts(tmp_path):
+    save_state(tmp_path / "deep" / "s.safetensors", some_state(), arm="grown", loss=0.5)
+    read, facts = load_state(tmp_path / "deep" / "s.safetensors", some_state())
+    assert_identical(read, some_state())
+    assert read["b"][0].shape == ()
+    assert facts == {"arm": "grown", "loss": 0.5}
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["s.safetensors"]
+
+
+def test_a_state_may_be_described_by_shapes_alone(tmp_path):
+    save_state(tmp_path / "s", some_state())
+    assert_identical(load_state(tmp_path / "s", jax.eval_shape(some_state))[0], some_state())
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(fc.InputError, match=r"there is no checkpoint .*s\.safetensors"):
+        load_state(tmp_path / "s.safetensors", some_state())
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60])
+def test_a_damaged_checkpoint_is_refused(tmp_path, kept):
+    save_state(tmp_path / "s", some_state())
+    (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:kept])
+    with pytest.raises(fc.InputError, match=r"cannot be read .*; it is damaged, remove it"):
+        load_state(tmp_path / "s", some_state())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"a": jnp.zeros((2, 4)), "b": some_state()["b"]},
+            r"a should be float32\[2, 4\], but there is float32\[2, 3\]",
+        ),
+        ({"a": jnp.zeros((2, 3), jnp.int32)}, r"a should be int32\[2, 3\], but there is float32\[2, 3\]"),
+        ({"c": jnp.zeros(1)}, r"c should be float32\[1\], but there is nothing"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, other, message):
+    save_state(tmp_path / "s", some_state())
+    with pytest.raises(fc.InputError, match=f"is of another run: {message}"):
+        load_state(tmp_path / "s", other)
+
+
+def test_a_failure_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    save_state(tmp_path / "s", some_state())
+    before = (tmp_path / "s").read_bytes()
+
+    def fail(tensors, path, metadata):
+        pathlib.Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(tmp_path / "s", some_state())
+    assert (tmp_path / "s").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+# Metrics
+
+
+def test_records_are_kept_in_order_and_found_by_their_fields(tmp_path):
+    metrics = Metrics(tmp_path / "run" / "metrics.jsonl")
+    for step in range(3):
+        metrics.write({"arm": "ab"[step % 2], "step": step})
+    again = Metrics(tmp_path / "run" / "metrics.jsonl")
+    assert again.records == metrics.records
+    assert again.of(arm="a") == [{"arm": "a", "step": 0}, {"arm": "a", "step": 2}]
+    assert again.of(arm="a", step=1) == []
+
+
+def test_a_last_line_that_was_cut_off_is_dropped_and_writing_goes_on(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    metrics = Metrics(file)
+    assert metrics.records == [{"step": 1}, {"step": 2}]
+    metrics.write({"step": 3})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert Metrics(file).records == metrics.records
+
+
+def test_a_last_line_without_its_end_is_whole_only_if_it_is_a_record(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}')
+    metrics = Metrics(file)
+    metrics.write({"step": 3})
+    assert Metrics(file).records == metrics.records == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_records_that_are_not_wanted_are_dropped_from_the_file_too(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for step in range(4):
+        metrics.write({"step": step})
+    metrics.keep(lambda record: record["step"] < 2)
+    assert metrics.records == Metrics(tmp_path / "metrics.jsonl").records == [{"step": 0}, {"step": 1}]

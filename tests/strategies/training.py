@@ -1,0 +1,48 @@
+"""A T5 that trains in a moment, and the run that one device and four must agree on.
+
+As a program: ``python -m tests.strategies.training FILE`` trains on all devices and writes what came out to FILE.
+"""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from fusion_core.t5 import files, init
+from fusion_core.train import Trainer, adafactor, init_state, t5_schedule
+from tests.strategies.networks import batch_of, summed_loss, tiny
+
+CONFIG = tiny(vocab_size=40, num_layers=1, num_decoder_layers=1)
+OPTIMIZER = adafactor(t5_schedule(warmup=4))
+BATCH, DISPATCH, STEPS, RATE = 8, 5, 20, 0.02
+
+
+def batch(step: int, size: int):
+    """Rows with very different numbers of tokens, so that a mean of the devices' means is not the batch's."""
+    drawn = batch_of(CONFIG, step, batch=size, source=9, target=10, padded=False)
+    for row in range(size):
+        drawn["targets"][row, 1 + row * 9 // size :] = 0
+        drawn["encoder_ids"][row, 9 - row % 5 :] = 0
+    return drawn
+
+
+def trainer() -> Trainer:
+    return Trainer(summed_loss(CONFIG), OPTIMIZER, BATCH, DISPATCH)
+
+
+def fresh():
+    return init_state(init(CONFIG, 0), OPTIMIZER, RATE)
+
+
+def outcome(trained: Trainer, state, measured) -> dict[str, np.ndarray]:
+    """Everything that a run gives, as flat arrays."""
+    loss = trained.evaluate(state.params, [batch(100, BATCH), batch(101, BATCH)])
+    found = {f"params.{name}": np.asarray(leaf) for name, leaf in files.flat_names(state.params).items()}
+    return found | measured | {"evaluation": np.asarray(loss)}
+
+
+if __name__ == "__main__":
+    many = trainer()
+    results = outcome(many, *many.advance(fresh(), batch, STEPS))
+    np.savez(pathlib.Path(sys.argv[1]), devices=np.asarray(len(jax.local_devices())), **results)
