@@ -195,6 +195,7 @@ def test_both_routes_agree_for_any_tableaux(first, second, n, m):
     assert modified_equation(steps, 4) == modified_equation_by_brackets(steps, 4)
 
 
+@settings(deadline=None, max_examples=30)
 @given(tableaux(3))
 def test_integers_modulo_2_to_64_and_python_integers_agree(tableau):
     import bea.symbolic.equation as equation
@@ -289,6 +290,7 @@ def test_conventions_convert_both_ways_and_differ():
     assert without_symmetry(printed) == coefficients != printed
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.lists(fractions, min_size=1, max_size=8))
 def test_the_log_functional_reads_off_the_linear_term(order, coefficients):
     values = [
@@ -300,6 +302,7 @@ def test_the_log_functional_reads_off_the_linear_term(order, coefficients):
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.lists(fractions, min_size=1, max_size=6))
 def test_the_repeat_functional_sums_polynomials(repeats, coefficients):
     g = lambda m: sum((c * m**k for k, c in enumerate(coefficients)), Fraction(0))
@@ -309,6 +312,7 @@ def test_the_repeat_functional_sums_polynomials(repeats, coefficients):
     )
 
 
+@settings(deadline=None)
 @given(tree_texts(5, 2))
 def test_texts_of_trees_look_coefficients_up(text):
     assert Tree(text) in TWO_FIELDS

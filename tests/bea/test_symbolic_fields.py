@@ -93,6 +93,7 @@ def test_a_step_size_may_be_a_number():
     assert modified_loss(x**2, [x], sp.Rational(1, 10), 2) == x**2 + sp.Rational(1, 10) * x**2
 
 
+@settings(deadline=None)
 @given(polynomial_fields(1, 2))
 def test_the_potential_of_a_gradient_is_the_function(components):
     phi = as_sympy(components, [x])[0] * x + x**2 * y

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy as sp
-from hypothesis import given
+from hypothesis import given, settings
 
 import bea
 from bea.symbolic import (
@@ -83,6 +83,7 @@ def test_latex_prints_brackets_and_sympy():
         latex([1, 2])
 
 
+@settings(deadline=None)
 @given(tree_texts(7, 3))
 def test_a_drawn_tree_has_its_nodes_edges_and_no_two_nodes_in_one_place(text):
     tree = Tree(text)

@@ -5,7 +5,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bea.trees import Tree, count_trees, trees
@@ -30,6 +30,7 @@ def test_the_enumeration_is_sorted_and_canonical():
     assert all(Tree(str(t)) == t and Tree.of(t.children, t.colour) == t for t in found)
 
 
+@settings(deadline=None)
 @given(tree_texts(7, 3))
 def test_any_tree_is_in_the_enumeration_whatever_the_order_of_its_children(text):
     tree = Tree(text)
@@ -41,6 +42,7 @@ def test_any_tree_is_in_the_enumeration_whatever_the_order_of_its_children(text)
 ALL_SMALL = set(trees(4, 3))
 
 
+@settings(deadline=None)
 @given(tree_texts(6, 2))
 def test_symmetry_counts_the_automorphisms(text):
     tree = Tree(text)
@@ -71,6 +73,7 @@ def test_densities_and_symmetries_count_increasing_labellings():
         assert sum(labellings) == math.factorial(n - 1)
 
 
+@settings(deadline=None)
 @given(tree_texts(6, 2))
 def test_merging_colours_keeps_the_shape(text):
     tree = Tree(text)
@@ -86,6 +89,7 @@ def test_a_text_that_is_no_tree_is_refused(text):
         Tree(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="[]01", max_size=12))
 def test_reading_never_fails_in_another_way(text):
     try:

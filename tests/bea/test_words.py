@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bea.words import (
@@ -81,6 +81,7 @@ def test_lyndon_words_are_as_many_as_witt_counts():
     assert all(map(is_lyndon, words))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(list(lyndon_words(2, 5))), st.fractions(-3, 3, max_denominator=6), max_size=5))
 def test_coordinates_undo_expansion(lie):
     lie = {word: value for word, value in lie.items() if value}
