@@ -136,6 +136,8 @@ class _Differentials:
         return sp.Matrix([x if self.ring is None else x.as_expr() for x in total])
 
 
+MOST_FACTORED = 50
+"""Terms up to which a polynomial is factored: high degrees in several symbols take minutes."""
 MOST_SIMPLIFIED = 20
 """Operations up to which sympy's ``simplify`` is asked: it can take minutes on long expressions."""
 
@@ -143,7 +145,7 @@ MOST_SIMPLIFIED = 20
 def tidy(expr: sp.Expr) -> sp.Expr:
     """An equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
     if expr.is_polynomial(*expr.free_symbols):
-        return sp.factor(expr)
+        return sp.factor(expr) if len(sp.Add.make_args(expr)) <= MOST_FACTORED else expr
     if expr.count_ops() <= MOST_SIMPLIFIED:
         return sp.simplify(expr)
     letters = {f: sp.Dummy() for f in expr.atoms(sp.Function, sp.exp)}
