@@ -1,0 +1,290 @@
+r"""Modified fields of concrete formulas: sympy in, sympy out.
+
+Elementary differentials are contracted from cached partial derivatives. Polynomial fields with rational coefficients
+are computed in sympy's polynomial rings (always expanded, so zero is zero), all others as expressions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import sympy as sp
+from sympy.polys.polyerrors import CoercionFailed, GeneratorsError, PolynomialError
+
+from bea.symbolic.brackets import combine
+from bea.symbolic.equation import MEMORY_LIMIT, check_order, modified_equation, with_symmetry
+from bea.symbolic.methods import Method, RungeKutta, Step, steps_of
+from bea.trees import Tree, count_trees
+
+NON_SMOOTH = (
+    sp.Abs, sp.Max, sp.Min, sp.sign, sp.Heaviside, sp.Piecewise, sp.floor, sp.ceiling, sp.DiracDelta,
+    sp.re, sp.im, sp.arg, sp.conjugate, sp.frac, sp.Mod,
+)  # fmt: skip
+"""Functions without the derivatives that an expansion needs."""
+
+MOST_TERMS = 300_000
+"""Products that one elementary differential table may take in symbols before it is refused."""
+
+Symbols = Sequence[sp.Symbol]
+Components = Any
+"""A sequence of expressions or a column of sympy's, which is no Sequence."""
+
+
+def check_expression(expr: Any, what: str) -> sp.Expr:
+    """``expr`` as an exact, smooth sympy expression. Raises ValueError that names the float or the function."""
+    expr = sp.sympify(expr, strict=True)
+    if not isinstance(expr, sp.Expr):
+        raise ValueError(f"{what} is {expr}, a {type(expr).__name__}, not an expression")
+    for kind in NON_SMOOTH:
+        if found := sorted(map(str, expr.atoms(kind))):
+            raise ValueError(
+                f"{what} contains {found[0]}, and {kind.__name__} is not smooth: the expansion needs its derivatives; "
+                f"use a smooth stand-in, such as sqrt(x**2 + eps**2) for Abs(x)"
+            )
+    if floats := sorted(map(str, expr.atoms(sp.Float))):
+        raise ValueError(f"{what} contains the float {floats[0]}: write it exactly, such as Rational(1, 2) for 0.5")
+    if expr.has(sp.zoo, sp.oo, -sp.oo, sp.nan):
+        raise ValueError(f"{what} is not finite: {expr}")
+    return expr
+
+
+def check_symbols(
+    symbols: Symbols, expressions: Sequence[sp.Expr], what: str, steps: Sequence[Any] = (), *, all_occur: bool = False
+) -> None:
+    """Parameters are distinct symbols (with ``all_occur``: each occurs) and no step size occurs. Raises ValueError."""
+    if not symbols or not all(isinstance(x, sp.Symbol) for x in symbols):
+        raise ValueError(f"symbols must be a non-empty sequence of sympy symbols, not {symbols!r}")
+    if len(set(symbols)) < len(symbols):
+        raise ValueError(f"symbols has {next(x for x in symbols if list(symbols).count(x) > 1)} twice")
+    present = set().union(*(expr.free_symbols for expr in expressions))
+    if all_occur and (missing := [str(x) for x in symbols if x not in present]):
+        names = ", ".join(sorted(map(str, present))) or "none"
+        raise ValueError(f"{', '.join(missing)} missing from {what}: its symbols are {names}")
+    for step in steps:
+        if clash := sp.sympify(step).free_symbols & (present | set(symbols)):
+            raise ValueError(
+                f"the step size {step} also occurs in {what} ({min(map(str, clash))}): rename one of the two"
+            )
+
+
+def gradient_field(loss: Any, symbols: Symbols) -> sp.Matrix:
+    """−∇loss, the field that gradient descent follows with steps h."""
+    loss = sp.sympify(loss)
+    return sp.Matrix([-sp.diff(loss, x) for x in symbols])
+
+
+def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
+    """[f, g] = g' f − f' g."""
+    x = sp.Matrix(list(symbols))
+    return (sp.Matrix(g).jacobian(x) * sp.Matrix(f) - sp.Matrix(f).jacobian(x) * sp.Matrix(g)).applyfunc(sp.expand)
+
+
+class _Differentials:
+    """F(t) of coloured trees for given fields, with every partial derivative taken once."""
+
+    def __init__(self, fields: Sequence[Sequence[sp.Expr]], symbols: Symbols):
+        self.symbols = list(symbols)
+        self.zero: Any = sp.Integer(0)
+        self.fields: list[list[Any]] = [list(field) for field in fields]
+        self.variables: list[Any] = self.symbols
+        self.ring = None
+        others = set().union(*(e.free_symbols for field in fields for e in field)) - set(symbols)
+        try:
+            self.ring, *generators = sp.ring([*self.symbols, *sorted(others, key=str)], sp.QQ)
+            self.fields = [[self.ring.from_expr(e) for e in field] for field in fields]
+            self.variables, self.zero = generators[: len(self.symbols)], self.ring.zero
+        except (PolynomialError, CoercionFailed, GeneratorsError, ValueError):
+            self.ring = None
+        self._partials: dict[tuple, Any] = {}
+        self._known: dict[Tree, list[Any]] = {}
+
+    def partial(self, colour: int, component: int, index: tuple[int, ...]) -> Any:
+        if not index:
+            return self.fields[colour][component]
+        key = (colour, component, index)
+        if key not in self._partials:
+            self._partials[key] = self.partial(colour, component, index[:-1]).diff(self.variables[index[-1]])
+        return self._partials[key]
+
+    def __call__(self, tree: Tree) -> list[Any]:
+        if tree not in self._known:
+            inner, dimension = [self(child) for child in tree.children], len(self.symbols)
+            total = [self.zero] * dimension
+            for index in itertools.product(range(dimension), repeat=len(inner)):
+                factor = sp.Integer(1) if self.ring is None else self.ring.one
+                for vector, i in zip(inner, index, strict=True):
+                    factor = factor * vector[i]
+                if factor == 0:
+                    continue
+                for c in range(dimension):
+                    total[c] = total[c] + factor * self.partial(tree.colour, c, tuple(sorted(index)))
+            self._known[tree] = total
+        return self._known[tree]
+
+    def combination(self, series: Mapping[Tree, Fraction]) -> sp.Matrix:
+        """Σ c(t) F(t) with rational c(t), as expressions."""
+        total = [self.zero] * len(self.symbols)
+        for tree, value in series.items():
+            if value:
+                number = sp.Rational(value.numerator, value.denominator)
+                scale = number if self.ring is None else sp.QQ(value.numerator, value.denominator)
+                total = [x + scale * y for x, y in zip(total, self(tree), strict=True)]
+        return sp.Matrix([x if self.ring is None else x.as_expr() for x in total])
+
+
+MOST_FACTORED = 50
+"""Terms up to which a polynomial is factored: high degrees in several symbols take minutes."""
+MOST_SIMPLIFIED = 20
+"""Operations up to which sympy's ``simplify`` is asked: it can take minutes on long expressions."""
+
+
+def tidy(expr: sp.Expr) -> sp.Expr:
+    """An equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
+    if expr.is_polynomial(*expr.free_symbols):
+        return sp.factor(expr) if len(sp.Add.make_args(expr)) <= MOST_FACTORED else expr
+    if expr.count_ops() <= MOST_SIMPLIFIED:
+        return sp.simplify(expr)
+    letters = {f: sp.Dummy() for f in expr.atoms(sp.Function, sp.exp)}
+    letters |= {f: sp.Dummy() for f in expr.atoms(sp.Pow) if not f.exp.is_Integer and f not in letters}
+    names = {letter: f for f, letter in letters.items()}
+    back = lambda e: e.xreplace(names).xreplace(names)
+    plain = expr.xreplace(letters)
+    candidates = [expr, sp.factor_terms(expr)]
+    if plain.is_polynomial(*plain.free_symbols):
+        candidates.append(back(sp.factor(plain)))
+    return min(candidates, key=sp.count_ops)
+
+
+def corrections(
+    field: Components, symbols: Symbols, order: int, *, method: Method = "euler", simplify: bool = True
+) -> list[sp.Matrix]:
+    r"""The fields :math:`c_1 = f, c_2, \dots, c_p` with :math:`\tilde f = c_1 + h c_2 + \dots + h^{p-1} c_p`.
+
+    Args:
+      field: components of f, as many as symbols; further symbols are constants.
+      symbols: the parameters.
+      order: p ≥ 1.
+      method: what makes the step, see :func:`~bea.symbolic.equation.modified_equation`; for one field only.
+      simplify: factor or simplify every component; expanded otherwise.
+
+    Raises:
+      ValueError: floats, non-smooth functions, not one component for each symbol, or an order that is below 1 or
+      absurd.
+    """
+    (f,) = _checked([field], symbols, order)
+    if any(step.field for step in steps_of(method)):
+        raise ValueError("corrections are those of one field: give compose() the phases of several")
+    table = _Differentials([f], symbols)
+    series = with_symmetry(modified_equation(method, order))
+    found = [table.combination({t: c for t, c in series.items() if t.order == q}) for q in range(1, order + 1)]
+    return [c.applyfunc(tidy if simplify else sp.expand) for c in found]
+
+
+def modified_field(
+    field: Components, symbols: Symbols, step: Any, order: int, *, method: Method = "euler", simplify: bool = True
+) -> sp.Matrix:
+    r"""Field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
+
+    .. math:: \tilde f = f - \frac h2 f'f + h^2\left(\frac13 f'f'f + \frac1{12} f''(f, f)\right) + \dots
+    \quad\text{(explicit Euler)}
+
+    Arguments and errors are those of :func:`corrections`; ``step`` is h, a symbol or number that is not in the field.
+    """
+    check_symbols(symbols, [sp.sympify(e) for e in field], "the field", [step])
+    found = corrections(field, symbols, order, method=method, simplify=simplify)
+    h = sp.sympify(step)
+    return sum((c * h**k for k, c in enumerate(found)), sp.zeros(len(symbols), 1))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``steps`` steps of size ``step`` along ``field`` (a sequence of expressions); steps may be a symbol."""
+
+    field: Components
+    step: Any
+    steps: Any = 1
+    method: str | RungeKutta = "euler"
+
+
+def phase_series(steps: Sequence[tuple[Any, Any, str | RungeKutta]], order: int) -> dict[Tree, Any]:
+    r"""Time-one field of phases as a tree series: {coloured tree: sympy coefficient of F(t), symmetry divided out}.
+
+    Args:
+      steps: for each phase (h_i, n_i, method); colour i is phase i. Repeats n_i may be symbols: each phase is n_i times
+        its own modified field, and the Baker–Campbell–Hausdorff series combines them.
+      order: p ≥ 1.
+    """
+    check_order(order, len(steps), MEMORY_LIMIT // 1000, remedy="or fewer phases")
+    total: dict[Tree, Any] = {}
+    whole = all(sp.sympify(n).is_Integer for _, n, _ in steps)
+    if whole:
+        method = [Step(name, field=i, steps=int(n)) for i, (_, n, name) in enumerate(steps)]
+        total = dict(with_symmetry(modified_equation(method, order)))
+    else:
+        for i, (_, n, name) in enumerate(steps):
+            own = with_symmetry(modified_equation(name, order))
+            field = {t.recolour([i]): c * sp.sympify(n) for t, c in own.items() if c}
+            total = combine(total, field, order) if total else field
+    result = {}
+    for tree, value in total.items():
+        value = sp.expand(value)
+        if value != 0:
+            result[tree] = value * sp.prod([sp.sympify(steps[c][0]) for c in tree.colours])
+    return result
+
+
+def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: bool = True) -> sp.Matrix:
+    r"""Field whose time-one flow is all phases, one after another, right through ``order`` in the total time.
+
+    .. math:: F = \sum_i n_i h_i f_i - \frac12 \sum_i n_i h_i^2 f_i' f_i + \frac12 \sum_{i<j} n_i h_i n_j h_j [f_i,
+    f_j] + \dots,
+       \qquad [f_1, f_2] = f_2' f_1 - f_1' f_2
+
+    Args:
+      phases: in the order in which they run.
+      symbols: the parameters.
+      order: p ≥ 1.
+      simplify: factor or simplify every component.
+
+    Raises:
+      ValueError: no phases, or what :func:`corrections` refuses.
+    """
+    if not phases:
+        raise ValueError("compose needs at least one phase")
+    fields = _checked([phase.field for phase in phases], symbols, order)
+    check_symbols(symbols, [e for f in fields for e in f], "the fields", [x for p in phases for x in (p.step, p.steps)])
+    for phase in phases:
+        steps = sp.sympify(phase.steps)
+        if steps.is_number and not (steps.is_Integer and steps >= 1):
+            raise ValueError(f"a phase has a whole number of steps, at least 1, or a symbol, not {steps}")
+    series = phase_series([(p.step, p.steps, p.method) for p in phases], order)
+    table = _Differentials(fields, symbols)
+    total = sp.zeros(len(symbols), 1)
+    by_coefficient: dict[sp.Expr, dict[Tree, Fraction]] = {}
+    for tree, value in series.items():
+        number, rest = value.as_coeff_Mul()
+        by_coefficient.setdefault(rest, {})[tree] = Fraction(int(number.p), int(number.q))
+    for coefficient, part in by_coefficient.items():
+        total += coefficient * table.combination(part).applyfunc(tidy if simplify else sp.expand)
+    return total
+
+
+def _checked(fields: Sequence[Components], symbols: Symbols, order: int) -> list[list[sp.Expr]]:
+    checked = [[check_expression(e, f"component {i} of the field") for i, e in enumerate(field)] for field in fields]
+    check_symbols(symbols, [e for f in checked for e in f], "the field")
+    for f in checked:
+        if len(f) != len(symbols):
+            raise ValueError(f"the field has {len(f)} components for {len(symbols)} symbols: it needs one for each")
+    check_order(order, len(fields), MEMORY_LIMIT // 1000, remedy="or fewer fields")
+    terms = sum(count_trees(order, len(fields))) * len(symbols) ** 2 + len(symbols) ** order
+    if terms > MOST_TERMS:
+        raise ValueError(
+            f"order {order} in {len(symbols)} dimensions with {len(fields)} fields means about {terms:,} symbolic "
+            f"products, above the limit of {MOST_TERMS:,}: lower the order or the dimension, or use numbers "
+            f"(bea.modified_field)"
+        )
+    return checked

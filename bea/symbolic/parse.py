@@ -1,0 +1,144 @@
+"""Formulas as text: read through Python's syntax tree against a list of names, never evaluated as Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+import sympy as sp
+
+FUNCTIONS: dict[str, Callable] = {
+    name: getattr(sp, name)
+    for name in (
+        "exp", "log", "sqrt", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan", "asinh", "erf",
+    )
+}  # fmt: skip
+"""Functions that a formula may call."""
+CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "E": sp.E}
+"""Names that are numbers, unless they are parameters."""
+NOT_SMOOTH = (
+    "Abs",
+    "abs",
+    "Max",
+    "max",
+    "Min",
+    "min",
+    "sign",
+    "relu",
+    "floor",
+    "ceil",
+    "ceiling",
+    "round",
+    "Heaviside",
+)
+
+LONGEST, DEEPEST, LARGEST_EXPONENT, LARGEST_NUMBER = 2_000, 60, 64, 10**30
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+class FormulaError(ValueError):
+    """A formula that is not understood; the message names the part and what is allowed."""
+
+
+def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
+    """A formula in Python's notation as a sympy expression with exact numbers (0.5 is read as 1/2).
+
+    Args:
+      text: numbers, names, + − * / ** ^, parentheses and the functions of :data:`FUNCTIONS`.
+      names: the symbols that may occur; any plain name if None.
+
+    Raises:
+      FormulaError: anything else. Nothing is ever evaluated as Python.
+    """
+    if len(text) > LONGEST:
+        raise FormulaError(f"the formula has {len(text):,} characters, more than {LONGEST:,}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Python's advice on odd code, such as 1(2), is not for the user of a formula
+            tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise FormulaError(
+            f"{_shown(text)} is not a formula: {getattr(error, 'msg', None) or 'it cannot be read'}"
+        ) from None
+    expr = _read(tree.body, text, None if names is None else set(names), 0)
+    if expr.has(sp.zoo, sp.oo, sp.nan):
+        raise FormulaError(f"{_shown(text)} divides by zero")
+    if expr.has(sp.I):
+        raise FormulaError(f"{_shown(text)} is not real")
+    return expr
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _read(node: ast.AST, text: str, names: set[str] | None, depth: int) -> sp.Expr:
+    if depth > DEEPEST:
+        raise FormulaError(f"{_shown(text)} is nested more than {DEEPEST} deep")
+    read = lambda part: _read(part, text, names, depth + 1)
+    match node:
+        case ast.Constant(value=bool()):
+            pass
+        case ast.Constant(value=int() | float() as value):
+            return _number(node, value, text)
+        case ast.Name(id=name):
+            return _symbol(name, text, names)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -read(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return read(operand)
+        case ast.BinOp(op=ast.Pow(), left=left, right=right):
+            base, exponent = read(left), read(right)
+            if exponent.is_number and not abs(exponent) <= LARGEST_EXPONENT:
+                raise FormulaError(f"the exponent in {_shown(ast.unparse(node))} is above {LARGEST_EXPONENT}")
+            return _bounded(base**exponent, node)
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op, left=left, right=right):
+            a, b = read(left), read(right)
+            kind = type(op)
+            return _bounded(
+                a + b if kind is ast.Add else a - b if kind is ast.Sub else a * b if kind is ast.Mult else a / b, node
+            )
+        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
+            return FUNCTIONS[name](read(argument))
+        case ast.Call(func=ast.Name(id=name)) if name in NOT_SMOOTH:
+            raise FormulaError(f"{name} is not smooth, and the expansion needs its derivatives: use a smooth stand-in")
+        case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
+            raise FormulaError(f"{name} takes exactly one argument")
+        case ast.Call(func=ast.Name(id=name)):
+            raise FormulaError(f"unknown function {name}: use one of {', '.join(FUNCTIONS)}")
+    raise FormulaError(
+        f"{_shown(ast.unparse(node))} is not allowed in a formula: use numbers, names, + - * / ** and functions"
+    )
+
+
+def _bounded(value: sp.Expr, node: ast.AST) -> sp.Expr:
+    if value.is_Rational and max(abs(value.p), value.q) > LARGEST_NUMBER:
+        raise FormulaError(f"{_shown(ast.unparse(node))} is a number of more than 30 digits")
+    return value
+
+
+def _number(node: ast.AST, value: int | float, text: str) -> sp.Expr:
+    """The number as written: 0.1 is 1/10, not the nearest binary fraction."""
+    literal = Fraction(value) if isinstance(value, int) else Fraction(repr(value)) if abs(value) < 1e300 else None
+    if literal is None or max(abs(literal.numerator), literal.denominator) > LARGEST_NUMBER:
+        raise FormulaError(f"a number in {_shown(text)} has more than 30 digits")
+    return sp.Rational(literal.numerator, literal.denominator)
+
+
+def _symbol(name: str, text: str, names: set[str] | None) -> sp.Expr:
+    if names is not None and name in names:
+        return sp.Symbol(name)
+    if name in CONSTANTS:
+        return CONSTANTS[name]
+    if name in FUNCTIONS or name in NOT_SMOOTH:
+        raise FormulaError(f"{name} is a function in {_shown(text)}: call it, {name}(x)")
+    if not _NAME.fullmatch(name) or "__" in name:
+        raise FormulaError(f"{name!r} is not a name for a parameter: letters, digits and single underscores")
+    if names is not None:
+        raise FormulaError(f"unknown name {name} in {_shown(text)}: the names are {', '.join(sorted(names)) or 'none'}")
+    return sp.Symbol(name)
