@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
+
 app = typer.Typer(
     name="deepfusion",
     help=(
@@ -23,7 +25,6 @@ app = typer.Typer(
         "Start with:  deepfusion demo     (two tiny T5s on real text, 10 minutes on 2 cores)\n\n"
         "Then:        deepfusion fuse small-a small-b --out medium     (your own checkpoints)"
     ),
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -248,6 +249,10 @@ def info(as_json: Json = False) -> None:
     Console().print(table)
 
 
+app.command(name="derive", help=EXAMPLES)(derive)
+COMMANDS = ("demo", "derive", "fuse", "figures", "info")
+
+
 def repeat_option(arguments: list[str], option: str) -> list[str]:
     """``--text a b c`` as ``--text a --text b --text c``, which is all that the parser knows."""
     expanded: list[str] = []
@@ -261,12 +266,23 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
 
 
 def main() -> None:
-    """Entry point: input errors are one line on stderr and exit code 2."""
+    """Entry point: errors of usage or input are one line on stderr and exit code 2."""
     from fusion_core.errors import InputError
     from fusion_core.train.loop import TrainingDiverged
 
+    arguments = repeat_option(sys.argv[1:], "--text") or ["--help"]
     try:
-        app(args=repeat_option(sys.argv[1:], "--text"))
+        sys.exit(app(args=arguments, prog_name="deepfusion", standalone_mode=False) or 0)
+    except USAGE_ERROR as error:
+        asked = " ".join(["deepfusion", *arguments[:1]]) if arguments[0] in COMMANDS else "deepfusion"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        notes.print(
+            f"[bold red]Error:[/bold red] {escape(message)}; see {asked} --help", highlight=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except typer.Abort:
+        notes.print("Interrupted.")
+        sys.exit(130)
     except (InputError, FileExistsError) as error:
         notes.print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
