@@ -94,7 +94,8 @@ class DemoRun:
         return Trainer(loss, self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
 
     def _fresh(self, config: T5Config, name: str, rate: float) -> TrainState:
-        return init_state(init(config, self._seed(name), match_cross_attention=True), self.optimizer, rate)
+        params = init(config, self._seed(name), match_cross_attention=self.settings.match_cross_attention)
+        return init_state(params, self.optimizer, rate)
 
     def _fresh_sources(self) -> tuple[TrainState, ...]:
         return tuple(self._fresh(self.settings.small, name, self.settings.small_rate) for name in "ab")
