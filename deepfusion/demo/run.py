@@ -54,6 +54,7 @@ ARMS = {
     "never": "two small ones, fused at the end",
     "one_small": "one small one, the whole budget",
 }
+GROWN = ("grown", "early", "late")
 
 
 def stops(total: int, chunk: int) -> list[int]:
@@ -106,8 +107,8 @@ class DemoRun:
     def _stream(self, name: str) -> Any:
         return self.data.train.with_seed(self._seed(name)).batch
 
-    def _bar(self, arm: str, total: int, done: int) -> Any:
-        return self.progress.add_task(ARMS.get(arm, arm), total=total, completed=done)
+    def _bar(self, name: str, total: int, done: int) -> Any:
+        return self.progress.add_task(name, total=total, completed=done)
 
     def _train_arm(
         self, arm: str, trainer: Trainer, start: TrainState, stream: str, total: int, flops: Any
@@ -121,7 +122,8 @@ class DemoRun:
         self.metrics.keep(lambda r: r["arm"] != arm or r["step"] <= int(state.step))
         seen = {r["step"] for r in self.metrics.of(arm=arm)}
         first = int(start.step)
-        bar = self._bar(arm, total - first, int(state.step) - first)
+        name = f"grown at step {first}" if arm in GROWN else ARMS.get(arm, arm)
+        bar = self._bar(name, total - first, int(state.step) - first)
         relative = stops(total - first, self.settings.steps_per_dispatch)
         try:
             for stop in [first, *(first + s for s in relative)]:
@@ -287,7 +289,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         def grow(arm: str, step: int) -> TrainState:
             records = [r for r in run.theory() if r["step"] <= step]
             rates[arm] = learning_rate_after(records, settings.small_rate)[0]
-            console.print(f"Growing at step {step} (arm: {ARMS[arm]}) with learning rate {rates[arm]:.3g}.")
+            console.print(f"Growing at step {step} with learning rate {rates[arm]:.3g}.")
             return run.grow(arm, step, rates[arm])
 
         grown = None
