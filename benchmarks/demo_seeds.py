@@ -41,7 +41,6 @@ def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "above_grown": statistics.fmean(differences),
                 "above_grown_se": error,
                 "grown_at": [run["growth_steps"].get(arm) for run in runs],
-                "rates": [run["learning_rates"].get(arm) for run in runs],
                 "flops": [run["curves"][arm][-1][0] / run["flops"]["budget"] for run in runs],
             }
         )

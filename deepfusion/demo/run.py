@@ -19,8 +19,8 @@ from deepfusion.demo.data import TOKENIZER, DemoData
 from deepfusion.demo.settings import DemoSettings
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.fusion import fusion_map
-from fusion_core.plan import GrowthMeter, GrowthPlan, Network, learning_rate_after, plan_growth
+from fusion_core.fusion import fusion_map, rate_factors
+from fusion_core.plan import GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
 from fusion_core.provenance import provenance
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.text import Tokenizer
@@ -78,12 +78,17 @@ class DemoRun:
         self.small_flops, self.large_flops = small, large
         self.optimizer = adafactor(t5_schedule())
         self.small, self.large = self._trainer(settings.small), self._trainer(settings.large)
+        tree = jax.tree.map(
+            lambda _: 0.0, parameter_shapes(settings.small), is_leaf=lambda node: isinstance(node, tuple)
+        )
+        self.factors = rate_factors(tree, settings.small, 2, "adafactor")
         self.meter = GrowthMeter(
             Network(_mean_loss(settings.small), self.optimizer, small),
             Network(_mean_loss(settings.large), self.optimizer, large),
             self.mapping,
+            self.factors,
         )
-        self.fuse_states = jax.jit(lambda states, rate: fuse_states(self.mapping, states, rate))
+        self.fuse_states = jax.jit(lambda states: fuse_states(self.mapping, states, self.factors))
         chunk = settings.steps_per_dispatch
         self.source_steps = int(total / (2 * small)) // chunk * chunk
         self.one_small_steps = int(total / small) // chunk * chunk
@@ -170,7 +175,7 @@ class DemoRun:
                             states = (*states[:i], stopped.state, *states[i + 1 :])
                             raise Interrupted(stopped.state) from None
                         states = (*states[:i], state, *states[i + 1 :])
-                fused = self.fuse_states(states, settings.small_rate)
+                fused = self.fuse_states(states)
                 record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
                 for name, params in (("a", states[0].params), ("b", states[1].params)):
                     record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
@@ -201,15 +206,15 @@ class DemoRun:
         """What the records so far say."""
         records = self.theory()
         if not records:
-            return GrowthPlan(None, None, "Nothing is measured yet.", "greedy")
-        return plan_growth(records, self.settings.small_rate)
+            return GrowthPlan(None, None, {}, "Nothing is measured yet.", "greedy")
+        return plan_growth(records, self.settings.small_rate, self.factors)
 
     # Growth and the baselines.
 
-    def grow(self, arm: str, step: int, rate: float) -> TrainState:
+    def grow(self, arm: str, step: int) -> TrainState:
         """Fuses the sources as they were at ``step`` and trains on for the rest of the budget."""
         sources = load_state(self._source_file(step), self._fresh_sources())[0]
-        start = self.fuse_states(sources, rate)
+        start = self.fuse_states(sources)
         spent = step * 2 * self.small_flops
         chunk = self.settings.steps_per_dispatch
         steps = int((self.settings.total_flops - spent) / self.large_flops) // chunk * chunk
@@ -284,13 +289,10 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         plan = run.plan()
         plan.save(folder / "plan.json")
         console.print(f"[bold]Theory says:[/bold] {plan.reason}")
-        rates: dict[str, float] = {}
 
         def grow(arm: str, step: int) -> TrainState:
-            records = [r for r in run.theory() if r["step"] <= step]
-            rates[arm] = learning_rate_after(records, settings.small_rate)[0]
-            console.print(f"Growing at step {step} with learning rate {rates[arm]:.3g}.")
-            return run.grow(arm, step, rates[arm])
+            console.print(f"Growing at step {step}.")
+            return run.grow(arm, step)
 
         grown = None
         if plan.step is not None:  # it is grown before anything is known of what comes after
@@ -306,7 +308,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         run.scratch()
         run.one_small(sources)
 
-    results = collect(run, plan, steps, rates)
+    results = collect(run, plan, steps)
     results["seconds"] = round(time.perf_counter() - started, 1)
     atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if not (folder / CHECKPOINT).exists():
@@ -316,7 +318,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     return results
 
 
-def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int], rates: dict[str, float]) -> dict[str, Any]:
+def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int]) -> dict[str, Any]:
     """Everything that the report is written from."""
     sources = run.metrics.of(arm="sources")
     curves: dict[str, list[tuple[float, float]]] = {
@@ -337,7 +339,7 @@ def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int], rates: dict[s
         "plan": dataclasses.asdict(plan),
         "growth_steps": steps,
         "source_steps": run.source_steps,
-        "learning_rates": rates,
+        "rate_factors": factors_by_name(run.factors),
         "curves": curves,
         "final": {arm: curves[arm][-1][1] for arm in ARMS},
         "theory": run.theory(),
