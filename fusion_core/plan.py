@@ -218,9 +218,13 @@ class GrowthPlan:
 
 
 def factors_by_name(factors: Params) -> dict[str, float]:
-    """The factors that are not 1, by the name of the array (its parent in the tree: ``q``, ``wi``, ``lm_head``, ...)."""
-    leaves = jax.tree_util.tree_flatten_with_path(factors)[0]
-    return {path[-2].key: round(factor, 6) for path, factor in leaves if abs(factor - 1) > 1e-9}
+    """The factors that are not 1, by the name of the array: ``q``, ``wi``, ``lm_head``, ...; in a list its whole path."""
+    named = {}
+    for path, factor in jax.tree_util.tree_flatten_with_path(factors)[0]:
+        if abs(factor - 1) > 1e-9:
+            parent = getattr(path[-2], "key", None) or jax.tree_util.keystr(path, simple=True, separator=".")
+            named[parent] = round(factor, 6)
+    return named
 
 
 def plan_growth(records: Sequence[Mapping[str, Any]], learning_rate: float, factors: Params) -> GrowthPlan:
@@ -247,7 +251,8 @@ def plan_growth(records: Sequence[Mapping[str, Any]], learning_rate: float, fact
     last = [r for r in records if r["step"] <= decision.step][-WINDOW:]
     small, grown = (statistics.median(r[f"step_factor_{name}"] for r in last) for name in ("small", "grown"))
     named = factors_by_name(factors)
-    shown = ", ".join(f"{factor:.3g} in {name}" for name, factor in named.items())
+    grouped = {value: ", ".join(n for n, v in named.items() if v == value) for value in named.values()}
+    shown = " and ".join(f"{factor:.3g} in {names}" for factor, names in grouped.items())
     reason = (
         f"{decision.reason} Learning rate after it: {learning_rate:.3g} as before{', times ' if shown else ''}{shown}, with "
         f"which the function goes on at its velocity. The step that lowers the grown loss most at once is {grown:.3g} times "

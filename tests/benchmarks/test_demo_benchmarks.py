@@ -17,7 +17,6 @@ def finished_run(folder, seed, shift):
         "settings": {"seed": seed},
         "final": {arm: LOSSES[arm] + (shift if arm == "scratch" else 0.0) for arm in ARMS},
         "growth_steps": steps,
-        "learning_rates": dict.fromkeys(steps, 0.02),
         "curves": {arm: [[10.0, 4.0], [99.0, 3.0]] for arm in ARMS},
         "flops": {"budget": 100.0},
         "source_steps": 400,
