@@ -20,6 +20,7 @@ def finished_run(folder, seed, shift):
         "curves": {arm: [[10.0, 4.0], [99.0, 3.0]] for arm in ARMS},
         "flops": {"budget": 100.0},
         "source_steps": 400,
+        "plan": {"step": 80},
         "seconds": 60.0,
         "provenance": {"commit": None},
     }
@@ -37,6 +38,7 @@ def test_the_table_of_seeds_has_means_and_standard_errors_of_differences(tmp_pat
     assert rows["scratch"]["above_grown_se"] == pytest.approx(0.1)
     assert rows["late"]["above_grown_se"] == pytest.approx(0.0)
     assert "| large from scratch | 3.100 | 3.300 | 3.200 | +0.200 ± 0.100 |" in capsys.readouterr().out
+    assert (tmp_path / "losses.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "table.json").read_text())["seeds"] == [0, 1]
 
 
