@@ -25,9 +25,9 @@ COLORS = {
     "never": "#CC79A7",
     "one_small": "#000000",
 }
-# A difference of final losses below this is not told from chance by one seed: two runs that differ in the seed alone
-# lie about this far apart at the default size (docs/demo.md).
-NOISE = 0.03
+# A difference of final losses below this is not told from chance by one seed: it is the standard deviation over seeds
+# of the difference of two arms at the default size (docs/demo.md).
+NOISE = 0.08
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
