@@ -12,9 +12,15 @@ from bea.flow import measured_order as measured_order
 from bea.growth import GrowthEvent as GrowthEvent
 from bea.integrability import IntegrabilityDefect as IntegrabilityDefect
 from bea.integrability import integrability_defect as integrability_defect
+from bea.minibatches import MinibatchTerm as MinibatchTerm
+from bea.minibatches import minibatch_modified_loss as minibatch_modified_loss
+from bea.minibatches import minibatch_term as minibatch_term
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
+from bea.optimizers import adam_modified_field as adam_modified_field
+from bea.optimizers import optimizer_log as optimizer_log
+from bea.optimizers import optimizer_step as optimizer_step
 from bea.order import order_scores as order_scores
 from bea.phases import Phase as Phase
 from bea.phases import compose as compose

@@ -54,8 +54,9 @@ def compose(phases: Sequence[Phase], order: int = 2) -> Field:
     The first sum is order 1; the self terms (what discretisation does) and the conflict terms (what the order of the
     phases does) are order 2. Order 3 adds all elementary differentials of three nodes, coloured by the phases, with the
     exact coefficients of ``bea.symbolic.modified_equation``: for two phases that is what ``1/12 [X, [X, Y]] + 1/12 [Y,
-    [Y, X]]`` and the second-order terms of X and Y come to. ``compose([phase])`` has the self term alone. The expansion is in the total time: it
-    speaks of a few steps around an event, not of long phases, which follow ``modified_field`` one after the other.
+    [Y, X]]`` and the second-order terms of X and Y come to. ``compose([phase])`` has the self term alone. The expansion is
+    in the total time: it speaks of a few steps around an event, not of long phases, which follow ``modified_field`` one
+    after the other.
 
     Args:
       phases: at least one, in the order in which they are run; all on the same space.
