@@ -2,8 +2,10 @@ r"""Elementary differentials on pytrees, and sums of them over rooted trees.
 
 .. math:: F([t_1, \dots, t_k]_c)(\theta) = f_c^{(k)}(\theta)\bigl(F(t_1)(\theta), \dots, F(t_k)(\theta)\bigr)
 
-No derivative is ever formed: ``f^{(k)}(u_1, …, u_{k−1}, ·)`` is one linearisation (``jax.linearize``) of
-``f^{(k−1)}(u_1, …, u_{k−1})``, shared by all the vectors that it is applied to.
+No derivative is ever formed. A sum over trees is evaluated from the root: all trees that differ in their last child only
+share one derivative along the sum of what these children stand for, and ``f'a + f''(u, b)`` is one derivative of
+``(θ, u) ↦ f'(θ)u`` along ``(b, a)``. What two derivatives have in common (the same point, the same direction) the
+compiler shares when all is jitted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +14,12 @@ from typing import Any
 import jax
 
 from bea.fields import directional_derivative
-from bea.pytrees import Field, Params, axpy, check_params, checked, scale, weighted_sum, zeros_like
+from bea.pytrees import Field, Params, check_params, checked, scale, weighted_sum, zeros_like
 from bea.trees import Tree
-
-Prefix = tuple[int, tuple[Tree, ...]]
-"""A colour c and trees t_1 … t_{k−1}: the map ``v ↦ f_c^{(k)}(F(t_1), …, F(t_{k−1}), v)``."""
 
 
 class Differentials:
-    """The elementary differentials of some fields at one point, each computed once.
+    """The elementary differentials of some fields at one point.
 
     Args:
       fields: f_0, f_1, …; colour c of a tree stands for ``fields[c]``.
@@ -32,49 +31,69 @@ class Differentials:
         check_params(params)
         self.params = params
         self._fields = [checked(field, names.format(c)) for c, field in enumerate(fields)]
-        self._linearised: dict[Prefix, Any] = {}
         self._known: dict[Tree, Params] = {}
 
-    def _derivative(self, prefix: Prefix) -> Field:
-        """``θ ↦ f_c^{(k−1)}(θ)(F(t_1), …, F(t_{k−1}))`` with the vectors held fixed."""
-        colour, inner = prefix
-        if not inner:
-            return self._fields[colour]
-        lower, direction = self._derivative((colour, inner[:-1])), self(inner[-1])
-        return lambda point: directional_derivative(lower, point, direction)
-
-    def linear(self, prefix: Prefix) -> Any:
-        """``(f_c^{(k−1)}(…), v ↦ f_c^{(k)}(…, v))``."""
-        if prefix not in self._linearised:
-            self._linearised[prefix] = jax.linearize(self._derivative(prefix), self.params)
-        return self._linearised[prefix]
-
     def __call__(self, tree: Tree) -> Params:
-        """F(t), a tree like params."""
+        """F(t), a tree like params; computed once."""
         if tree not in self._known:
-            children = tree.children
-            if children:
-                self._known[tree] = self.linear((tree.colour, children[:-1]))[1](self(children[-1]))
-            else:
-                self._known[tree] = self.linear((tree.colour, ()))[0]
+            field, children = self._fields[tree.colour], [self(child) for child in tree.children]
+            self._known[tree] = self._derivative(field, children)(self.params)
         return self._known[tree]
 
+    @staticmethod
+    def _derivative(field: Field, directions: Sequence[Params]) -> Field:
+        """``θ ↦ f^{(k)}(θ)(u_1, …, u_k)`` with the directions held fixed."""
+        for u in directions:
+            field = lambda point, lower=field, u=u: directional_derivative(lower, point, u)  # type: ignore[misc]
+        return field
+
     def combination(self, weights: Mapping[Tree, Any]) -> Params:
-        """``Σ c(t) F(t)``. Trees that differ in their last child only share one application of a linear map."""
-        singles: list[tuple[Any, Tree]] = []
-        groups: dict[Prefix, list[tuple[Any, Tree]]] = {}
+        """``Σ c(t) F(t)``, a tree like params."""
+        # {colour: {all children but the last: {last child: weight}}}
+        groups: dict[int, dict[tuple[Tree, ...], dict[Tree, Any]]] = {}
+        terms: list[tuple[Any, Params]] = []
         for tree, weight in weights.items():
-            children = tree.children
-            if children:
-                groups.setdefault((tree.colour, children[:-1]), []).append((weight, children[-1]))
+            if tree.order <= 2:  # these occur again and again
+                continue
+            *inner, last = tree.children
+            groups.setdefault(tree.colour, {}).setdefault(tuple(inner), {})[last] = weight
+        for tree, weight in weights.items():
+            if tree.order == 1 or (tree.order == 2 and () not in groups.get(tree.colour, {})):
+                terms.append((weight, self(tree)))
+            elif tree.order == 2:
+                groups[tree.colour][()][tree.children[0]] = weight
+        for colour, group in groups.items():
+            terms += self._derivatives(self._fields[colour], group)
+        if not terms:
+            return zeros_like(self.params)
+        return weighted_sum([weight for weight, _ in terms], [part for _, part in terms])
+
+    def _derivatives(
+        self, field: Field, group: Mapping[tuple[Tree, ...], Mapping[Tree, Any]]
+    ) -> list[tuple[Any, Params]]:
+        """``Σ f^{(k)}(F(t_1), …, F(t_{k−1}), Σ c F(t_k))`` of one field, as weighted terms."""
+        straight, terms = group.get(()), []
+        for inner, lasts in group.items():
+            if not inner:
+                continue
+            weight: Any = 1.0
+            if len(lasts) == 1:  # the direction itself, not a multiple of it: its derivative may be there already
+                ((last, weight),) = lasts.items()
+                direction = self(last)
             else:
-                singles.append((weight, tree))
-        total = weighted_sum([w for w, _ in singles], [self(t) for _, t in singles]) if singles else None
-        for prefix, terms in groups.items():
-            direction = weighted_sum([w for w, _ in terms], [self(t) for _, t in terms])
-            part = self.linear(prefix)[1](direction)
-            total = part if total is None else axpy(1.0, part, total)
-        return zeros_like(self.params) if total is None else total
+                direction = self.combination(lasts)
+            if straight and len(inner) == 1:
+                along = self.combination({tree: c / weight for tree, c in straight.items()})
+                straight = None
+                slope = lambda point, u: directional_derivative(field, point, u)
+                _, part = jax.jvp(slope, (self.params, self(inner[0])), (direction, along))
+            else:
+                fixed = [self(child) for child in inner]
+                part = self._derivative(field, [*fixed, direction])(self.params)
+            terms.append((weight, part))
+        if straight:
+            terms.append((1.0, directional_derivative(field, self.params, self.combination(straight))))
+        return terms
 
 
 def elementary_differential(tree: Tree | str, fields: Field | Sequence[Field]) -> Field:
