@@ -121,7 +121,7 @@ TOYS: dict[str, Callable[[int], GrowthToy]] = {
     "deep linear": lambda seed: deep_linear_toy((4, 4), seed=seed),
     "tanh MLP": lambda seed: teacher_toy([(8, 12, 12, 2)] * 2, seed=seed),
     "GELU MLP": lambda seed: teacher_toy([(8, 12, 12, 2)] * 2, activation="gelu", seed=seed),
-    "digits": lambda seed: digits_toy([(16,), (16,)], seed=seed),
+    "digits": lambda seed: digits_toy([(16, 16)] * 2, seed=seed),
 }
 """One of each, by seed."""
 

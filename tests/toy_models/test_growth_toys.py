@@ -55,7 +55,7 @@ def test_linear_tasks_that_make_no_sense_are_refused(change, message):
 
 
 def test_a_start_too_narrow_for_its_modes_is_refused():
-    with pytest.raises(ValueError, match="width is 1 and strength 0.1: a balanced start needs a width of at least 2"):
+    with pytest.raises(ValueError, match=r"width is 1 and strength 0.1: a balanced start needs a width of at least 2"):
         linear_task(jnp.float32).start(1, 0.1, seed=0)
 
 
@@ -66,7 +66,7 @@ def test_a_toy_grows_into_a_network_whose_loss_is_at_most_the_mean_of_its_source
     toy = growth.TOYS[name](0)
     losses, grown = jax.jit(lambda s: ([toy.source_loss(one) for one in s], toy.loss(toy.embed(s))))(toy.sources)
     assert float(grown) <= np.mean(losses) * (1 + 1e-5)
-    assert 0 < toy.small_flops < toy.grown_flops
+    assert 0 < toy.small_flops <= toy.grown_flops  # equal with one hidden layer: no off-diagonal blocks
     step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 0.01 * g, p, jax.grad(toy.loss)(p)))
     assert toy.loss(step(toy.fused)) < grown
     event = bea.GrowthEvent.from_linear(toy.embed, toy.sources)  # refuses what is not linear
