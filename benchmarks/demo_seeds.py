@@ -4,7 +4,8 @@
     python -m benchmarks.demo_seeds --seeds 5 --preset smoke
 
 Each seed is one whole demo run, with its own split, tokenizer, initialisations and data order, in ``OUT/seed-N``; a run
-that is there already is not repeated, an interrupted one is resumed. Writes ``OUT/table.json`` and ``OUT/table.md``.
+that is there already is not repeated, an interrupted one is resumed. Writes ``OUT/table.json``, ``OUT/table.md`` and
+``OUT/losses.png``, the first seed's loss against FLOPs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from deepfusion.demo import PRESETS, run_demo
-from deepfusion.demo.report import write_report
+from deepfusion.demo.report import draw_losses, write_report
 from deepfusion.demo.run import ARMS, RESULTS
 from fusion_core import atomic
+from paper_figures import style
 
 
 def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -41,7 +43,6 @@ def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "above_grown": statistics.fmean(differences),
                 "above_grown_se": error,
                 "grown_at": [run["growth_steps"].get(arm) for run in runs],
-                "rates": [run["learning_rates"].get(arm) for run in runs],
                 "flops": [run["curves"][arm][-1][0] / run["flops"]["budget"] for run in runs],
             }
         )
@@ -93,6 +94,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result = table(runs)
     atomic.write_text(options.out / "table.json", json.dumps(result, indent=2) + "\n")
     atomic.write_text(options.out / "table.md", markdown(result))
+    with style(), atomic.new_file(options.out / "losses.png") as temporary:
+        draw_losses(runs[0]).savefig(temporary, format="png", dpi=120)
     print(json.dumps(result) if options.json else markdown(result))
     return result
 

@@ -53,14 +53,14 @@ class GrowthMeter:
     r"""Theory's terms for sources that may be fused now, estimated over pairs of batches.
 
     The optimizer is frozen at the event: a source's field is ``fᵢ = −Mᵢ ∇Lᵢ``, the grown network's ``f_2 = −M_2 ∇L``,
-    each with its own preconditioner (learning rate included), the grown one from the fused optimizer state. A pair's
-    first batch gives the updates, the second the losses, gradients and curvatures.
+    each with its own preconditioner (learning rate included), the grown one from the fused optimizer state and the
+    sources' rates times ``factors``. A pair's first batch gives the updates, the second the losses, gradients and curvatures.
 
     A pair costs 3 gradients and 2 Hessian-vector products of every source, and 4 and 3 of the grown network.
     Source: theory.md, sections 1, 3 and 4.
     """
 
-    def __init__(self, small: Network, grown: Network, mapping: FusionMap) -> None:
+    def __init__(self, small: Network, grown: Network, mapping: FusionMap, factors: Params) -> None:
         self._small, self._grown, self._mapping = small, grown, mapping
         event = bea.GrowthEvent(embed=mapping.embed, transpose=mapping.transpose, pinv=mapping.pinv)
 
@@ -73,7 +73,7 @@ class GrowthMeter:
                 grads = jax.grad(lambda p: network.loss(p, update))(params)
                 move, _ = displacement(network.optimizer, grads, state)
                 metric = preconditioner(network.optimizer, grads, state.opt_state, params)
-                metric = jax.tree.map(lambda m: state.rate * m, metric)
+                metric = jax.tree.map(jnp.multiply, state.rates, metric)
                 loss, slope = jax.value_and_grad(on_probe)(params)
                 model = bea.quadratic_model(on_probe, params, move)
                 values = {
@@ -109,7 +109,7 @@ class GrowthMeter:
             }
 
         self._small_terms, self._grown_terms, self._together = alone(small), alone(grown), jax.jit(together)
-        self._fuse = jax.jit(lambda states: fuse_states(mapping, states))
+        self._fuse = jax.jit(lambda states: fuse_states(mapping, states, factors))
 
     def measure(
         self, states: Sequence[TrainState], updates: Sequence[Batch], probes: Sequence[Batch]
@@ -192,13 +192,15 @@ class GrowthPlan:
 
     Attributes:
       step: small steps before the growth; None: not within this budget.
-      learning_rate: of the grown network, in the optimizer's unit; None where step is None.
-      reason: sentences that say how the two were obtained, with the numbers.
+      learning_rate: of the grown network, in the optimizer's unit, where its factor is 1; None where step is None.
+      factors: on that rate, by the name of the array; those of 1 are left out.
+      reason: sentences that say how these were obtained, with the numbers.
       rule: the rule's name.
     """
 
     step: int | None
     learning_rate: float | None
+    factors: dict[str, float]
     reason: str
     rule: str
 
@@ -215,46 +217,28 @@ class GrowthPlan:
             raise InputError(f"{path} is no growth plan ({error}); let the run write it again") from None
 
 
-def learning_rate_after(records: Sequence[Mapping[str, Any]], learning_rate: float) -> tuple[float, str]:
-    r"""The grown network's learning rate ``h · r`` with ``r = h*_grown / h*_small``, and how it came about.
-
-    ``h* = −⟨g, Δ⟩ / ΔᵀHΔ`` looks one step ahead and is far below the rate that a long run does best with; that bias is
-    the same before and after the event, so what carries over is the ratio: the grown network's rate stands to its h*
-    as the sources' rate stands to theirs. A network that trains with large steps swings about, and the ratio
-    with it, so its mean logarithm over the records is shrunk towards 0 (keep the rate) by what its standard error says
-    of it, ``log r · max(0, 1 − se² / log² r)`` (James and Stein's rule, positive part).
-
-    Args:
-      records: of ``GrowthMeter``, the event's last; the last ``WINDOW`` count.
-      learning_rate: h, which they were measured at.
-    """
-    last = [r for r in records[-WINDOW:] if r["step_factor_small"] > 0 and r["step_factor_grown"] > 0]
-    if len(last) < 2:
-        return learning_rate, (
-            f"The learning rate stays {learning_rate:.3g}: {len(last)} records say how h* changes, and 2 are needed."
-        )
-    logs = [math.log(r["step_factor_grown"] / r["step_factor_small"]) for r in last]
-    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
-    shrunk = mean * max(0.0, 1 - (error / mean) ** 2) if mean else 0.0
-    ratio = min(max(math.exp(shrunk), 1 / TRUST), TRUST)
-    small, grown = (statistics.median(r[f"step_factor_{name}"] for r in last) for name in ("small", "grown"))
-    return learning_rate * ratio, (
-        f"One step lowers the grown loss most at {small:.3g} times the present rate before the event and at "
-        f"{grown:.3g} times it after (medians over {len(last)} records); the ratio is {math.exp(mean):.3g}, uncertain by "
-        f"a factor of {math.exp(error):.3g}, and counts as {ratio:.3g}: learning rate {learning_rate:.3g} before, "
-        f"{learning_rate * ratio:.3g} after."
-    )
+def factors_by_name(factors: Params) -> dict[str, float]:
+    """The factors that are not 1, by the name of the array: ``q``, ``wi``, ``lm_head``, ...; in a list its whole path."""
+    named = {}
+    for path, factor in jax.tree_util.tree_flatten_with_path(factors)[0]:
+        if abs(factor - 1) > 1e-9:
+            parent = getattr(path[-2], "key", None) or jax.tree_util.keystr(path, simple=True, separator=".")
+            named[parent] = round(factor, 6)
+    return named
 
 
-def plan_growth(records: Sequence[dict[str, Any]], learning_rate: float) -> GrowthPlan:
+def plan_growth(records: Sequence[Mapping[str, Any]], learning_rate: float, factors: Params) -> GrowthPlan:
     """The greedy rule on the records so far: grow where the grown network's decrease per FLOP passes the small ones'.
 
     Both rates are taken at their best step, since at the rate that suits a long run a single step of a minibatch
-    hardly lowers the loss, or raises it.
+    hardly lowers the loss, or raises it. The learning rate after the event is the sources' times the factors with which
+    the function goes on at its velocity (``fusion_core.rate_factors``; theory.md, section 5). The greedy best step h* is
+    reported beside it and not followed: it looks one step ahead (docs/demo.md has the measurements).
 
     Args:
       records: of ``GrowthMeter``, in order, each with its ``step``.
-      learning_rate: that they were measured at.
+      learning_rate: of the sources, which the records were measured at.
+      factors: on it after the event, which the records were measured with.
     """
     decision = bea.greedy_growth_step(
         [int(r["step"]) for r in records],
@@ -263,7 +247,15 @@ def plan_growth(records: Sequence[dict[str, Any]], learning_rate: float) -> Grow
         window=WINDOW,
     )
     if decision.step is None:
-        return GrowthPlan(None, None, decision.reason, "greedy")
-    until = [r for r in records if r["step"] <= decision.step]
-    rate, reason = learning_rate_after(until, learning_rate)
-    return GrowthPlan(decision.step, rate, f"{decision.reason} {reason}", "greedy")
+        return GrowthPlan(None, None, {}, decision.reason, "greedy")
+    last = [r for r in records if r["step"] <= decision.step][-WINDOW:]
+    small, grown = (statistics.median(r[f"step_factor_{name}"] for r in last) for name in ("small", "grown"))
+    named = factors_by_name(factors)
+    grouped = {value: ", ".join(n for n, v in named.items() if v == value) for value in named.values()}
+    shown = " and ".join(f"{factor:.3g} in {names}" for factor, names in grouped.items())
+    reason = (
+        f"{decision.reason} Learning rate after it: {learning_rate:.3g} as before{', times ' if shown else ''}{shown}, with "
+        f"which the function goes on at its velocity. The step that lowers the grown loss most at once is {grown:.3g} times "
+        f"that ({small:.3g} before the event; medians over {len(last)} records)."
+    )
+    return GrowthPlan(decision.step, learning_rate, named, reason, "greedy")

@@ -35,9 +35,8 @@ def rows(results: Results) -> list[dict[str, Any]]:
     budget = results["flops"]["budget"]
     table = []
     for arm in ARMS:
-        step, rate = results["growth_steps"].get(arm), results["learning_rates"].get(arm)
-        if rate is None:
-            rate = results["settings"]["large_rate" if arm == "scratch" else "small_rate"]
+        step = results["growth_steps"].get(arm)
+        rate = results["settings"]["large_rate" if arm == "scratch" else "small_rate"]
         table.append(
             {
                 "arm": arm,

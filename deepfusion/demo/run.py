@@ -19,8 +19,8 @@ from deepfusion.demo.data import TOKENIZER, DemoData
 from deepfusion.demo.settings import DemoSettings
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.fusion import fusion_map
-from fusion_core.plan import GrowthMeter, GrowthPlan, Network, learning_rate_after, plan_growth
+from fusion_core.fusion import fusion_map, rate_factors
+from fusion_core.plan import GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
 from fusion_core.provenance import provenance
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.text import Tokenizer
@@ -54,6 +54,7 @@ ARMS = {
     "never": "two small ones, fused at the end",
     "one_small": "one small one, the whole budget",
 }
+GROWN = ("grown", "early", "late")
 
 
 def stops(total: int, chunk: int) -> list[int]:
@@ -77,12 +78,17 @@ class DemoRun:
         self.small_flops, self.large_flops = small, large
         self.optimizer = adafactor(t5_schedule())
         self.small, self.large = self._trainer(settings.small), self._trainer(settings.large)
+        tree = jax.tree.map(
+            lambda _: 0.0, parameter_shapes(settings.small), is_leaf=lambda node: isinstance(node, tuple)
+        )
+        self.factors = rate_factors(tree, settings.small, 2, "adafactor")
         self.meter = GrowthMeter(
             Network(_mean_loss(settings.small), self.optimizer, small),
             Network(_mean_loss(settings.large), self.optimizer, large),
             self.mapping,
+            self.factors,
         )
-        self.fuse_states = jax.jit(lambda states, rate: fuse_states(self.mapping, states, rate))
+        self.fuse_states = jax.jit(lambda states: fuse_states(self.mapping, states, self.factors))
         chunk = settings.steps_per_dispatch
         self.source_steps = int(total / (2 * small)) // chunk * chunk
         self.one_small_steps = int(total / small) // chunk * chunk
@@ -94,7 +100,8 @@ class DemoRun:
         return Trainer(loss, self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
 
     def _fresh(self, config: T5Config, name: str, rate: float) -> TrainState:
-        return init_state(init(config, self._seed(name), match_cross_attention=True), self.optimizer, rate)
+        params = init(config, self._seed(name), match_cross_attention=self.settings.match_cross_attention)
+        return init_state(params, self.optimizer, rate)
 
     def _fresh_sources(self) -> tuple[TrainState, ...]:
         return tuple(self._fresh(self.settings.small, name, self.settings.small_rate) for name in "ab")
@@ -105,8 +112,8 @@ class DemoRun:
     def _stream(self, name: str) -> Any:
         return self.data.train.with_seed(self._seed(name)).batch
 
-    def _bar(self, arm: str, total: int, done: int) -> Any:
-        return self.progress.add_task(ARMS.get(arm, arm), total=total, completed=done)
+    def _bar(self, name: str, total: int, done: int) -> Any:
+        return self.progress.add_task(name, total=total, completed=done)
 
     def _train_arm(
         self, arm: str, trainer: Trainer, start: TrainState, stream: str, total: int, flops: Any
@@ -120,7 +127,8 @@ class DemoRun:
         self.metrics.keep(lambda r: r["arm"] != arm or r["step"] <= int(state.step))
         seen = {r["step"] for r in self.metrics.of(arm=arm)}
         first = int(start.step)
-        bar = self._bar(arm, total - first, int(state.step) - first)
+        name = f"grown at step {first}" if arm in GROWN else ARMS.get(arm, arm)
+        bar = self._bar(name, total - first, int(state.step) - first)
         relative = stops(total - first, self.settings.steps_per_dispatch)
         try:
             for stop in [first, *(first + s for s in relative)]:
@@ -167,7 +175,7 @@ class DemoRun:
                             states = (*states[:i], stopped.state, *states[i + 1 :])
                             raise Interrupted(stopped.state) from None
                         states = (*states[:i], state, *states[i + 1 :])
-                fused = self.fuse_states(states, settings.small_rate)
+                fused = self.fuse_states(states)
                 record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
                 for name, params in (("a", states[0].params), ("b", states[1].params)):
                     record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
@@ -198,15 +206,15 @@ class DemoRun:
         """What the records so far say."""
         records = self.theory()
         if not records:
-            return GrowthPlan(None, None, "Nothing is measured yet.", "greedy")
-        return plan_growth(records, self.settings.small_rate)
+            return GrowthPlan(None, None, {}, "Nothing is measured yet.", "greedy")
+        return plan_growth(records, self.settings.small_rate, self.factors)
 
     # Growth and the baselines.
 
-    def grow(self, arm: str, step: int, rate: float) -> TrainState:
+    def grow(self, arm: str, step: int) -> TrainState:
         """Fuses the sources as they were at ``step`` and trains on for the rest of the budget."""
         sources = load_state(self._source_file(step), self._fresh_sources())[0]
-        start = self.fuse_states(sources, rate)
+        start = self.fuse_states(sources)
         spent = step * 2 * self.small_flops
         chunk = self.settings.steps_per_dispatch
         steps = int((self.settings.total_flops - spent) / self.large_flops) // chunk * chunk
@@ -281,13 +289,10 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         plan = run.plan()
         plan.save(folder / "plan.json")
         console.print(f"[bold]Theory says:[/bold] {plan.reason}")
-        rates: dict[str, float] = {}
 
         def grow(arm: str, step: int) -> TrainState:
-            records = [r for r in run.theory() if r["step"] <= step]
-            rates[arm] = learning_rate_after(records, settings.small_rate)[0]
-            console.print(f"Growing at step {step} (arm: {ARMS[arm]}) with learning rate {rates[arm]:.3g}.")
-            return run.grow(arm, step, rates[arm])
+            console.print(f"Growing at step {step}.")
+            return run.grow(arm, step)
 
         grown = None
         if plan.step is not None:  # it is grown before anything is known of what comes after
@@ -303,7 +308,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         run.scratch()
         run.one_small(sources)
 
-    results = collect(run, plan, steps, rates)
+    results = collect(run, plan, steps)
     results["seconds"] = round(time.perf_counter() - started, 1)
     atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if not (folder / CHECKPOINT).exists():
@@ -313,7 +318,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     return results
 
 
-def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int], rates: dict[str, float]) -> dict[str, Any]:
+def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int]) -> dict[str, Any]:
     """Everything that the report is written from."""
     sources = run.metrics.of(arm="sources")
     curves: dict[str, list[tuple[float, float]]] = {
@@ -334,7 +339,7 @@ def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int], rates: dict[s
         "plan": dataclasses.asdict(plan),
         "growth_steps": steps,
         "source_steps": run.source_steps,
-        "learning_rates": rates,
+        "rate_factors": factors_by_name(run.factors),
         "curves": curves,
         "final": {arm: curves[arm][-1][1] for arm in ARMS},
         "theory": run.theory(),

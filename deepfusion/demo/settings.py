@@ -25,6 +25,7 @@ class DemoSettings:
       batch: sequences a step.
       source: tokens of a source sequence.
       budget: FLOPs of every arm, in steps of the large network.
+      match_cross_attention: see ``fusion_core.t5.init``; it shortens the plateau on which small networks begin.
       small_rate, large_rate: learning rates (Adafactor's) of the small networks and of the large one from scratch.
       pairs: pairs of batches behind every measurement of the theory's terms.
       validation_batches: batches of every evaluation.
@@ -41,6 +42,7 @@ class DemoSettings:
     batch: int = 16
     source: int = 128
     budget: int = 4000
+    match_cross_attention: bool = True
     small_rate: float = 0.02
     large_rate: float = 0.02
     pairs: int = 4

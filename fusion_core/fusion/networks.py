@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.fusion.linear import FusionMap, Params
@@ -76,7 +76,7 @@ def _check_params(i: int, params: Params, shapes: Params) -> None:
         if tuple(leaf.shape) != shape:
             raise InputError(f"network {i}: {name} has shape {tuple(leaf.shape)}, but its configuration says {shape}")
         # a traced array has no values to look at
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
             raise InputError(f"network {i}: {name} has entries that are not finite; it is of a diverged run")
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.fusion.linear import FusionMap, Params, Rule
@@ -25,7 +24,7 @@ Schedule = Callable[[Any], Any]
 def t5_schedule(warmup: int = 10_000) -> Schedule:
     """T5's schedule ``√(warmup / max(n, warmup))`` at step n: constant, then the inverse square root; its peak is 1.
 
-    Times the learning rate (``TrainState.rate``): with 0.01 it is T5's own ``1 / √max(n, 10⁴)``. The unit is
+    Times the learning rate (``TrainState.rates``): with 0.01 it is T5's own ``1 / √max(n, 10⁴)``. The unit is
     Adafactor's: relative to each parameter's root mean square. Source: Raffel et al. (2020), section 3.1.2.
 
     Raises:
@@ -105,19 +104,19 @@ def _fuse_moment(
     return along(fused_axes[0]), along(fused_axes[1]), placeholder
 
 
-def fuse_states(mapping: FusionMap, states: Sequence[TrainState], rate: Array | float | None = None) -> TrainState:
+def fuse_states(mapping: FusionMap, states: Sequence[TrainState], factors: Params) -> TrainState:
     """The training state of the fused network: parameters by J, moments by ``fuse_optimizer_state``, step of the first.
 
     Args:
       mapping: of the fusion.
       states: of the sources.
-      rate: learning rate to go on with; None: the first source's.
+      factors: on the first source's learning rates, a scalar an array (``fusion_core.rate_factors``).
     """
     return TrainState(
         params=mapping.embed([state.params for state in states]),
         opt_state=fuse_optimizer_state(mapping, [state.opt_state for state in states]),
         step=states[0].step,
-        rate=states[0].rate if rate is None else jnp.asarray(rate, jnp.float32),
+        rates=jax.tree.map(lambda factor, rate: (factor * rate).astype(rate.dtype), factors, states[0].rates),
     )
 
 

@@ -27,12 +27,14 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     step: Array  # int32, steps taken
-    rate: Array  # factor on the optimizer's updates: the learning rate, if the schedule's peak is 1; jumps at growth
+    # factors on the optimizer's updates, a scalar an array: learning rates, if the schedule's peak is 1; they jump at growth
+    rates: Params
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, rate: float) -> TrainState:
-    """The state before the first step, with the learning rate ``rate``."""
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(rate, jnp.float32))
+    """The state before the first step, with the learning rate ``rate`` for all arrays."""
+    rates = jax.tree.map(lambda _: jnp.asarray(rate, jnp.float32), params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rates)
 
 
 def displacement(
@@ -40,7 +42,7 @@ def displacement(
 ) -> tuple[Params, optax.OptState]:
     """The update Δθ of a step with these gradients, learning rate included, and the optimizer's next state."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return jax.tree.map(lambda u: (state.rate * u).astype(u.dtype), updates), opt_state
+    return jax.tree.map(lambda rate, u: (rate * u).astype(u.dtype), state.rates, updates), opt_state
 
 
 def devices_for(batch_size: int) -> list[jax.Device]:
@@ -101,7 +103,7 @@ def train_steps(
         updates, opt_state = displacement(optimizer, grads, state)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": total / count, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(params, opt_state, state.step + 1, state.rate), metrics
+        return TrainState(params, opt_state, state.step + 1, state.rates), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
     return jax.pmap(

@@ -215,8 +215,10 @@ def test_text_that_is_no_use_is_refused_and_leaves_nothing(refused, out, tmp_pat
 
 def test_text_too_short_for_one_batch_is_refused_and_leaves_nothing(refused, out, tmp_path):
     (tmp_path / "short.txt").write_text("\n\n\n".join(documents(seed=0, n=1)))
-    message = refused("the training text has", *smoke(out, "--vocab", "300", "--text", tmp_path / "short.txt"))
-    assert "windows of 64 source tokens, but a batch needs 8; give more text" in message
+    message = refused(
+        "the training text has", *smoke(out, "--vocab", "300", "--batch", "32", "--text", tmp_path / "short.txt")
+    )
+    assert "windows of 64 source tokens, but a batch needs 32; give more text" in message
     assert not out.exists()
 
 

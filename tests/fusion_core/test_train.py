@@ -346,14 +346,15 @@ def test_the_fused_optimizer_state_of_unequal_sources_has_the_fused_networks_sha
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
 
 
-def test_a_fused_training_state_keeps_the_step_and_takes_the_new_rate(grower):
+def test_a_fused_training_state_keeps_the_step_and_scales_the_rates(grower):
     params, config, optimizer, opt_state = grower
     state = init_state(params, optimizer, 0.02)._replace(opt_state=opt_state, step=jnp.asarray(40, jnp.int32))
     mapping = fc.fusion_map([config] * 2)
-    fused = fuse_states(mapping, [state, state], 0.05)
+    factors = jax.tree.unflatten(jax.tree.structure(params), range(1, 1 + len(jax.tree.leaves(params))))
+    fused = fuse_states(mapping, [state, state], factors)
     assert int(fused.step) == 40
-    assert float(fused.rate) == pytest.approx(0.05)
-    assert float(fuse_states(mapping, [state, state]).rate) == pytest.approx(0.02)
+    for i, rate in enumerate(jax.tree.leaves(fused.rates), start=1):
+        assert float(rate) == pytest.approx(0.02 * i)
     assert_identical(fused.params, mapping.embed([params, params]))
     # Adafactor's own count, on which its decay depends
     assert int(fused.opt_state[0].count) == int(opt_state[0].count) == 2
