@@ -39,7 +39,7 @@ def digits_task(*, train: int, seed: int, dtype: DTypeLike = jnp.float32) -> Dig
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "the digits come with scikit-learn, which is not installed: pip install 'deepfusion[data]'"
+            f"the digits come with scikit-learn, which cannot be imported ({error}): pip install 'deepfusion[data]'"
         ) from error
     images, labels = load_digits(return_X_y=True)
     if not 0 < train < len(labels):
