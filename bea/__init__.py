@@ -1,6 +1,7 @@
 """Backward error analysis: the modified fields and losses that discrete training follows."""
 
 from bea import symbolic as symbolic
+from bea.differentials import elementary_differential as elementary_differential
 from bea.fields import directional_derivative as directional_derivative
 from bea.fields import gradient_field as gradient_field
 from bea.fields import lie_bracket as lie_bracket
@@ -9,9 +10,18 @@ from bea.flow import MeasuredOrder as MeasuredOrder
 from bea.flow import flow as flow
 from bea.flow import measured_order as measured_order
 from bea.growth import GrowthEvent as GrowthEvent
+from bea.integrability import IntegrabilityDefect as IntegrabilityDefect
+from bea.integrability import integrability_defect as integrability_defect
+from bea.minibatches import MinibatchTerm as MinibatchTerm
+from bea.minibatches import minibatch_modified_loss as minibatch_modified_loss
+from bea.minibatches import minibatch_term as minibatch_term
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
+from bea.optimizers import adam_modified_field as adam_modified_field
+from bea.optimizers import optimizer_log as optimizer_log
+from bea.optimizers import optimizer_step as optimizer_step
+from bea.order import order_scores as order_scores
 from bea.phases import Phase as Phase
 from bea.phases import compose as compose
 from bea.pytrees import Field as Field
