@@ -1,6 +1,8 @@
 """Backward error analysis: the modified fields and losses that discrete training follows."""
 
 from bea import symbolic as symbolic
+from bea.costate import Costate as Costate
+from bea.costate import costate as costate
 from bea.fields import directional_derivative as directional_derivative
 from bea.fields import gradient_field as gradient_field
 from bea.fields import lie_bracket as lie_bracket
@@ -9,6 +11,10 @@ from bea.flow import MeasuredOrder as MeasuredOrder
 from bea.flow import flow as flow
 from bea.flow import measured_order as measured_order
 from bea.growth import GrowthEvent as GrowthEvent
+from bea.krylov import Eigenvalue as Eigenvalue
+from bea.krylov import largest_eigenvalue as largest_eigenvalue
+from bea.look_ahead import LookAhead as LookAhead
+from bea.look_ahead import look_ahead as look_ahead
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
@@ -21,3 +27,7 @@ from bea.schedule import best_step_size as best_step_size
 from bea.schedule import greedy_growth_step as greedy_growth_step
 from bea.schedule import predicted_decrease as predicted_decrease
 from bea.schedule import quadratic_model as quadratic_model
+from bea.switching import OptimalGrowth as OptimalGrowth
+from bea.switching import Switching as Switching
+from bea.switching import optimal_growth_step as optimal_growth_step
+from bea.switching import switching_function as switching_function

@@ -5,6 +5,7 @@ from fusion_core.fusion import FusionMap as FusionMap
 from fusion_core.fusion import MLPConfig as MLPConfig
 from fusion_core.fusion import fuse as fuse
 from fusion_core.fusion import fusion_map as fusion_map
+from fusion_core.fusion import rate_factors as rate_factors
 from fusion_core.t5 import T5Config as T5Config
 from fusion_core.t5 import forward as forward
 from fusion_core.t5 import load_pretrained as load_pretrained

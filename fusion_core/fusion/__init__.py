@@ -6,3 +6,4 @@ from fusion_core.fusion.mlp import MLPConfig as MLPConfig
 from fusion_core.fusion.networks import fuse as fuse
 from fusion_core.fusion.networks import fused_config as fused_config
 from fusion_core.fusion.networks import fusion_map as fusion_map
+from fusion_core.fusion.rates import rate_factors as rate_factors
