@@ -1,6 +1,7 @@
 """Backward error analysis: the modified fields and losses that discrete training follows."""
 
 from bea import symbolic as symbolic
+from bea.chebyshev import chebyshev_look_ahead as chebyshev_look_ahead
 from bea.costate import Costate as Costate
 from bea.costate import costate as costate
 from bea.fields import directional_derivative as directional_derivative
@@ -14,6 +15,8 @@ from bea.growth import GrowthEvent as GrowthEvent
 from bea.krylov import Eigenvalue as Eigenvalue
 from bea.krylov import largest_eigenvalue as largest_eigenvalue
 from bea.look_ahead import LookAhead as LookAhead
+from bea.look_ahead import gauss_newton as gauss_newton
+from bea.look_ahead import hessian as hessian
 from bea.look_ahead import look_ahead as look_ahead
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field

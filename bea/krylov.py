@@ -1,7 +1,7 @@
 """Lanczos: a large symmetric matrix, known by its products only, as a small tridiagonal one."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +133,18 @@ def largest_eigenvalue(
 
 
 def metric_root(metric: Params | None, params: Params) -> Float[Array, " dim"]:
-    """``M^½`` as one flat vector."""
+    """``M^½`` as one flat vector; a leaf of M may be one number for a whole array of params.
+
+    Raises:
+      ValueError: metric has another tree or other shapes than params.
+    """
     if metric is None:
         return jnp.ones_like(ravel_pytree(params)[0])
+    found, wanted = jax.tree.structure(metric), jax.tree.structure(params)
+    if found == wanted:
+        fill: Any = lambda rate, leaf: (
+            jnp.full(leaf.shape, rate, leaf.dtype) if jnp.ndim(rate) == 0 else jnp.asarray(rate, leaf.dtype)
+        )
+        metric = jax.tree.map(fill, metric, params)
     check_like(metric, params, what="metric")
     return jnp.sqrt(ravel_pytree(metric)[0])

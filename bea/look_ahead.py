@@ -1,7 +1,7 @@
 """Looking ahead: the loss that a phase ends with, from a dozen linearisations instead of all its steps."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,21 @@ from jaxtyping import Float
 from bea.krylov import lanczos, metric_root
 from bea.pytrees import Loss, Number, Params, check_floating, check_step_size, is_traced
 
+Curvature: TypeAlias = Callable[[Params], tuple[Params, Callable[[Params], Params]]]
+"""``params -> (gradient, v -> A v)`` with the symmetric matrix that stands for the Hessian there."""
+
 
 class LookAhead(NamedTuple):
     """The forecast of a phase.
 
     Attributes:
       loss: at its end.
-      uncertainty: of that loss: how far the quadratic models missed the loss where they led, root of the sum of the
-        squares over the re-linearisations. Of what re-linearising corrected it counts all, so it is cautious.
+      uncertainty: of that loss, from how far the quadratic models missed the loss where they led: root of the sum of
+        the squared relative misses, times the loss. Re-linearising corrects part of every miss, so it is cautious.
       params: at the end, a tree like params.
       times: steps done at every re-linearisation, 0 first and the whole phase last.
       losses: at these times.
-      gradients: what the forecast cost, in gradients of the loss (a Gauss-Newton product counts as two).
+      gradients: what the forecast cost, in gradients of the loss (a product with the curvature counts as two).
     """
 
     loss: Array
@@ -46,18 +49,39 @@ class LookAhead(NamedTuple):
         if not np.isfinite(loss):
             return sentence + "; the flow blew up: the step size is too large for this point."
         if error > 0.5 * loss:
-            return sentence + "; the models missed by half of it or more: it orders growth steps, it is not a loss."
+            return sentence + "; the models missed by half of it or more: it may order growth steps, it is not a loss."
         return sentence + "; it follows ONE batch, so it holds as far as the loss on fresh batches does."
 
 
+def hessian(loss: Loss) -> Curvature:
+    """The Hessian itself: forecasts of second order, for smooth activations."""
+    return lambda params: jax.linearize(jax.grad(loss), params)
+
+
+def gauss_newton(predict: Callable[[Params], Array], output_loss: Callable[[Array], Array]) -> Curvature:
+    """``G = JᵀH_outJ`` of the loss ``output_loss(predict(params))``: nonnegative where that is convex in the outputs.
+
+    Forecasts are of first order, since G leaves out how J turns; for networks whose Hessian says little (ReLU).
+    """
+    slope = jax.grad(output_loss)
+
+    def at(params: Params) -> tuple[Params, Callable[[Params], Params]]:
+        outputs, forward = jax.linearize(predict, params)
+        backward = jax.linear_transpose(forward, params)
+        curve = lambda vector: jax.jvp(slope, (outputs,), (vector,))[1]
+        return backward(slope(outputs))[0], lambda vector: backward(curve(forward(vector)))[0]
+
+    return at
+
+
 def look_ahead(
-    predict: Callable[[Params], Array],
-    output_loss: Callable[[Array], Array],
+    loss: Loss,
     params: Params,
     *,
     step_size: Number,
     steps: Number,
     metric: Params | None = None,
+    curvature: Curvature | None = None,
     evaluate: Loss | None = None,
     relinearisations: int = 12,
     ratio: float = 1.5,
@@ -65,23 +89,26 @@ def look_ahead(
 ) -> LookAhead:
     r"""Forecast of the loss after ``steps`` steps of (preconditioned) gradient descent.
 
-    .. math:: \Theta \leftarrow \Theta - h M^{1/2} q_\tau(h M^{1/2} G M^{1/2}) M^{1/2} g, \qquad
+    .. math:: \Theta \leftarrow \Theta - h M^{1/2} q_\tau(h M^{1/2} A M^{1/2}) M^{1/2} g, \qquad
               q_\tau(x) = \frac{1 - (1 - x)^\tau}{x}
 
-    τ steps of descent on the quadratic model of curvature ``G = JᵀH_outJ`` (Gauss-Newton: nonnegative where the loss
-    is convex in the outputs, so that nothing explodes) at once, with τ growing by ``ratio`` and g and G taken anew each
-    time: an exponential Euler method whose number of steps does not grow with the phase. q is applied by Lanczos,
-    started from g.
+    τ steps of descent on the quadratic model of curvature A at once, with τ growing by ``ratio`` and g and A taken anew
+    each time, so that the number of linearisations does not grow with the phase. With the Hessian for A this is the
+    exponential Rosenbrock-Euler method of second order (negative curvature adds half to q at most: the loss does not
+    let a network go on along it), with Gauss-Newton's matrix an exponential Euler method. q is applied by Lanczos,
+    started from g. Where such a step would raise the loss (far from a minimum the model reaches further than it holds)
+    the lowest of it, of the same with |A| for A, and of that with τ/10 is taken.
 
     Args:
-      predict: params -> outputs on the batch, any shape.
-      output_loss: outputs -> scalar; ``output_loss(predict(params))`` is the loss that is trained.
+      loss: E, of the batch that the flow follows.
       params: Θ now: for growing now, just after the event.
       step_size: h.
       steps: n ≥ 0, how many; may be traced.
-      metric: M, a tree like params of rates (block factors, or a frozen preconditioner); None is M = 1.
-      evaluate: loss that is reported, of fresh data for an honest forecast; None: the loss itself. ``uncertainty`` and
-        the flow are always of the loss itself.
+      metric: M, a tree like params of rates (block factors, or a frozen preconditioner), a number or an array a leaf;
+        None is M = 1.
+      curvature: A with g; None is ``hessian(loss)``, another is ``gauss_newton(predict, output_loss)``.
+      evaluate: loss that is reported, of fresh data for an honest forecast; None: the loss itself. ``losses`` and the
+        uncertainty are always of the loss that is followed.
       relinearisations: static.
       ratio: of each τ to the one before.
       krylov: Lanczos vectors a linearisation, static.
@@ -94,7 +121,7 @@ def look_ahead(
         negative, or metric has another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 6; Hochbruck & Ostermann (2010), section 2 for exponential Euler.
+    Source: theory.md, section 6; Hochbruck & Ostermann (2010), Exponential integrators, section 2.4.
     """
     check_floating(params)
     check_step_size(step_size)
@@ -107,57 +134,60 @@ def look_ahead(
         raise ValueError(f"steps is {float(steps)!r}, but a phase that ends before it begins has no forecast")
     point, unravel = ravel_pytree(params)
     root, krylov = metric_root(metric, params), min(krylov, point.size)
-    outputs: Callable[[Array], Array] = lambda flat: predict(unravel(flat))
-    out_gradient = jax.grad(output_loss)
+    flatten: Callable[[Params], Array] = lambda tree: ravel_pytree(tree)[0]
+    at = hessian(loss) if curvature is None else curvature
     h = jnp.asarray(step_size, point.dtype)
 
     def advance(flat: Array, tau: Array) -> tuple[Array, tuple[Array, Array]]:
-        out, forward = jax.linearize(outputs, flat)
-        backward = jax.linear_transpose(forward, flat)
-        loss, slope = output_loss(out), out_gradient(out)
-        curve = lambda v: jax.jvp(out_gradient, (out,), (v,))[1]
-        start = root * backward(slope)[0]
-        product = lambda v: root * backward(curve(forward(root * v)))[0]
-        tridiagonal = lanczos(product, start, krylov)
+        here = unravel(flat)
+        value = loss(here)
+        slope, curve = at(here)
+        start = root * flatten(slope)
+        tridiagonal = lanczos(lambda v: root * flatten(curve(unravel(root * v))), start, krylov)
         values, vectors = tridiagonal.eigh()
         length = jnp.sqrt(jnp.vdot(start, start))
-        # in the eigenbasis of T: start is length · weights
-        weights = vectors[0]
-        moved = h * decayed_steps(h * values, tau) * weights * length
-        model = loss - length * jnp.vdot(weights, moved) + 0.5 * jnp.vdot(moved, values * moved)
-        return flat - root * ((vectors @ moved) @ tridiagonal.basis), (loss, model)
+        weights = length * vectors[0]  # of the start in the eigenvectors of T
+        # the second reads negative curvature as positive, the third goes a tenth of the way
+        tries = [(h * values, tau), (h * jnp.abs(values), tau), (h * jnp.abs(values), jnp.round(tau / 10))]
+        moves = jnp.stack([h * decayed_steps(x, t) * weights for x, t in tries])
+        ends = flat - root * ((moves @ vectors.T) @ tridiagonal.basis)
+        reached = jnp.stack([loss(unravel(end)) for end in ends])
+        reached = jnp.where(jnp.isfinite(reached), reached, jnp.inf)
+        chosen = jnp.where(reached[0] <= value, 0, jnp.argmin(reached))
+        moved = moves[chosen]
+        model = value - jnp.vdot(weights, moved) + 0.5 * jnp.vdot(moved, values * moved)
+        return ends[chosen], (value, model)
 
     times = step_times(steps, relinearisations, ratio, point.dtype)
     end, (losses, models) = jax.lax.scan(advance, point, jnp.diff(times))
-    of_end = output_loss(outputs(end))
-    misses = jnp.append(losses[1:], of_end) - models
-    final = of_end if evaluate is None else evaluate(unravel(end))
-    cost = relinearisations * (1 + 2 * krylov) + 1
+    last = unravel(end)
+    losses = jnp.append(losses, loss(last))
+    misses = losses[1:] - models
+    relative = misses / jnp.maximum(jnp.abs(losses[1:]), jnp.finfo(point.dtype).tiny)
     return LookAhead(
-        jnp.asarray(final),
-        jnp.sqrt(jnp.vdot(misses, misses)),
-        unravel(end),
+        losses[-1] if evaluate is None else evaluate(last),
+        jnp.sqrt(jnp.vdot(relative, relative)) * jnp.abs(losses[-1]),
+        last,
         times,
-        jnp.append(losses, of_end),
-        cost,
+        losses,
+        relinearisations * (2 + 2 * krylov) + 1,
     )
 
 
 def decayed_steps(x: Array, tau: Array) -> Array:
-    """``q_τ(x) = (1 − (1 − x)^τ) / x`` for a whole number τ, with ``q_τ(0) = τ``.
+    """``q_τ(x) = (1 − (1 − x)^τ) / x`` for whole τ ≥ 0, with ``q_τ(0) = τ``, bounded outside of [0, 2].
 
     Beyond x = 2 descent diverges on the model, and the loss keeps a network out of there: ``|1 − x|`` counts as 1 at
-    most.
+    most. Below 0 it is ``τ (1 + ½ min(|x| τ, 1))``.
     """
-    small = jnp.abs(x) < 1e-12
-    safe = jnp.where(small, 1.0, x)
-    size = jnp.clip(jnp.abs(1 - safe), jnp.finfo(x.dtype).tiny, 1.0)
-    sign = jnp.where((safe > 1) & (jnp.mod(tau, 2) == 1), -1.0, 1.0)
-    # log1p where 1 − x would round away what is left of a small x
-    logarithm = jnp.where(jnp.abs(safe) < 0.5, jnp.log1p(-jnp.clip(safe, -0.5, 0.5)), jnp.log(size))
-    logarithm = jnp.minimum(logarithm, 0.0)
-    decay = jnp.where(sign > 0, -jnp.expm1(tau * logarithm), 1.0 + jnp.exp(tau * logarithm))
-    return jnp.where(small, tau, decay / safe)
+    positive = jnp.where(x > 0, x, 1.0)
+    # log1p where 1 − x would round away what there is of a small x
+    near = jnp.log1p(-jnp.clip(positive, 0.0, 0.5))
+    far = jnp.log(jnp.clip(jnp.abs(1 - positive), jnp.finfo(x.dtype).tiny, 1.0))
+    logarithm = jnp.where(positive < 0.5, near, far)
+    alternates = (positive > 1) & (jnp.mod(tau, 2) == 1)
+    done = jnp.where(alternates, 1.0 + jnp.exp(tau * logarithm), -jnp.expm1(tau * logarithm))
+    return jnp.where(x > 0, done / positive, tau * (1 + 0.5 * jnp.minimum(-x * tau, 1.0)))
 
 
 def step_times(steps: Number, count: int, ratio: float, dtype: jnp.dtype) -> Float[Array, " points"]:

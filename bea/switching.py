@@ -11,7 +11,7 @@ from bea.costate import costate
 from bea.growth import GrowthEvent
 from bea.modified import modified_field
 from bea.phases import Phase
-from bea.pytrees import Loss, Params, check_positive, inner
+from bea.pytrees import Loss, Params, axpy, check_positive, inner
 
 ORDERS = (1, 2, 3)
 
@@ -55,6 +55,7 @@ def switching_function(
     *,
     costs: tuple[float, float],
     order: int = 2,
+    offset: Params | None = None,
 ) -> Switching:
     r"""Pontryagin's switching function of the growth step, at a fixed budget ``n₁ c₁ + n₂ c₂``.
 
@@ -69,6 +70,7 @@ def switching_function(
       loss: of the end, on the grown space.
       small_params: θ at the event, after n₁ steps.
       costs: (c₁, c₂), FLOPs of one step of the whole small phase (all sources) and of the grown one.
+      offset: what growth adds to Jθ whatever θ is, such as the noise that breaks symmetry; None is nothing.
       order: of the modified fields: S is off by O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
 
     Returns:
@@ -85,6 +87,8 @@ def switching_function(
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, but the switching function takes modified fields of order 1, 2 or 3")
     params = event.embed(small_params)
+    if offset is not None:
+        params = axpy(1.0, offset, params)
     final_loss, slope = costate(grown, loss, params)
     pulled = event.transpose(slope)  # ⟨λ, J f⟩ = ⟨Jᵀλ, f⟩
 
