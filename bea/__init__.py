@@ -21,9 +21,16 @@ from bea.look_ahead import look_ahead as look_ahead
 from bea.modified import log_map as log_map
 from bea.modified import modified_field as modified_field
 from bea.modified import modified_loss as modified_loss
+from bea.online import Forecast as Forecast
+from bea.online import OnlineDecision as OnlineDecision
+from bea.online import OnlineState as OnlineState
+from bea.online import online_growth_step as online_growth_step
+from bea.online import start_online as start_online
 from bea.phases import Phase as Phase
 from bea.phases import compose as compose
 from bea.pytrees import Field as Field
+from bea.rates import CommonRate as CommonRate
+from bea.rates import common_rate as common_rate
 from bea.schedule import GrowthDecision as GrowthDecision
 from bea.schedule import QuadraticModel as QuadraticModel
 from bea.schedule import best_step_size as best_step_size

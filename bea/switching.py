@@ -1,6 +1,7 @@
 """The switching function: whether the loss at the end falls or rises with a later growth, and where it is best."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,9 @@ class Switching(NamedTuple):
         value, error = float(self.value), float(self.uncertainty)
         says = "a later growth ends lower" if value < 0 else "a later growth ends higher"
         kind = "unmodified fields" if self.order == 1 else f"modified fields of order {self.order}"
-        sentence = f"S = {value:.3g} ± {error:.1g} per FLOP ({says}), by reverse mode through the grown phase and {kind}"
+        sentence = (
+            f"S = {value:.3g} ± {error:.1g} per FLOP ({says}), by reverse mode through the grown phase and {kind}"
+        )
         if abs(value) <= error:
             return sentence + "; its sign is not resolved: take a higher order, or a smaller step size."
         return sentence + "; it holds for this run and its batches, and for fields smooth over a step."
@@ -173,13 +176,18 @@ def optimal_growth_step(
         add(step)
     step, loss = _lowest(known)
     steps = sorted(known)
-    below, above = max((s for s in steps if s < step), default=0), min((s for s in steps if s > step), default=last_step)
+    below, above = (
+        max((s for s in steps if s < step), default=0),
+        min((s for s in steps if s > step), default=last_step),
+    )
     how = f"{len(known)} evaluations of the switching function"
     evaluated = tuple((s, *known[s]) for s in steps)
     if step == last_step:
         reason = f"Not within this budget: the final loss still falls towards growing last ({loss:.4g}; {how})."
         return OptimalGrowth(None, (below, above), loss, evaluated, reason)
-    reason = f"Grow at step {step}, between {below} and {above}, to end at {loss:.4g} ({how}; for this run and its data)."
+    reason = (
+        f"Grow at step {step}, between {below} and {above}, to end at {loss:.4g} ({how}; for this run and its data)."
+    )
     return OptimalGrowth(step, (below, above), loss, evaluated, reason)
 
 
@@ -188,7 +196,7 @@ def _lowest(known: dict[int, tuple[float, float]]) -> tuple[int, float]:
     steps = sorted(known)
     best = min(steps, key=lambda s: known[s][0])
     lowest = (best, known[best][0])
-    for a, b in zip(steps[:-1], steps[1:], strict=True):
+    for a, b in itertools.pairwise(steps):
         inside = np.unique(np.linspace(a, b, 65).round().astype(int))
         values = _cubic(a, b, known, inside)
         i = int(values.argmin())
@@ -204,5 +212,3 @@ def _cubic(a: int, b: int, known: dict[int, tuple[float, float]], at: np.ndarray
     h00, h10 = (1 + 2 * t) * (1 - t) ** 2, t * (1 - t) ** 2
     h01, h11 = t * t * (3 - 2 * t), t * t * (t - 1)
     return h00 * y0 + h10 * width * d0 + h01 * y1 + h11 * width * d1
-
-

@@ -57,7 +57,9 @@ def rate_factors(
     found: object = jax.tree.structure(params)
     wanted: object = jax.tree.structure(mapping.rules)
     if found != wanted:
-        raise InputError(f"params have the tree {found}, but the configuration's is {wanted}; pass the two of one network")
+        raise InputError(
+            f"params have the tree {found}, but the configuration's is {wanted}; pass the two of one network"
+        )
     p, q = UPDATES[optimizer]
     weight = mapping.weights[0]
 
