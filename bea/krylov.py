@@ -140,7 +140,8 @@ def metric_root(metric: Params | None, params: Params) -> Float[Array, " dim"]:
     """
     if metric is None:
         return jnp.ones_like(ravel_pytree(params)[0])
-    found, wanted = jax.tree.structure(metric), jax.tree.structure(params)
+    found: object = jax.tree.structure(metric)
+    wanted: object = jax.tree.structure(params)
     if found == wanted:
         fill: Any = lambda rate, leaf: (
             jnp.full(leaf.shape, rate, leaf.dtype) if jnp.ndim(rate) == 0 else jnp.asarray(rate, leaf.dtype)

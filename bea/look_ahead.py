@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from bea.krylov import lanczos, metric_root
@@ -190,7 +191,7 @@ def decayed_steps(x: Array, tau: Array) -> Array:
     return jnp.where(x > 0, done / positive, tau * (1 + 0.5 * jnp.minimum(-x * tau, 1.0)))
 
 
-def step_times(steps: Number, count: int, ratio: float, dtype: jnp.dtype) -> Float[Array, " points"]:
+def step_times(steps: Number, count: int, ratio: float, dtype: DTypeLike) -> Float[Array, " points"]:
     """0, then ``count`` whole times at which geometrically growing intervals end, the last at ``steps``."""
     shares = np.concatenate([[0.0], np.cumsum(ratio ** np.arange(count))])
     return jnp.round(jnp.asarray(steps, dtype) * jnp.asarray(shares / shares[-1], dtype))

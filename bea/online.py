@@ -28,11 +28,14 @@ class Forecast:
       fresh: forecast final losses on batches other than the one the flow follows, always the same ones in the same order;
         with full-batch training the one loss of all data.
       followed: the forecast final loss of the batch that the flow follows; None with full-batch training.
+      later: the same forecasts of growing at later steps, from here: the small phase is followed ahead too. With them the
+        rule sees past a rise that a later fall makes good; without, it takes the first.
     """
 
     step: int
     fresh: tuple[float, ...]
     followed: float | None = None
+    later: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,8 @@ class OnlineDecision:
     Attributes:
       step: now, or None: go on with the small networks (at the last step: not within this budget).
       method: which rule decided.
-      value: what it looked at: the rise of the forecast loss above its lowest (units of the loss), or how far the grown
+      value: what it looked at: the rise of the forecast loss above its lowest, or above the lowest of later growth (units
+        of the loss), or how far the grown
         network's rate is ahead of the small ones' (log loss per FLOP); 0 for a fixed step.
       standard_error: of value, paired over batches; nan where there is one value only.
       reason: one sentence with the numbers, and where they are out of their domain.
@@ -136,7 +140,8 @@ def online_growth_step(
     """Tell the rule what was measured at this step; it says whether to grow now.
 
     * looking ahead: grow as soon as the forecast final loss of growing now is above the lowest so far, with several
-      batches by more than a standard error of the paired difference. A forecast whose loss on fresh batches is more than
+      batches by more than a standard error of the paired difference; with forecasts of later growth, as soon as none of
+      them is below that of growing now (by as much). A forecast whose loss on fresh batches is more than
       10 % (and two standard errors) above that of the batch it follows does not hold: the rule falls back.
     * slopes: grow as soon as the grown network's rate, measured after the transient of the event, passes the small ones'.
     * fixed: grow at the first step at or after the fixed fraction.
@@ -178,6 +183,8 @@ def online_growth_step(
 
 
 def _by_forecast(state: OnlineState, step: int, forecast: Forecast) -> tuple[OnlineState, OnlineDecision]:
+    if forecast.later:
+        return dataclasses.replace(state, forecasts=(*state.forecasts, forecast)), _by_plan(state, step, forecast)
     lowest = min(state.forecasts, key=lambda f: np.mean(f.fresh), default=forecast)
     rise, error = _paired(np.asarray(forecast.fresh) - np.asarray(lowest.fresh))
     state = dataclasses.replace(state, forecasts=(*state.forecasts, forecast))
@@ -191,6 +198,25 @@ def _by_forecast(state: OnlineState, step: int, forecast: Forecast) -> tuple[Onl
     return state, _wait(
         state, step, rise, error, f"the forecast final loss, {np.mean(forecast.fresh):.4g}, still falls"
     )
+
+
+def _by_plan(state: OnlineState, step: int, forecast: Forecast) -> OnlineDecision:
+    best, fresh = min(forecast.later, key=lambda later: np.mean(later[1]))
+    worse, error = _paired(np.asarray(forecast.fresh) - np.asarray(fresh))
+    now = float(np.mean(forecast.fresh))
+    if worse > (0.0 if math.isnan(error) else STANDS_OUT * error):
+        return _wait(
+            state,
+            step,
+            worse,
+            error,
+            f"the forecast final loss, {now:.4g}, is lower by {worse:.2g} for growing at step {best}",
+        )
+    reason = (
+        f"Grow at step {step}: the forecast final loss, {now:.4g}, is not lower for any later growth looked at (the lowest, "
+        f"at step {best}, is off by {-worse:.2g}{_plus_minus(error)}); {state.why}."
+    )
+    return OnlineDecision(step, "look_ahead", worse, error, reason)
 
 
 def _by_slopes(state: OnlineState, step: int, rates: tuple[Sequence[float], Sequence[float]] | None) -> OnlineDecision:
@@ -244,6 +270,13 @@ def _check_forecast(state: OnlineState, step: int, forecast: Forecast) -> None:
         raise ValueError(
             f"the forecast has {len(forecast.fresh)} losses; pass as many as before and one at least, of the same batches"
         )
+
+    for later, fresh in forecast.later:
+        if later <= step or len(fresh) != len(forecast.fresh):
+            raise ValueError(
+                f"a later forecast is of step {later} with {len(fresh)} losses, but now is step {step} with "
+                f"{len(forecast.fresh)}: pass later steps and the same batches"
+            )
 
 
 def _paired(values: np.ndarray) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -12,7 +13,7 @@ from bea.costate import costate
 from bea.growth import GrowthEvent
 from bea.modified import modified_field
 from bea.phases import Phase
-from bea.pytrees import Loss, Params, axpy, check_positive, inner
+from bea.pytrees import Loss, Number, Params, axpy, check_positive, inner
 
 ORDERS = (1, 2, 3)
 
@@ -22,8 +23,8 @@ class Switching(NamedTuple):
 
     Attributes:
       value: S, the change of the final loss per FLOP by growing later; negative: grow later.
-      uncertainty: of S: the size of the first term of the modified fields that was left out (of the last one kept, for
-        order 3).
+      uncertainty: of S: the sizes of the first terms of the modified fields that were left out (of the last ones kept,
+        for order 3), added up.
       derivative: dℓ/dn₁ = c₁ S, per small step.
       final_loss: ℓ of growing here.
       order: of the modified fields.
@@ -56,7 +57,7 @@ def switching_function(
     loss: Loss,
     small_params: Params,
     *,
-    costs: tuple[float, float],
+    costs: tuple[Number, Number],
     order: int = 2,
     offset: Params | None = None,
 ) -> Switching:
@@ -95,14 +96,17 @@ def switching_function(
     final_loss, slope = costate(grown, loss, params)
     pulled = event.transpose(slope)  # ⟨λ, J f⟩ = ⟨Jᵀλ, f⟩
 
-    def at_order(p: int) -> Array:
-        first = inner(pulled, modified_field(small.field, small.step_size, order=p)(small_params)) * small.step_size
-        second = inner(slope, modified_field(grown.field, grown.step_size, order=p)(params)) * grown.step_size
-        return first / c1 - second / c2
+    def terms(p: int) -> tuple[Array, Array]:
+        first = inner(pulled, modified_field(small.field, small.step_size, order=p)(small_params))
+        second = inner(slope, modified_field(grown.field, grown.step_size, order=p)(params))
+        return jnp.asarray(small.step_size / c1) * first, jnp.asarray(grown.step_size / c2) * second
 
-    value = at_order(order)
-    other = at_order(order + 1 if order < max(ORDERS) else order - 1)
-    return Switching(value, abs(value - other), c1 * value, final_loss, order)
+    first, second = terms(order)
+    other = terms(order + 1 if order < max(ORDERS) else order - 1)
+    value = first - second
+    # term by term: the two may cancel at one growth step and not at the next
+    uncertainty = jnp.abs(first - other[0]) + jnp.abs(second - other[1])
+    return Switching(value, uncertainty, jnp.asarray(c1) * value, final_loss, order)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,9 @@ WINDOW = (0.0, 0.01, 0.02, 0.04)
 # of the best rate of the small networks; beside them the problem's own
 SCRATCH_RATES = (0.5, 2**-0.5, 1.0, 2**0.5)
 
+# Later growth that is looked at from a growth step, as shares of the budget that is left.
+LATER = (0.1, 0.25, 0.5, 0.75)
+
 FORECASTS: dict[str, dict[str, Any]] = {
     "look_ahead": {"relinearisations": 12, "ratio": 1.5, "krylov": 16},
     "gauss_newton": {"relinearisations": 12, "ratio": 1.5, "krylov": 16},
@@ -41,9 +44,10 @@ def measure(problem: Problem, runs: int, costate_runs: int, report: Callable[[st
     per_run: dict[str, list[Any]] = {}
     forecasters = _forecasters(shop, rate)
     greedy = jax.jit(functools.partial(_greedy, shop, rate))
+    planned = jax.jit(functools.partial(_planned, shop, rate))
     for run in range(runs):
         report(f"run {run + 1} of {runs}")
-        for name, value in _one_run(shop, rate, run, forecasters, greedy).items():
+        for name, value in _one_run(shop, rate, run, forecasters, greedy, planned).items():
             per_run.setdefault(name, []).append(value)
     report("costate")
     for run in range(costate_runs):
@@ -66,7 +70,9 @@ def _forecasters(shop: Workshop, rate: float) -> dict[str, Callable[..., bea.Loo
     return made
 
 
-def _one_run(shop: Workshop, rate: float, run: int, forecasters: dict[str, Any], greedy: Any) -> dict[str, Any]:
+def _one_run(
+    shop: Workshop, rate: float, run: int, forecasters: dict[str, Any], greedy: Any, planned: Any
+) -> dict[str, Any]:
     times = sorted({shop.small_steps(min(s + w, 1.0)) for s in SHARES for w in WINDOW})
     sources, done, states = shop.start(run), 0, {}
     loss = jax.jit(shop.loss)
@@ -91,8 +97,26 @@ def _one_run(shop: Workshop, rate: float, run: int, forecasters: dict[str, Any],
         results = [forecast(p, float(n)) for p, n in zip(grown, steps, strict=True)]
         found[name] = [float(r.loss) for r in results]
         found[f"{name}_uncertainty"] = [float(r.uncertainty) for r in results]
+    found["planned"] = []
+    for share in SHARES[:-1]:
+        sources, here = states[shop.small_steps(share)], shop.small_steps(share)
+        row = []
+        for part in LATER:
+            then = share + part * (1 - share)
+            steps = shop.small_steps(then)
+            row.append([steps, float(planned(sources, float(steps - here), float(shop.grown_steps(then))))])
+        found["planned"].append(row)
     found["greedy"] = [[float(v) for v in greedy(states[shop.small_steps(s)])] for s in SHARES]
     return found
+
+
+def _planned(shop: Workshop, rate: float, sources: tuple[Params, ...], small: Any, grown: Any) -> jax.Array:
+    """Forecast of the final loss of growing later: the sources are followed ahead, fused, and followed ahead."""
+    settings = {"relinearisations": 8, "ratio": 1.7, "krylov": 12}
+    then = tuple(bea.look_ahead(shop.loss, p, step_size=rate, steps=small, **settings).params for p in sources)
+    return bea.look_ahead(
+        shop.loss, shop.grow(then), step_size=rate, steps=grown, metric=shop.factors, **FORECASTS["look_ahead"]
+    ).loss
 
 
 def _greedy(shop: Workshop, rate: float, sources: tuple[Params, ...]) -> tuple[jax.Array, jax.Array]:

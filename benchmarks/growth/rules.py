@@ -31,27 +31,29 @@ def lowest_of_mean(record: dict[str, Any]) -> list[int]:
     return [int(np.log(record["look_ahead"]).mean(axis=0).argmin())] * len(record["final"])
 
 
-def online(record: dict[str, Any]) -> list[int]:
-    """``bea.online_growth_step`` by forecasts, its cost not charged: the run grows where it says so, a look late."""
-    found = []
-    for row in record["look_ahead"]:
-        state = bea.start_online(
-            record["small_steps"][-1],
-            run_gradients=1.0,
-            forecast_gradients=1e-9,
-            trial_gradients=1e-9,
-        )
-        chosen = len(row) - 1
-        for i, (step, loss) in enumerate(zip(record["small_steps"][:-1], row, strict=False)):
-            # should a forecast break, the rule falls back to trials and asks for one
-            rates = _window(record, len(found), i, 2, 3)
-            forecast = bea.Forecast(step, (loss,))
-            state, decision = bea.online_growth_step(state, step, forecast=forecast, rates=rates)
-            if decision.step is not None:
-                chosen = i
-                break
-        found.append(chosen)
-    return found
+def online(plans: bool) -> Rule:
+    """``bea.online_growth_step`` by forecasts, its cost not charged: the run grows where it says so.
+
+    Without ``plans`` it sees growth now only, and grows one look after the first minimum; with them it sees later growth.
+    """
+
+    def rule(record: dict[str, Any]) -> list[int]:
+        return [_follow(record, run, plans) for run in range(len(record["final"]))]
+
+    return rule
+
+
+def _follow(record: dict[str, Any], run: int, plans: bool) -> int:
+    costs = {"run_gradients": 1.0, "forecast_gradients": 1e-9, "trial_gradients": 1e-9}
+    state = bea.start_online(record["small_steps"][-1], **costs)
+    for i, step in enumerate(record["small_steps"][:-1]):
+        later = tuple((at, (loss,)) for at, loss in record["planned"][run][i]) if plans else ()
+        forecast = bea.Forecast(step, (record["look_ahead"][run][i],), later=later)
+        # should a forecast break, the rule falls back to trials and asks for one
+        state, decision = bea.online_growth_step(state, step, forecast=forecast, rates=_window(record, run, i, 2, 3))
+        if decision.step is not None:
+            return i
+    return len(record["small_steps"]) - 1
 
 
 def _window(record: dict[str, Any], run: int, at: int, first: int, last: int) -> tuple[list[float], list[float]]:
@@ -88,7 +90,8 @@ def _first(met: np.ndarray) -> list[int]:
 RULES: dict[str, Rule] = {
     "look-ahead (lowest forecast)": lowest("look_ahead"),
     "look-ahead (lowest mean forecast of all runs)": lowest_of_mean,
-    "online (forecast stops falling)": online,
+    "online (forecast stops falling)": online(plans=False),
+    "online (no later growth is forecast lower)": online(plans=True),
     "look-ahead with Gauss-Newton": lowest("gauss_newton"),
     "frozen kernel": lowest("frozen"),
     "slopes after the transient (2 to 4 %)": slopes(2, 3),

@@ -11,7 +11,11 @@ from benchmarks.growth.measure import FORECASTS
 from benchmarks.growth.rules import FIXED, RULES
 
 SPLITS, RESAMPLES, SEED = 200, 4000, 0
-AHEAD = ("look-ahead (lowest forecast)", "online (forecast stops falling)")
+AHEAD = (
+    "look-ahead (lowest forecast)",
+    "online (forecast stops falling)",
+    "online (no later growth is forecast lower)",
+)
 
 
 def judge(record: dict[str, Any]) -> dict[str, Any] | None:

@@ -41,6 +41,19 @@ def test_a_forecast_that_falls_to_the_end_is_not_within_this_budget():
     assert "Not within this budget" in decision.reason
 
 
+def test_with_forecasts_of_later_growth_a_rise_on_the_way_is_no_reason_to_grow():
+    state = bea.start_online(100, **COSTS)
+    for step, now, later in ((0, 2.0, 1.0), (10, 3.0, 1.0)):
+        forecast = bea.Forecast(step, (now,), later=((50, (later,)), (90, (1.5,))))
+        state, decision = bea.online_growth_step(state, step, forecast=forecast)
+        assert decision.step is None
+        assert "for growing at step 50" in decision.reason
+    forecast = bea.Forecast(50, (1.0,), later=((90, (1.5,)),))
+    _, decision = bea.online_growth_step(state, 50, forecast=forecast)
+    assert decision.step == 50
+    assert "not lower for any later growth" in decision.reason
+
+
 @pytest.mark.parametrize(
     ("run", "method", "words"),
     [

@@ -34,20 +34,17 @@ def predicted_against_measured():
     return derivative.compute(largest=0.08, halvings=3)
 
 
-@pytest.mark.parametrize(("name", "order"), zip(derivative.NAMES, (1, 2, 3), strict=True))
+@pytest.mark.parametrize(("name", "order"), list(zip(derivative.NAMES, (1, 2, 3), strict=True)))
 def test_the_derivative_in_the_growth_step_is_predicted_to_the_order_of_the_fields(
     predicted_against_measured, name, order
 ):
     assert predicted_against_measured["orders"][name]["slope"] == pytest.approx(order, abs=0.15)
 
 
-def test_the_uncertainty_of_the_switching_function_is_the_size_of_its_error(predicted_against_measured):
+def test_the_uncertainty_of_the_switching_function_bounds_its_error(predicted_against_measured):
     for row in predicted_against_measured["rows"]:
-        first, second, third = zip(row["errors"], row["claimed"], strict=True)
-        for error, claimed in (first, second):
-            assert claimed == pytest.approx(error, rel=0.3)
-        error, claimed = third
-        assert error < claimed
+        for error, claimed in zip(row["errors"], row["claimed"], strict=True):
+            assert error < claimed < 0.1
 
 
 def synthetic(loss):
