@@ -106,7 +106,7 @@ def switching_function(
     value = first - second
     # term by term: the two may cancel at one growth step and not at the next
     uncertainty = jnp.abs(first - other[0]) + jnp.abs(second - other[1])
-    return Switching(value, uncertainty, jnp.asarray(c1) * value, final_loss, order)
+    return Switching(value, uncertainty, jnp.asarray(c1, value.dtype) * value, final_loss, order)
 
 
 @dataclasses.dataclass(frozen=True)
