@@ -6,7 +6,7 @@ the outermost caller does that.
 
 import jax
 
-from bea.pytrees import Field, Loss, Params, check_floating, check_like, checked, scale, subtract
+from bea.pytrees import Field, Loss, Params, check_like, check_params, checked, scale, subtract
 
 
 def gradient_field(loss: Loss) -> Field:
@@ -22,11 +22,12 @@ def gradient_field(loss: Loss) -> Field:
 
     Raises:
       TypeError, when the field is evaluated: a leaf of params is not floating.
+      ValueError, when it is evaluated outside jit: an entry of params is NaN or infinite.
     """
     gradient = jax.grad(loss)
 
     def field(params: Params) -> Params:
-        check_floating(params)
+        check_params(params)
         return scale(-1.0, gradient(params))
 
     return field
@@ -47,9 +48,10 @@ def directional_derivative(field: Field, params: Params, direction: Params) -> P
 
     Raises:
       TypeError: a leaf is not floating, or dtypes differ.
-      ValueError: direction or the value of the field has another tree or other shapes than params.
+      ValueError: direction or the value of the field has another tree or other shapes than params, or (outside jit) an
+        entry of params is NaN or infinite.
     """
-    check_floating(params)
+    check_params(params)
     check_like(direction, params, what="direction")
     return jax.jvp(checked(field), (params,), (direction,))[1]
 

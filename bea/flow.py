@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bea.pytrees import Field, Number, Params, check_floating, checked, is_traced
+from bea.pytrees import Field, Number, Params, check_params, checked, is_traced
 
 
 class FlowError(RuntimeError):
@@ -34,10 +34,11 @@ def flow(field: Field, params: Params, time: Number, *, rtol: float, atol: float
 
     Raises:
       FlowError: the solver fails (the field blows up, is stiff or not finite); says what to do.
-      ValueError: time is not finite, a tolerance is not positive, or is finer than the dtype of params resolves.
+      ValueError: time or an entry of params is not finite, a tolerance is not positive, or is finer than the dtype of
+        params resolves.
       TypeError: a leaf is not floating.
     """
-    check_floating(params)
+    check_params(params)
     if not is_traced(time) and not math.isfinite(float(time)):
         raise ValueError(f"time is {float(time)!r}, but a flow needs a finite time")
     dtype = jnp.result_type(*jax.tree.leaves(params))

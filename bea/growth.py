@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bea.fields import gradient_field, lie_bracket
+from bea.integrability import IntegrabilityDefect, integrability_defect
 from bea.pytrees import Field, Loss, Number, Params, axpy, check_floating, check_step_size, inner, norm, subtract
 
 
@@ -124,6 +125,18 @@ class GrowthEvent:
         bracket = self.conflict(small_field, grown_field)(params)
         effect = inner(jax.grad(loss)(params), bracket)
         return jnp.asarray(0.5 * h1 * h2, effect.dtype) * effect
+
+    def integrability_defect(
+        self, small_field: Field, grown_field: Field, params: Params, *, probes: int, key: Array
+    ) -> IntegrabilityDefect:
+        """How far the conflict of the two phases is from the gradient of a loss: ``bea.integrability_defect`` of it.
+
+        Args:
+          small_field, grown_field: as ``conflict`` takes them.
+          params: Θ in the grown space.
+          probes, key: number of random vectors, at least 2, and their random key.
+        """
+        return integrability_defect(self.conflict(small_field, grown_field), params, probes=probes, key=key)
 
 
 def _least_norm_inverse(

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bea.fields import directional_derivative
+from bea.differentials import Differentials
 from bea.pytrees import (
     Field,
     Loss,
     Number,
     Params,
-    axpy,
     check_floating,
     check_like,
+    check_params,
     check_step_size,
     checked,
     inner,
@@ -24,51 +24,49 @@ from bea.pytrees import (
     subtract,
     weighted_sum,
 )
+from bea.symbolic.equation import modified_equation, with_symmetry
+from bea.taylor import modified_field_by_taylor
+
+HIGHEST_ORDER_BY_TREES = 4
+"""Up to here a sum over rooted trees is cheaper than Taylor arithmetic, and needs no Taylor rules."""
 
 
 def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:
     r"""The field whose exact time-h flow is the explicit Euler step ``θ ↦ θ + h f(θ)``.
 
-    .. math:: \tilde f = f - \frac{h}{2} f'f + h^2 \Big( \frac13 f'f'f + \frac1{12} f''(f, f) \Big) + O(h^3)
+    .. math:: \tilde f = f - \frac{h}{2} f'f + h^2 \Big( \frac13 f'f'f + \frac1{12} f''(f, f) \Big)
+              - h^3 \Big( \frac14 f'f'f'f + \frac1{12} f'f''(f, f) + \frac1{12} f''(f, f'f) \Big) + O(h^4)
 
     Args:
       field: f; ``params -> velocity`` (``gradient_field(loss)`` for gradient descent).
       step_size: h > 0, the learning rate.
-      order: p in {1, 2, 3}: ``h f̃`` is right through h^p, so that the time-h flow misses the step by O(h^(p+1)).
-        Order 1 is f itself.
+      order: p ≥ 1: ``h f̃`` is right through h^p, so that the time-h flow misses the step by O(h^(p+1)). Order 1 is f
+        itself. To order 4 the value is the truncated series above; from order 5 on it is the fixed point of
+        ``bea.taylor``, which agrees with the series through h^p and goes on beyond.
 
     Returns:
-      ``params -> f̃``; it can be jitted. One evaluation costs 1, 1 + 2 and about 1 + 6 evaluations of f for order 1,
-      2, 3.
+      ``params -> f̃``; it can be jitted, and then costs about 2, 5 and 12 evaluations of f for order 2, 3, 4 and
+      O(p³) beyond (``python -m benchmarks.bea_cost`` measures them).
 
     Raises:
-      ValueError: step_size is not positive and finite, or order is not 1, 2 or 3.
+      ValueError: step_size is not positive and finite, or order is not a positive integer; when evaluated, params has
+        an entry that is not finite.
+      NotImplementedError, when evaluated: order is 5 or more and JAX has no Taylor rule for an operation of the field.
 
-    Source: Hairer, Lubich & Wanner (2006), section IX.1; theory.md, section 1.
+    Source: Hairer, Lubich & Wanner (2006), section IX.1; the coefficients are ``bea.symbolic.modified_equation``'s;
+    theory.md, section 1.
     """
     check_step_size(step_size)
-    if order not in (1, 2, 3):
+    if not isinstance(order, int) or isinstance(order, bool) or order < 1:
         raise ValueError(
-            f"order is {order!r}, but modified_field has orders 1, 2 and 3: for higher orders use log_map, which needs "
-            "steps only"
+            f"order is {order!r}, but has to be a positive integer, the highest power of the step size that is right: "
+            "1 is the field itself, 2 the first correction"
         )
-    f, h = checked(field), step_size
-
-    def modified(params: Params) -> Params:
-        velocity = f(params)
-        if order == 1:
-            return velocity
-        if order == 2:
-            return axpy(-0.5 * h, directional_derivative(f, params, velocity), velocity)
-        # Differentiating f'u along u with u = f(θ) held fixed gives f'f and f''(f, f) at once.
-        f_f, f_f_f_curved = jax.jvp(lambda point: directional_derivative(f, point, velocity), (params,), (velocity,))
-        f_f_f_straight = directional_derivative(f, params, f_f)
-        return weighted_sum(
-            [1.0, -h / 2, h * h / 3, h * h / 12],
-            [velocity, f_f, f_f_f_straight, f_f_f_curved],
-        )
-
-    return modified
+    if order > HIGHEST_ORDER_BY_TREES:
+        return modified_field_by_taylor(field, step_size, order)
+    coefficients = with_symmetry(modified_equation("euler", order))
+    weights = {tree: float(c) * step_size ** (tree.order - 1) for tree, c in coefficients.items() if c}
+    return lambda params: Differentials([field], params).combination(weights)
 
 
 def modified_loss(
@@ -107,7 +105,7 @@ def modified_loss(
     weight = eta * (1 + momentum) / (4 * (1 - momentum))
 
     def modified(params: Params) -> Array:
-        check_floating(params)
+        check_params(params)
         value, gradient = jax.value_and_grad(loss)(params)
         moved = gradient
         if metric is not None:

@@ -1,10 +1,15 @@
 """Several phases of training in a row, as the flow of one field."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+from bea.differentials import Differentials
 from bea.fields import directional_derivative
 from bea.pytrees import Field, Number, Params, axpy, check_step_size, checked, weighted_sum, zeros_like
+from bea.symbolic.equation import modified_equation, with_symmetry
+from bea.symbolic.methods import Step
+from bea.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,34 +52,41 @@ def compose(phases: Sequence[Phase], order: int = 2) -> Field:
               \qquad T_i = n_i h_i
 
     The first sum is order 1; the self terms (what discretisation does) and the conflict terms (what the order of the
-    phases does) are order 2. ``compose([phase])`` has the self term alone. The expansion is in the total time: it
-    speaks of a few steps around an event, not of long phases, which follow ``modified_field`` one after the other.
+    phases does) are order 2. Order 3 adds all elementary differentials of three nodes, coloured by the phases, with the
+    exact coefficients of ``bea.symbolic.modified_equation``: for two phases that is what ``1/12 [X, [X, Y]] + 1/12 [Y,
+    [Y, X]]`` and the second-order terms of X and Y come to. ``compose([phase])`` has the self term alone. The expansion is
+    in the total time: it speaks of a few steps around an event, not of long phases, which follow ``modified_field`` one
+    after the other.
 
     Args:
       phases: at least one, in the order in which they are run; all on the same space.
-      order: 1 or 2: F is right through this order of the total time.
+      order: p ≥ 1: F is right through this order of the total time.
 
     Returns:
       ``params -> F``, a displacement (the step sizes are inside); it can be jitted. One evaluation costs one
-      evaluation of
-      each field, and with order 2 one directional derivative of each: the terms are gathered by the field
-        differentiated,
+      evaluation of each field, and with order 2 one directional derivative of each: the terms are gathered by the field
+      differentiated,
 
       .. math:: F = \sum_i T_i f_i + \frac12 \sum_i f_i' \Big[ T_i \Big(\sum_{j<i} T_j f_j - \sum_{j>i} T_j f_j\Big)
                 - n_i h_i^2 f_i \Big].
 
+      Order 3 costs about k² first and k² second derivatives for k phases, higher orders a power of k more each.
+
     Raises:
-      ValueError: there is no phase, or order is not 1 or 2.
+      ValueError: there is no phase, order is not a positive integer, or so high that there would be too many terms.
 
     Source: Baker–Campbell–Hausdorff on the modified fields; theory.md, section 2; Dherin (2023) for the conflict term.
     """
     phases = tuple(phases)
     if not phases:
         raise ValueError("phases is empty: pass at least one Phase(field, step_size)")
-    if order not in (1, 2):
+    if not isinstance(order, int) or isinstance(order, bool) or order < 1:
         raise ValueError(
-            f"order is {order!r}, but compose has orders 1 and 2: for higher orders run log_map on the composite step"
+            f"order is {order!r}, but has to be a positive integer, the highest power of the total time that is right: "
+            "2 has the conflict terms"
         )
+    if order > 2:
+        return _by_trees(phases, order)
     fields = [checked(phase.field, f"the field of phase {i}") for i, phase in enumerate(phases)]
     durations = [phase.duration for phase in phases]
 
@@ -93,3 +105,14 @@ def compose(phases: Sequence[Phase], order: int = 2) -> Field:
         return total
 
     return composite
+
+
+def _by_trees(phases: tuple[Phase, ...], order: int) -> Field:
+    steps = [Step("euler", field=colour, steps=phase.steps) for colour, phase in enumerate(phases)]
+    coefficients = with_symmetry(modified_equation(steps, order))
+    weights: dict[Tree, Number] = {}
+    for tree, coefficient in coefficients.items():
+        if coefficient:
+            weights[tree] = math.prod((phases[c].step_size for c in tree.colours), start=float(coefficient))
+    fields = [phase.field for phase in phases]
+    return lambda params: Differentials(fields, params, names="the field of phase {}").combination(weights)

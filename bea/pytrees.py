@@ -88,6 +88,26 @@ def check_floating(params: Params, name: str = "params") -> None:
             )
 
 
+def check_params(params: Params, name: str = "params") -> None:
+    """``check_floating``, and every entry is finite where it is known (outside jit).
+
+    Raises:
+      TypeError: a leaf is not floating.
+      ValueError: there is no leaf, or an entry is NaN or infinite; names the leaf.
+    """
+    check_floating(params, name)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if is_traced(leaf):
+            continue
+        finite = np.isfinite(np.asarray(leaf, np.float32 if jnp.result_type(leaf).itemsize < 4 else None))
+        if not finite.all():
+            bad = int(finite.size - np.count_nonzero(finite))
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has {bad} of {finite.size} entries that are NaN or infinite: "
+                "training has diverged before this point; go back to a finite one, or lower the step size"
+            )
+
+
 def check_like(value: Params, params: Params, *, what: str, name: str = "params") -> None:
     """Refuse a ``value`` that is no vector of the space of ``params``.
 
@@ -121,7 +141,7 @@ def checked(field: Field, name: str = "field") -> Field:
     """The same field, whose argument and value are checked whenever it is called or traced."""
 
     def checked_field(params: Params) -> Params:
-        check_floating(params)
+        check_params(params)
         velocity = field(params)
         check_like(velocity, params, what=f"the value of {name}")
         return velocity

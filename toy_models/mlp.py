@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 Params = dict[str, list[dict[str, Array]]]
 Activation = Callable[[Array], Array]
+Loss = Callable[[Params], Float[Array, ""]]
 
 ACTIVATIONS: dict[str, Activation] = {"tanh": jnp.tanh, "gelu": jax.nn.gelu, "relu": jax.nn.relu}
 

@@ -10,7 +10,7 @@ from tests.strategies.problems import cubic_field, cubic_point, quadratic, tanh_
 from toy_models.quadratic import modified_hessian
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 def test_flow_of_the_modified_field_misses_the_step_by_one_order_more(x64, order):
     """Order 1 has no correction at all, so each order is also the test that the term of the next one matters."""
     field, start = cubic_field(), cubic_point()
@@ -21,7 +21,7 @@ def test_flow_of_the_modified_field_misses_the_step_by_one_order_more(x64, order
     assert slope(error) == pytest.approx(order + 1, abs=0.15)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_modified_field_agrees_with_the_logarithm_of_the_step(x64, order):
     field, start = bea.gradient_field(tanh_loss(0)), tanh_network()
 
@@ -29,10 +29,11 @@ def test_modified_field_agrees_with_the_logarithm_of_the_step(x64, order):
         log = bea.log_map(lambda p: euler(field, p, h), start, order + 2)
         return distance(scale(h, bea.modified_field(field, h, order)(start)), log)
 
-    assert slope(error, largest=0.02) == pytest.approx(order + 1, abs=0.15)
+    measured = slope(error, largest=0.02) if order < 4 else slope(error, largest=0.008, halvings=2)
+    assert measured == pytest.approx(order + 1, abs=0.15)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
 def test_modified_field_on_a_quadratic_is_the_series_of_the_logarithm(x64, order):
     H, start = quadratic(4)
 
@@ -132,9 +133,9 @@ def test_a_step_size_that_is_no_scalar_is_refused():
         bea.modified_field(lambda p: p, np.ones(2))
 
 
-@pytest.mark.parametrize("order", [0, 4])
-def test_orders_that_are_not_there_are_refused_with_the_ones_that_are(order):
-    with pytest.raises(ValueError, match=f"order is {order}, but modified_field has orders 1, 2 and 3.*log_map"):
+@pytest.mark.parametrize("order", [0, -1, True])
+def test_orders_that_are_not_there_are_refused(order):
+    with pytest.raises(ValueError, match=f"order is {order}, but has to be a positive integer"):
         bea.modified_field(lambda p: p, 0.1, order)
 
 

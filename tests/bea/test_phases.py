@@ -30,6 +30,7 @@ FORMULAS = {
     "first order": (lambda phases: bea.compose(phases, order=1), 2),
     "without the conflict term": (self_terms_only, 2),
     "second order": (lambda phases: bea.compose(phases, order=2), 3),
+    "third order": (lambda phases: bea.compose(phases, order=3), 4),
 }
 
 
@@ -56,7 +57,7 @@ def test_flow_of_the_composite_of_two_losses_misses_the_two_steps_by_its_order(e
     assert measured.slope == pytest.approx(FORMULAS[formula][1], abs=0.15)
 
 
-def repeats_error(n_of_the_formula):
+def repeats_error(n_of_the_formula, order=2):
     """Composite of 3, 1 and 2 steps against the log map of the steps themselves."""
     fields, start, n = [cubic_field(seed) for seed in range(3)], cubic_point(), (3, 1, 2)
     sizes = (1.0, 2.0, 0.5)
@@ -71,7 +72,7 @@ def repeats_error(n_of_the_formula):
             bea.Phase(field, size * h * count / formula, formula)
             for field, size, count, formula in zip(fields, sizes, n, n_of_the_formula, strict=True)
         ]
-        return distance(bea.compose(phases)(start), bea.log_map(steps, start, 3))
+        return distance(bea.compose(phases, order)(start), bea.log_map(steps, start, order + 1))
 
     return error
 
@@ -83,6 +84,21 @@ def test_composite_of_three_phases_with_repeats_is_right_through_second_order(x6
 def test_repeats_are_not_one_long_step(x64):
     """T_i alone does not say what a phase does: its self term has n h², not (n h)²."""
     assert slope(repeats_error((1, 1, 1)), largest=0.002) == pytest.approx(2, abs=0.15)
+
+
+def test_composite_of_three_phases_with_repeats_is_right_through_third_order(x64):
+    assert slope(repeats_error((3, 1, 2), order=3), largest=0.004, halvings=3) == pytest.approx(4, abs=0.15)
+
+
+def test_third_order_composite_of_linear_phases_is_the_logarithm_of_their_product(x64):
+    """log((1 + B)(1 + A)) through three letters, with matrices that hold the step sizes."""
+    rng = np.random.default_rng(3)
+    A, B, x = 0.1 * rng.standard_normal((3, 3)), 0.2 * rng.standard_normal((3, 3)), rng.standard_normal(3)
+    total, product = A + B, B @ A
+    expected = total + product - total @ total / 2
+    expected += total @ total @ total / 3 - (total @ product + product @ total) / 2
+    phases = [bea.Phase(lambda p: 10 * A @ p, 0.1), bea.Phase(lambda p: 5 * B @ p, 0.2)]
+    np.testing.assert_allclose(bea.compose(phases, order=3)(jnp.asarray(x)), expected @ x, rtol=1e-12)
 
 
 def test_composite_of_one_phase_is_its_modified_field(x64):
@@ -120,14 +136,15 @@ def test_no_phases_are_refused():
 
 
 def test_composite_orders_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match=r"order is 3, but compose has orders 1 and 2.*log_map"):
-        bea.compose([bea.Phase(lambda p: p, 0.1)], order=3)
+    with pytest.raises(ValueError, match=r"order is 0, but has to be a positive integer"):
+        bea.compose([bea.Phase(lambda p: p, 0.1)], order=0)
 
 
-def test_the_phase_whose_field_has_another_tree_is_named():
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_phase_whose_field_has_another_tree_is_named_in_every_order(order):
     phases = [bea.Phase(lambda p: p, 0.1), bea.Phase(lambda p: [p], 0.1)]
     with pytest.raises(ValueError, match="value of the field of phase 1 has the tree"):
-        bea.compose(phases)(jnp.ones(2))
+        bea.compose(phases, order)(jnp.ones(2))
 
 
 def test_float32_params_stay_float32_with_numpy_step_sizes():

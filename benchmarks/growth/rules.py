@@ -1,0 +1,100 @@
+"""Rules for when to grow, each from the records of a problem alone: run → index into the grid of growth steps.
+
+The last index is never: not within this budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import bea
+
+FIXED = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+Rule = Callable[[dict[str, Any]], list[int]]
+
+
+def fixed(share: float) -> Rule:
+    """Grow at this share of the budget."""
+    return lambda record: [record["shares"].index(share)] * len(record["final"])
+
+
+def lowest(name: str) -> Rule:
+    """Where the forecast is lowest, known at the end of the small run."""
+    return lambda record: [int(np.nanargmin(row)) for row in record[name]]
+
+
+def lowest_of_mean(record: dict[str, Any]) -> list[int]:
+    """One step for all runs, where the geometric mean of their forecasts is lowest."""
+    return [int(np.log(record["look_ahead"]).mean(axis=0).argmin())] * len(record["final"])
+
+
+def online(plans: bool) -> Rule:
+    """``bea.online_growth_step`` by forecasts, its cost not charged: the run grows where it says so.
+
+    Without ``plans`` it sees growth now only, and grows one look after the first minimum; with them it sees later growth.
+    """
+
+    def rule(record: dict[str, Any]) -> list[int]:
+        return [_follow(record, run, plans) for run in range(len(record["final"]))]
+
+    return rule
+
+
+def _follow(record: dict[str, Any], run: int, plans: bool) -> int:
+    costs = {"run_gradients": 1.0, "forecast_gradients": 1e-9, "trial_gradients": 1e-9}
+    state = bea.start_online(record["small_steps"][-1], **costs)
+    for i, step in enumerate(record["small_steps"][:-1]):
+        later = tuple((at, (loss,)) for at, loss in record["planned"][run][i]) if plans else ()
+        forecast = bea.Forecast(step, (record["look_ahead"][run][i],), later=later)
+        # should a forecast break, the rule falls back to trials and asks for one
+        state, decision = bea.online_growth_step(state, step, forecast=forecast, rates=_window(record, run, i, 2, 3))
+        if decision.step is not None:
+            return i
+    return len(record["small_steps"]) - 1
+
+
+def _window(record: dict[str, Any], run: int, at: int, first: int, last: int) -> tuple[list[float], list[float]]:
+    """Decrease of log loss per share of the budget, small and grown, between two times after a growth step."""
+    fall = lambda name: [record[name][run][at][first] - record[name][run][at][last]]
+    return fall("small_log"), fall("trial_log")
+
+
+def slopes(first: int, last: int) -> Rule:
+    """Grow as soon as the grown network's slope, between two of ``WINDOW``'s times after the event, passes the small's."""
+
+    def rule(record: dict[str, Any]) -> list[int]:
+        ahead = (
+            np.asarray(record["trial_log"])[..., [first, last]] - np.asarray(record["small_log"])[..., [first, last]]
+        )
+        return _first(ahead[..., 0] - ahead[..., 1] > 0)
+
+    return rule
+
+
+def greedy(record: dict[str, Any]) -> list[int]:
+    """Grow as soon as one grown step lowers the grown loss more per FLOP than one step of the small ones."""
+    rates = np.asarray(record["greedy"])
+    return _first((rates[..., 1] >= rates[..., 0]) & (rates[..., 1] > 0))
+
+
+def _first(met: np.ndarray) -> list[int]:
+    """Index of the first true entry of each row but the last column; the last index where there is none."""
+    met = met.copy()
+    met[:, -1] = True
+    return [int(i) for i in met.argmax(axis=1)]
+
+
+RULES: dict[str, Rule] = {
+    "look-ahead (lowest forecast)": lowest("look_ahead"),
+    "look-ahead (lowest mean forecast of all runs)": lowest_of_mean,
+    "online (forecast stops falling)": online(plans=False),
+    "online (no later growth is forecast lower)": online(plans=True),
+    "look-ahead with Gauss-Newton": lowest("gauss_newton"),
+    "frozen kernel": lowest("frozen"),
+    "slopes after the transient (2 to 4 %)": slopes(2, 3),
+    "slopes at the event (0 to 1 %, after Shen et al.)": slopes(0, 1),
+    "greedy (one step)": greedy,
+} | {f"fixed at {share:.0%}": fixed(share) for share in FIXED}

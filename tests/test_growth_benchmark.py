@@ -1,0 +1,48 @@
+"""The growth benchmark in its smallest size: it measures, resumes, judges and prints; its noise keeps the function."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import growth_prediction
+from benchmarks.growth import problems, tables
+
+
+def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(capsys, tmp_path, monkeypatch):
+    arguments = ["--smoke", "--problems", "0:1", "--runs", "2", "--costate-runs", "1", "--folder", str(tmp_path)]
+    assert growth_prediction.main([*arguments, "--json", str(tmp_path / "tables.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "| look-ahead (lowest forecast) |" in printed
+    assert "split-half regret" in printed
+    result = json.loads((tmp_path / "tables.json").read_text())
+    (problem,) = result["problems"]
+    assert min(problem["regret"][f"fixed at {share:.0%}"] for share in tables.FIXED) > 0.9
+    assert problem["off_look_ahead"] < 0.2
+    monkeypatch.setattr(growth_prediction.measure, "measure", lambda *_: pytest.fail("measured again"))
+    assert growth_prediction.main(arguments) == 0
+    assert capsys.readouterr().out == printed + ""
+
+
+def test_problems_come_from_their_seed_and_alternate_the_operators():
+    drawn = [problems.draw(problems.STANDARD, problems.HELD_OUT + i) for i in range(4)]
+    assert [p.operator for p in drawn] == ["fuse", "self"] * 2
+    assert drawn[0] == problems.draw(problems.STANDARD, problems.HELD_OUT)
+    assert all(500 <= p.steps <= 2000 and p.samples == 512 for p in drawn)
+
+
+def test_self_fusion_with_noise_keeps_the_function_and_separates_the_copies():
+    shop = problems.Workshop(problems.draw(problems.SMOKE, 1))
+    (source,) = shop.start(0)
+    grown = shop.grow((source,))
+    np.testing.assert_allclose(shop.predict(grown), shop.predict(source), atol=2e-6)
+    weight = np.asarray(grown["layers"][1]["weight"])
+    rows, columns = source["layers"][1]["weight"].shape
+    assert not np.allclose(weight[:rows, :columns], weight[rows:, columns:])
+
+
+@pytest.mark.parametrize(("text", "message"), [("3", "no range"), ("4:4", "empty or negative")])
+def test_a_range_of_problems_that_is_none_is_refused(text, message, capsys):
+    with pytest.raises(SystemExit):
+        growth_prediction.main(["--problems", text])
+    assert message in capsys.readouterr().err
