@@ -10,7 +10,6 @@ derivatives. Prints Markdown; ``--json FILE`` (``-`` for the terminal) writes th
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 import bea
 from bea.pytrees import weighted_sum
 from bea.taylor import bernoulli_ratios, modified_field_by_taylor
+from benchmarks.output import hand_over
 from fusion_core.t5 import T5Config, init, token_loss
 from toy_models import mlp
 
@@ -255,13 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     result = compute(
         arguments.problems, smoke=arguments.smoke, repeats=repeats, orders=orders, nested=nested, report=report
     )
-    if arguments.json == "-":
-        print(json.dumps(result, indent=1))
-    else:
-        print(markdown(result))
-        if arguments.json:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=1)
+    hand_over(result, markdown(result), arguments.json)
     broken = [row for row in result["costs"] if row["held"] is False or row["memory_held"] is False]
     return 1 if broken and not arguments.smoke else 0
 

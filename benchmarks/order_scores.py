@@ -9,7 +9,6 @@ difference of the target's loss with that of ``bea.order_scores``, for n = 1 and
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bea
+from benchmarks.output import hand_over
 from toy_models import mlp
 from toy_models.teacher import teacher_task
 
@@ -99,13 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     problems, tasks = (2, 3) if arguments.smoke else (arguments.problems, arguments.tasks)
     result = compute(problems=problems, tasks=tasks, samples=arguments.samples)
-    if arguments.json == "-":
-        print(json.dumps(result, indent=1))
-    else:
-        print(markdown(result))
-        if arguments.json:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=1)
+    hand_over(result, markdown(result), arguments.json)
     return 0
 
 

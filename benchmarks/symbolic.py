@@ -9,7 +9,6 @@ minutes.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bea.symbolic import METHODS, RungeKutta, Step, modified_equation
 from bea.trees import Tree
+from benchmarks.output import hand_over
 
 # (what, method, order, limit in seconds, limit in GB): the limits that the project set itself
 LIMITS: list[tuple[str, Any, int, float, float | None]] = [
@@ -206,13 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         task = progress.add_task("", total=stages, completed=-1)
         report = lambda what: progress.update(task, description=what, advance=1)
         result = compute(order=order, kauri_order=kauri_order, report=report)
-    if arguments.json == "-":
-        print(json.dumps(result, indent=1))
-    else:
-        print(markdown(result))
-        if arguments.json:
-            with open(arguments.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=1)
+    hand_over(result, markdown(result), arguments.json)
     return 0 if all(row["held"] for row in result["limits"]) else 1
 
 
