@@ -15,6 +15,6 @@ def hand_over(result: dict[str, Any], markdown: str, destination: str | None) ->
     if destination == "-":
         print(text)
         return
-    print(markdown)
-    if destination:
+    if destination:  # first: a closed pipe must not cost the file
         atomic.write_text(pathlib.Path(destination), text + "\n")
+    print(markdown)
