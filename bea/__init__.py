@@ -12,6 +12,8 @@ from bea.flow import FlowError as FlowError
 from bea.flow import MeasuredOrder as MeasuredOrder
 from bea.flow import flow as flow
 from bea.flow import measured_order as measured_order
+from bea.forecast import GrowthForecast as GrowthForecast
+from bea.forecast import forecast_growth as forecast_growth
 from bea.growth import GrowthEvent as GrowthEvent
 from bea.integrability import IntegrabilityDefect as IntegrabilityDefect
 from bea.integrability import integrability_defect as integrability_defect

@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.growth import derivative, measure, problems, tables
 from fusion_core.atomic import write_text
 from fusion_core.provenance import provenance
+from toy_models.when_to_grow import derivative, measure, problems, tables
 
 
 def span(text: str) -> range:
@@ -35,10 +35,11 @@ def span(text: str) -> range:
 
 def record_of(folder: pathlib.Path, name: str, family: problems.Family, seed: int, arguments: Any, report: Any) -> dict:
     """The record of one problem, from its file or measured now."""
-    path = folder / f"{name}-{seed}-{arguments.runs}.json"
+    path = folder / f"{name}-{seed}-{arguments.runs}-{arguments.truth_runs}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    record = measure.measure(problems.draw(family, seed), arguments.runs, arguments.costate_runs, report)
+    counts = arguments.runs, arguments.truth_runs, arguments.costate_runs
+    record = measure.measure(problems.draw(family, seed), *counts, report)
     record["provenance"] = provenance()
     write_text(path, json.dumps(record) + "\n")
     return record
@@ -50,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.growth_prediction", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--problems", type=span, default=range(40), metavar="FIRST:LAST", help="default 0:40")
-    parser.add_argument("--runs", type=int, default=8, help="initialisations a problem, at least 2 (default 8)")
-    parser.add_argument("--costate-runs", type=int, default=2, help="of them with the switching function (default 2)")
+    parser.add_argument("--runs", type=int, default=8, help="initialisations with rules, at least 2 (default 8)")
+    parser.add_argument("--truth-runs", type=int, default=64, help="initialisations behind the truth (default 64)")
+    parser.add_argument("--costate-runs", type=int, default=4, help="runs with the switching function (default 4)")
     parser.add_argument("--folder", default="runs/growth_prediction", help="of the records, one file a problem")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--tuning", action="store_true", help="problems that rules may be tuned on")
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.runs < 2:
         parser.error("--runs is below 2: a standard error needs two initialisations")
     arguments.costate_runs = min(arguments.costate_runs, arguments.runs)
+    arguments.truth_runs = max(arguments.truth_runs, arguments.runs)
     name = next((n for n in ("tuning", "long", "smoke") if getattr(arguments, n)), "held-out")
     family = {"long": problems.LONG, "smoke": problems.SMOKE}.get(name, problems.STANDARD)
     first = problems.TUNING if name in ("tuning", "smoke") else problems.HELD_OUT

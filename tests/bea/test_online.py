@@ -54,19 +54,57 @@ def test_with_forecasts_of_later_growth_a_rise_on_the_way_is_no_reason_to_grow()
     assert "not lower for any later growth" in decision.reason
 
 
+def plan(step, now, later):
+    return bea.Forecast(step, (now,), later=tuple((at, (loss,)) for at, loss in later))
+
+
+def test_the_next_look_is_half_way_to_the_best_later_step_and_no_nearer_than_a_32nd_of_the_run():
+    state = bea.start_online(320, **COSTS)
+    state, _ = bea.online_growth_step(state, 0, forecast=plan(0, 2.0, [(200, 1.0), (320, 1.5)]))
+    assert (state.next_look, state.looks) == (100, 15)
+    state, _ = bea.online_growth_step(state, 100, forecast=plan(100, 1.1, [(104, 1.0), (320, 1.5)]))
+    assert state.next_look == 110
+
+
+@pytest.mark.parametrize(("best", "grows"), [(200, 200), (320, None)])
+def test_when_no_further_look_can_be_paid_the_last_plan_stands(best, grows):
+    state = bea.start_online(320, **COSTS | {"run_gradients": 8e3})
+    assert state.looks == 1
+    state, decision = bea.online_growth_step(state, 0, forecast=plan(0, 2.0, [(best, 1.0)]))
+    assert (state.method, state.next_look, decision.step) == ("fixed", best, None)
+    assert bea.online_growth_step(state, best - 1)[1].step is None
+    _, decision = bea.online_growth_step(state, best)
+    assert decision.step == grows
+    assert ("decided before" if grows else "Not within this budget") in decision.reason
+    assert "no further look can be paid" in decision.reason
+
+
+def test_a_lost_trial_is_followed_by_one_at_twice_the_step_and_when_none_can_be_paid_by_growth_there():
+    state = bea.start_online(100, **COSTS | {"run_gradients": 4e3, "trial_gradients": 100.0})
+    assert (state.method, state.looks, state.next_look) == ("slopes", 2, 30)
+    state, decision = bea.online_growth_step(state, 30, rates=([2.0], [1.0]))
+    assert (decision.step, state.next_look, state.looks) == (None, 60, 1)
+    state, decision = bea.online_growth_step(state, 60, rates=([2.0], [1.0]))
+    # twice 60 is past the end: never
+    assert (decision.step, state.method, state.fixed_step) == (None, "fixed", 100)
+    assert "Not within this budget" in bea.online_growth_step(state, 100)[1].reason
+
+
 @pytest.mark.parametrize(
-    ("run", "method", "words"),
+    ("run", "method", "looks", "words"),
     [
-        (1e6, "look_ahead", "looking ahead 16 times costs 0.6%"),
-        (1e5, "slopes", "trials cost 1.6% at most"),
-        (1e3, "fixed", "neither within the limit"),
+        (1e6, "look_ahead", 16, "one look ahead costs 0.04%, 16 at most"),
+        (2e4, "look_ahead", 2, "one look ahead costs 2.00%, 2 at most"),
+        (4e3, "slopes", 2, "a lost trial costs 2.5%, 2 at most"),
+        (1e3, "fixed", 0, "neither within the limit"),
     ],
 )
-def test_the_cost_limit_chooses_the_rule(run, method, words):
+def test_the_cost_limit_chooses_the_rule_and_how_often_it_is_asked(run, method, looks, words):
     costs = COSTS | {"run_gradients": run, "trial_gradients": 100.0}
     state = bea.start_online(100, **costs)
-    assert state.method == method
+    assert (state.method, state.looks) == (method, looks)
     assert words in state.why
+    assert state.next_look == (0 if method == "look_ahead" else 30)
 
 
 def test_a_forecast_that_does_not_hold_on_fresh_batches_falls_back_to_slopes_and_then_to_the_fixed_fraction():
@@ -81,13 +119,15 @@ def test_a_forecast_that_does_not_hold_on_fresh_batches_falls_back_to_slopes_and
     state = bea.start_online(100, **COSTS | {"trial_gradients": 1e6})
     state, decision = bea.online_growth_step(state, 0, forecast=forecast)
     assert (state.method, decision.step) == ("fixed", None)
-    _, decision = bea.online_growth_step(state, 20)
-    assert decision.step == 20
-    assert "the fixed fraction, since the forecast at step 0 does not hold" in decision.reason
+    assert bea.online_growth_step(state, 29)[1].step is None
+    _, decision = bea.online_growth_step(state, 30)
+    assert decision.step == 30
+    assert "decided before, since the forecast at step 0 does not hold" in decision.reason
 
 
 def test_slopes_wait_while_the_small_networks_are_faster_and_while_it_is_not_resolved():
     state = bea.start_online(100, **COSTS | {"run_gradients": 4e5, "trial_gradients": 10.0, "forecast_gradients": 4e4})
+    assert state.method == "slopes"
     for small, grown in (([2.0], [1.0]), ([1.0, 3.0], [2.5, 2.0]), ([-2.0], [-1.0])):
         assert bea.online_growth_step(state, 10, rates=(small, grown))[1].step is None
 

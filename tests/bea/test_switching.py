@@ -5,9 +5,9 @@ import pytest
 
 import bea
 from bea.costate import run_phase
-from benchmarks.growth import derivative
 from tests.bea.helpers import EXACT, distance, euler
 from tests.strategies.problems import tanh_loss, tanh_network
+from toy_models.when_to_grow import derivative
 
 
 @pytest.mark.parametrize("steps", [1, 7, 9])

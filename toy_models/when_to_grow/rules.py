@@ -18,7 +18,7 @@ Rule = Callable[[dict[str, Any]], list[int]]
 
 def fixed(share: float) -> Rule:
     """Grow at this share of the budget."""
-    return lambda record: [record["shares"].index(share)] * len(record["final"])
+    return lambda record: [record["shares"].index(share)] * len(record["look_ahead"])
 
 
 def lowest(name: str) -> Rule:
@@ -28,29 +28,26 @@ def lowest(name: str) -> Rule:
 
 def lowest_of_mean(record: dict[str, Any]) -> list[int]:
     """One step for all runs, where the geometric mean of their forecasts is lowest."""
-    return [int(np.log(record["look_ahead"]).mean(axis=0).argmin())] * len(record["final"])
+    return [int(np.log(record["look_ahead"]).mean(axis=0).argmin())] * len(record["look_ahead"])
 
 
-def online(plans: bool) -> Rule:
-    """``bea.online_growth_step`` by forecasts, its cost not charged: the run grows where it says so.
-
-    Without ``plans`` it sees growth now only, and grows one look after the first minimum; with them it sees later growth.
-    """
-
-    def rule(record: dict[str, Any]) -> list[int]:
-        return [_follow(record, run, plans) for run in range(len(record["final"]))]
-
-    return rule
+def first_minimum(record: dict[str, Any]) -> list[int]:
+    """``bea.online_growth_step`` told of growth now only, at every step of the grid: one look after the first minimum."""
+    return [_follow(record, run) for run in range(len(record["look_ahead"]))]
 
 
-def _follow(record: dict[str, Any], run: int, plans: bool) -> int:
-    costs = {"run_gradients": 1.0, "forecast_gradients": 1e-9, "trial_gradients": 1e-9}
-    state = bea.start_online(record["small_steps"][-1], **costs)
+def _follow(record: dict[str, Any], run: int) -> int:
+    state = bea.start_online(
+        record["small_steps"][-1],
+        run_gradients=1e9,
+        forecast_gradients=1.0,
+        trial_gradients=1.0,
+        looks=len(record["shares"]),
+    )
     for i, step in enumerate(record["small_steps"][:-1]):
         if i and step == record["small_steps"][i - 1]:
             continue  # the grid of a short run names a step twice; the rule is asked once
-        later = tuple((at, (loss,)) for at, loss in record["planned"][run][i]) if plans else ()
-        forecast = bea.Forecast(step, (record["look_ahead"][run][i],), later=later)
+        forecast = bea.Forecast(step, (record["look_ahead"][run][i],))
         # should a forecast break, the rule falls back to trials and asks for one
         state, decision = bea.online_growth_step(state, step, forecast=forecast, rates=_window(record, run, i, 2, 3))
         if decision.step is not None:
@@ -89,14 +86,26 @@ def _first(met: np.ndarray) -> list[int]:
     return [int(i) for i in met.argmax(axis=1)]
 
 
+# Runs that followed the rule off the grid, by the records' names.
+FOLLOWED = {
+    "online (plans)": "online_plan",
+    "online (short plans)": "online_short_plan",
+}
+
+# The same within its limit of cost, which its budget pays (problems of ``measure.CHARGED`` steps or more).
+CHARGED_RULES = {
+    "online (plans), charged": "charged_plan",
+    "online (short plans), charged": "charged_short_plan",
+}
+
 RULES: dict[str, Rule] = {
     "look-ahead (lowest forecast)": lowest("look_ahead"),
     "look-ahead (lowest mean forecast of all runs)": lowest_of_mean,
-    "online (forecast stops falling)": online(plans=False),
-    "online (no later growth is forecast lower)": online(plans=True),
+    "online without plans (first minimum of the forecast)": first_minimum,
     "look-ahead with Gauss-Newton": lowest("gauss_newton"),
     "frozen kernel": lowest("frozen"),
     "slopes after the transient (2 to 4 %)": slopes(2, 3),
     "slopes at the event (0 to 1 %, after Shen et al.)": slopes(0, 1),
     "greedy (one step)": greedy,
+    "never": fixed(1.0),
 } | {f"fixed at {share:.0%}": fixed(share) for share in FIXED}

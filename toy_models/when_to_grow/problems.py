@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import bea
-import fusion_core as fc
-from fusion_core.fusion import fused_config
+from fusion_core import fusion as fc
 from toy_models import mlp, teacher
 
 Params = Any
 
 # Held-out problems are drawn from the first range of seeds, those to tune rules on from the second.
-HELD_OUT, TUNING = 20_000, 10_000
+HELD_OUT, TUNING = 30_000, 10_000
 
 # Growth steps, as shares of the FLOP budget; 1 is never: fused at the end.
 SHARES = (0.0, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
@@ -35,12 +34,12 @@ class Family:
     """
 
     inputs: tuple[int, ...] = (4, 6, 8)
-    widths: tuple[int, int] = (8, 16)
+    widths: tuple[int, int] = (4, 10)
     depths: tuple[int, ...] = (2, 3)
     activations: tuple[str, ...] = ("tanh", "gelu")
     exponents: tuple[float, ...] = (0.5, 1.0)
     steps: tuple[int, int] = (500, 2000)
-    rate: tuple[float, float] = (0.2, 0.4)
+    rate: tuple[float, float] = (0.4, 0.7)
     noise: tuple[float, float] = (0.3, 1.0)
     operators: tuple[str, ...] = ("fuse", "self")
     samples: int = 512
@@ -126,13 +125,14 @@ class Workshop:
         self.loss: Callable[[Params], jax.Array] = lambda p: self.output_loss(self.predict(p))
         config = fc.MLPConfig(problem.sizes)
         self.mapping = fc.fusion_map([config, config])
-        self.grown_sizes = fused_config([config, config]).sizes
+        self.grown_sizes = fc.fused_config([config, config]).sizes
         cost = mlp.gradient_flops(problem.sizes, problem.samples)
         self.costs = problem.sources * cost, mlp.gradient_flops(self.grown_sizes, problem.samples)
         self.factors = fc.rate_factors(self.start(0)[0], config, 2, "sgd")
         self.ones = jax.tree.map(lambda _: 1.0, self.factors)
         self.event = bea.GrowthEvent.from_linear(self.embed, self.start(0))
         self.offset = self._noise() if problem.operator == "self" else None
+        self.losses = jax.jit(jax.vmap(self.loss))
         self.advance = jax.jit(self._advance)
         self.advance_grown = jax.jit(
             lambda params, steps, rate, factors: jax.lax.map(
@@ -191,5 +191,5 @@ class Workshop:
         steps, ends = self.small_steps(1.0), []
         for rate in TUNED:
             finals = [float(self.loss(self.advance(self.start(r)[0], steps, rate, self.ones))) for r in range(runs)]
-            ends.append(np.mean(finals) if np.isfinite(finals).all() else np.inf)
+            ends.append(float(np.mean(finals)) if np.isfinite(finals).all() else np.inf)
         return self.problem.rate * TUNED[int(np.argmin(ends))]

@@ -6,18 +6,32 @@ import numpy as np
 import pytest
 
 from benchmarks import growth_prediction
-from benchmarks.growth import problems, tables
+from toy_models.when_to_grow import problems, tables
 
 
 def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(capsys, tmp_path, monkeypatch):
-    arguments = ["--smoke", "--problems", "0:1", "--runs", "2", "--costate-runs", "1", "--folder", str(tmp_path)]
+    arguments = [
+        "--smoke",
+        "--problems",
+        "0:1",
+        "--runs",
+        "2",
+        "--truth-runs",
+        "2",
+        "--costate-runs",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
     assert growth_prediction.main([*arguments, "--json", str(tmp_path / "tables.json")]) == 0
     printed = capsys.readouterr().out
     assert "| look-ahead (lowest forecast) |" in printed
     assert "split-half regret" in printed
     result = json.loads((tmp_path / "tables.json").read_text())
     (problem,) = result["problems"]
-    assert min(problem["regret"][f"fixed at {share:.0%}"] for share in tables.FIXED) > 0.9
+    # the truth is of the same two runs, so that no fixed step is below its best
+    assert min(problem["regret"][f"fixed at {share:.0%}"] for share in tables.FIXED) > 1 - 1e-6
+    assert "look_ahead" in problem["online_plan_methods"]
     assert problem["off_look_ahead"] < 0.2
     monkeypatch.setattr(growth_prediction.measure, "measure", lambda *_: pytest.fail("measured again"))
     assert growth_prediction.main(arguments) == 0

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import bea
-import fusion_core as fc
+from fusion_core import fusion as fc
 from toy_models import mlp, teacher
 
 SIZES, SAMPLES = (3, 6, 6, 1), 32
