@@ -6,14 +6,31 @@ Everything that must agree about what was grown (parameters, theory, optimizer s
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 Params = Any
+
+
+class Placement(NamedTuple):
+    """Where one block of one source goes in the fused array: ``fused[put] = scale · source[take]``.
+
+    Attributes:
+      source: its index.
+      take: a range along every axis of the source's array.
+      put: a range along every axis of the fused array, of the same lengths.
+      scale: factor on the block.
+    """
+
+    source: int
+    take: tuple[slice, ...]
+    put: tuple[slice, ...]
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,39 +42,72 @@ class Rule:
         of them, and zeros stand elsewhere: two axes give a block-diagonal matrix, one axis a concatenation, none a
         weighted sum.
       scales: one factor a source.
+      packed: (axis, count) for an axis in which several arrays of equal size lie one after the other (GPT-2's q, k and v
+        in one): each is fused on its own, so that the fused axis is packed alike.
     """
 
     axes: tuple[int, ...]
     scales: tuple[float, ...]
+    packed: tuple[tuple[int, int], ...] = ()
 
-    def _ranges(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[slice, ...]]:
-        starts = [0] * len(shapes[0])
-        ranges = []
-        for shape in shapes:
-            ranges.append(tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True)))
-            starts = [s + n if axis in self.axes else 0 for axis, (s, n) in enumerate(zip(starts, shape, strict=True))]
-        return ranges
+    def fused_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Shape of the fused array from those of the sources'."""
+        return tuple(
+            sum(sizes) if axis in self.axes else sizes[0] for axis, sizes in enumerate(zip(*shapes, strict=True))
+        )
+
+    def placements(self, shapes: Sequence[tuple[int, ...]]) -> list[Placement]:
+        """The blocks, source by source; where no axis belongs to a source, they lie on each other and are added."""
+        counts, total = dict(self.packed), self.fused_shape(shapes)
+        starts, found = [0] * len(total), []
+        for source, (shape, scale) in enumerate(zip(shapes, self.scales, strict=True)):
+            per_axis = []
+            for axis, size in enumerate(shape):
+                count = counts.get(axis, 1)
+                part, whole = size // count, total[axis] // count
+                per_axis.append(
+                    [
+                        (
+                            slice(j * part, (j + 1) * part),
+                            slice(j * whole + starts[axis], j * whole + starts[axis] + part),
+                        )
+                        for j in range(count)
+                    ]
+                )
+                if axis in self.axes:
+                    starts[axis] += part
+            for ranges in itertools.product(*per_axis):
+                take, put = zip(*ranges, strict=True) if ranges else ((), ())
+                found.append(Placement(source, take, put, scale))
+        return found
 
     def embed(self, blocks: Sequence[Array]) -> Array:
         """J: the fused array."""
-        ranges = self._ranges([block.shape for block in blocks])
         if not self.axes:
             return sum(scale * block for scale, block in zip(self.scales, blocks, strict=True))  # type: ignore[return-value]
-        fused = jnp.zeros([r.stop for r in ranges[-1]], jnp.result_type(*blocks))
-        for scale, block, where in zip(self.scales, blocks, ranges, strict=True):
-            fused = fused.at[where].set(scale * block)
+        shapes = [block.shape for block in blocks]
+        fused = jnp.zeros(self.fused_shape(shapes), jnp.result_type(*blocks))
+        for source, take, put, scale in self.placements(shapes):
+            fused = fused.at[put].set(scale * blocks[source][take])
         return fused
 
     def transpose(self, fused: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         """Jᵀ: each source's block of the fused array, times its scale."""
-        return [scale * fused[where] for scale, where in zip(self.scales, self._ranges(shapes), strict=True)]
+        return self._gather(fused, shapes, self.scales)
 
     def pinv(self, fused: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         """J⁺ = (JᵀJ)⁺Jᵀ: blocks that do not overlap are divided by their scale; a sum is spread over its terms."""
         if self.axes:
-            return [fused[where] / scale for scale, where in zip(self.scales, self._ranges(shapes), strict=True)]
+            return self._gather(fused, shapes, [1 / scale for scale in self.scales])
         total = sum(scale * scale for scale in self.scales)
         return [fused * (scale / total) for scale in self.scales]
+
+    def _gather(self, fused: Array, shapes: Sequence[tuple[int, ...]], factors: Sequence[float]) -> list[Array]:
+        parts = [jnp.zeros(shape, fused.dtype) for shape in shapes] if self.packed else [fused] * len(shapes)
+        for source, take, put, _ in self.placements(shapes):
+            block = factors[source] * fused[put]
+            parts[source] = parts[source].at[take].set(block) if self.packed else block
+        return parts
 
 
 @dataclasses.dataclass(frozen=True)
