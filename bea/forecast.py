@@ -15,16 +15,36 @@ class GrowthForecast(NamedTuple):
     """What one look says of growing now and at some later steps.
 
     Attributes:
+      after: small steps from now to each growth, 0 first.
       losses: forecast final losses, growth now first.
       uncertainties: of these, those of the grown phases (``LookAhead.uncertainty``); the small phases' are not in them.
       small_gradients: cost, in gradients of one small network (all sources and segments together).
       grown_gradients: cost, in gradients of the grown network.
     """
 
+    after: Array
     losses: Array
     uncertainties: Array
     small_gradients: int
     grown_gradients: int
+
+    @property
+    def reason(self) -> str:
+        """One sentence: the lowest forecast against growing now, what it cost, and where it is out of its domain."""
+        best = int(jnp.argmin(self.losses))
+        say = lambda i: f"{float(self.losses[i]):.4g} ± {float(self.uncertainties[i]):.1g}"
+        cost = f"{self.small_gradients} small and {self.grown_gradients} grown gradients"
+        domain = "it follows ONE batch, smooth activations and step sizes below the edge of stability"
+        if not bool(jnp.isfinite(self.losses).all()):
+            return f"A forecast is not finite: the step size is too large for this point ({cost})."
+        if best == 0:
+            later = min(range(1, len(self.losses)), key=lambda i: float(self.losses[i]))
+            lowest = (
+                f"no later growth looked at is below (the lowest {say(later)}, {float(self.after[later]):.0f} steps on)"
+            )
+        else:
+            lowest = f"growing {float(self.after[best]):.0f} small steps later at {say(best)}"
+        return f"Growing now is forecast to end at {say(0)}, {lowest}; by {cost}; {domain}."
 
 
 def forecast_growth(
@@ -112,4 +132,5 @@ def forecast_growth(
     now = grown(here, left[0])
     _, later = jax.lax.scan(advance, here, (segments, left[1:]))
     losses, uncertainties = (jnp.append(a, b) for a, b in zip(now, later, strict=True))
-    return GrowthForecast(losses, uncertainties, cost["small"] * segments.size, cost["grown"] * left.size)
+    after = jnp.append(0, jnp.cumsum(segments))
+    return GrowthForecast(after, losses, uncertainties, cost["small"] * segments.size, cost["grown"] * left.size)

@@ -89,6 +89,10 @@ def test_the_cost_is_that_of_its_look_aheads(x64):
         krylov=3,
         relinearisations=4,
     )
+    np.testing.assert_array_equal(found.after, [0, 4, 7])
+    best = int(np.argmin(found.losses))
+    assert ("no later growth looked at is below" in found.reason) == (best == 0)
+    assert f"by {found.small_gradients} small and {found.grown_gradients} grown gradients" in found.reason
     assert found.grown_gradients == 3 * (4 * (2 + 2 * 3) + 1)
     # two stretches of two sources, each of half as many re-linearisations
     assert found.small_gradients == 2 * 2 * (2 * (2 + 2 * 3) + 1)
@@ -108,3 +112,12 @@ def test_what_does_not_fit_is_named(change, message):
     sources = arguments.pop("sources")
     with pytest.raises(ValueError, match=message):
         bea.forecast_growth(losses, grown_loss, sources, jnp.concatenate, step_sizes=(H1, H2), **arguments)
+
+
+def test_a_forecast_that_blows_up_says_so():
+    losses, grown_loss, sources = problem()
+    found = bea.forecast_growth(
+        losses, grown_loss, sources, jnp.concatenate, step_sizes=(H1, H2), small_steps=[4], grown_steps=[9, 7]
+    )
+    assert "not finite" in found._replace(losses=jnp.asarray([1.0, jnp.nan])).reason
+    assert "2 small steps later" in found._replace(losses=jnp.asarray([2.0, 1.0]), after=jnp.asarray([0, 2])).reason
