@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import growth_prediction
-from toy_models.when_to_grow import problems, tables
+from toy_models.when_to_grow import measure, problems, tables
 
 
 def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(capsys, tmp_path, monkeypatch):
@@ -60,3 +60,22 @@ def test_a_range_of_problems_that_is_none_is_refused(text, message, capsys):
     with pytest.raises(SystemExit):
         growth_prediction.main(["--problems", text])
     assert message in capsys.readouterr().err
+
+
+def test_a_charged_rule_stays_within_its_limit_and_its_budget_pays_for_it():
+    problem = problems.draw(problems.SMOKE, 0)
+    shop = problems.Workshop(problem)
+    follower = measure.Follower(shop, 0.1, measure.PLANS["short_plan"])
+    charged = follower.run(0, charge=True)
+    # a look costs more than this whole run; one lost trial of 4 % fits into 5 %
+    assert charged["looks"] == 0
+    assert charged["lost_trials"] <= 1
+    assert charged["gradients"] == pytest.approx(0.04 * problem.steps * charged["lost_trials"])
+    free = follower.run(0)
+    assert free["method"] == "look_ahead"
+    assert free["gradients"] == pytest.approx(free["looks"] * follower.look_gradients)
+    # the run as the record says, by hand
+    sources = tuple(shop.advance(p, free["step"], 0.1, shop.ones) for p in shop.start(0))
+    steps = round((1 - free["step"] / shop.small_steps(1.0)) * problem.steps)
+    end = shop.advance(shop.grow(sources), steps, 0.1, shop.factors)
+    assert float(shop.loss(end)) == pytest.approx(free["final"], rel=1e-5)
