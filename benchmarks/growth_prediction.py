@@ -2,8 +2,8 @@ r"""When to grow: is it predicted? The truth on a grid of growth steps, against 
 
 ``python -m benchmarks.growth_prediction --problems 0:40 --runs 8 --folder runs/growth`` measures held-out problems (each is
 written as soon as it is done, so that a run that was stopped goes on where it was), applies every rule to them and prints
-Markdown; ``--json FILE`` writes the tables' numbers. ``--tuning`` takes the problems that rules may be tuned on,
-``--long`` those of 20,000 steps, ``--slopes`` adds the derivative of the final loss at several step sizes.
+Markdown; ``--json FILE`` writes the tables' numbers. ``--tuning`` takes the problems that rules may be tuned on, ``--short``
+those in which the large network is not worth its budget, ``--long`` those of 20,000 steps, ``--slopes`` adds the derivative of the final loss at several step sizes.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", default="runs/growth_prediction", help="of the records, one file a problem")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--tuning", action="store_true", help="problems that rules may be tuned on")
+    kind.add_argument("--short", action="store_true", help="problems too short for growth to pay: 60 to 200 steps")
     kind.add_argument("--long", action="store_true", help="problems of 20,000 steps")
     kind.add_argument("--smoke", action="store_true", help="tiny problems, for the tests")
     parser.add_argument("--slopes", action="store_true", help="the derivative of the final loss against its prediction")
@@ -66,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--runs is below 2: a standard error needs two initialisations")
     arguments.costate_runs = min(arguments.costate_runs, arguments.runs)
     arguments.truth_runs = max(arguments.truth_runs, arguments.runs)
-    name = next((n for n in ("tuning", "long", "smoke") if getattr(arguments, n)), "held-out")
-    family = {"long": problems.LONG, "smoke": problems.SMOKE}.get(name, problems.STANDARD)
+    name = next((n for n in ("tuning", "short", "long", "smoke") if getattr(arguments, n)), "held-out")
+    family = {"short": problems.SHORT, "long": problems.LONG, "smoke": problems.SMOKE}.get(name, problems.STANDARD)
     first = problems.TUNING if name in ("tuning", "smoke") else problems.HELD_OUT
     folder = pathlib.Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,8 @@ def test_problems_come_from_their_seed_and_alternate_the_operators():
     assert [p.operator for p in drawn] == ["fuse", "self"] * 2
     assert drawn[0] == problems.draw(problems.STANDARD, problems.HELD_OUT)
     assert all(500 <= p.steps <= 2000 and p.samples == 512 for p in drawn)
+    short = [problems.draw(problems.SHORT, problems.HELD_OUT + i) for i in range(4)]
+    assert all(60 <= p.steps <= 200 and min(p.sizes[1:-1]) >= 10 for p in short)
 
 
 def test_self_fusion_with_noise_keeps_the_function_and_separates_the_copies():
