@@ -3,7 +3,8 @@ r"""When to grow: is it predicted? The truth on a grid of growth steps, against 
 ``python -m benchmarks.growth_prediction --problems 0:40 --runs 8 --folder runs/growth`` measures held-out problems (each is
 written as soon as it is done, so that a run that was stopped goes on where it was), applies every rule to them and prints
 Markdown; ``--json FILE`` writes the tables' numbers. ``--tuning`` takes the problems that rules may be tuned on, ``--short``
-those in which the large network is not worth its budget, ``--long`` those of 20,000 steps, ``--slopes`` adds the derivative of the final loss at several step sizes.
+those in which the large network is not worth its budget, ``--long`` those of 20,000 steps; ``--slopes`` adds the derivative of
+the final loss at several step sizes.
 """
 
 from __future__ import annotations
