@@ -22,13 +22,13 @@ from rich.console import Console
 
 from deepfusion.demo import PRESETS, run_demo
 from deepfusion.demo.report import draw_losses, write_report
-from deepfusion.demo.run import ARMS, RESULTS
+from deepfusion.demo.run import ARMS, GROWN, RESULTS
 from fusion_core import atomic
 from paper_figures import style
 
 
 def table(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per arm: losses, their mean, and the mean difference from the predicted growth with its standard error."""
+    """Per arm: losses, their mean, and the mean difference from the online rule's growth with its standard error."""
     rows = []
     for arm, name in ARMS.items():
         losses = [run["final"][arm] for run in runs]
@@ -60,13 +60,16 @@ def markdown(result: dict[str, Any]) -> str:
     """The table as Markdown."""
     seeds = result["seeds"]
     lines = [
-        f"| arm | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | above the predicted growth | grown at step |",
+        f"| arm | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | above the online rule's growth | grown at step |",
         f"|---|{'---|' * len(seeds)}---|---|---|",
     ]
     for row in result["rows"]:
         losses = " | ".join(f"{loss:.3f}" for loss in row["losses"])
         difference = "" if row["arm"] == "grown" else f"{row['above_grown']:+.3f} ± {row['above_grown_se']:.3f}"
-        steps = "" if row["grown_at"][0] is None else ", ".join(map(str, row["grown_at"]))
+        # the greedy rule may never grow
+        steps = ", ".join("never" if at is None else str(at) for at in row["grown_at"])
+        if row["arm"] not in GROWN:
+            steps = ""
         lines.append(f"| {row['name']} | {losses} | {row['mean']:.3f} | {difference} | {steps} |")
     minutes = ", ".join(f"{seconds / 60:.1f}" for seconds in result["seconds"])
     lines.append("")

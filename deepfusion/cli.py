@@ -55,7 +55,7 @@ def demo(
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train two tiny T5s on real text, predict when to grow, fuse them, and compare at equal FLOPs.
+    """Train two tiny T5s on real text, decide on the way when to grow, fuse them, and compare at equal FLOPs.
 
     Writes report.html, metrics.jsonl, results.json and checkpoint/ (Hugging Face's layout) into the run's folder.
 

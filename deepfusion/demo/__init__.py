@@ -1,4 +1,4 @@
-"""``deepfusion demo``: train two small T5s on real text, predict when to grow, fuse, compare, report."""
+"""``deepfusion demo``: train two small T5s on real text, decide when to grow, fuse, compare, report."""
 
 from deepfusion.demo.run import run_demo as run_demo
 from deepfusion.demo.settings import PRESETS as PRESETS

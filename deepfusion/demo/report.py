@@ -19,7 +19,7 @@ Results = dict[str, Any]
 
 COLORS = {
     "grown": "#0072B2",
-    "early": "#56B4E9",
+    "greedy": "#56B4E9",
     "late": "#009E73",
     "scratch": "#D55E00",
     "never": "#CC79A7",
@@ -52,9 +52,11 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 def arm_name(results: Results, arm: str) -> str:
-    """What the arm is called in this run: there may be no predicted step."""
+    """What the arm is called in this run: a rule may not grow."""
     if arm == "grown" and results["plan"]["step"] is None:
         return "grown for comparison"
+    if arm == "greedy" and results["greedy"]["step"] is None:
+        return f"{ARMS['greedy']}: never"
     return ARMS[arm]
 
 
@@ -75,6 +77,15 @@ def summary(results: Results) -> list[str]:
         )
     else:
         sentences.append(f"The {plan['rule']} rule grew after {share:.1%} of the budget. {plan['reason']}")
+    lost = results["lost_trials"]
+    if lost["curves"]:
+        at = " and ".join(lost["curves"])
+        charged = "" if plan["step"] is None else ", taken off the growth that came later"
+        sentences.append(
+            f"A trial of growing at step {at} lost; it cost {lost['flops'] / results['flops']['budget']:.1%} of the budget"
+            f"{charged}."
+        )
+    sentences.append(greedy_sentence(results))
     sources = next(r for r in results["theory"] if r["step"] == steps["grown"])
     mean = (sources["validation_a"] + sources["validation_b"]) / 2
     jump = loss_at_event(results, "grown") - mean
@@ -83,16 +94,15 @@ def summary(results: Results) -> list[str]:
         f"{sources['validation_b']:.3f}, the fused network's {loss_at_event(results, 'grown'):.3f}: "
         f"{abs(jump):.3f} {'below' if jump < 0 else 'above'} their mean."
     )
-    grown_arms = {arm: final[arm] for arm in ("grown", "early", "late")}
-    best_growth = min(grown_arms, key=lambda arm: grown_arms[arm])
+    best_growth = min(steps, key=lambda arm: final[arm])
     if best_growth == "grown":
-        which = "the one in the middle" if plan["step"] is None else "the predicted one"
-        sentences.append(f"Of the three growth steps tried, {which} ended best.")
+        which = f"step {steps['grown']}" + ("" if plan["step"] is None else ", the online rule's,")
+        sentences.append(f"Of the growth steps tried, {which} ended best.")
     else:
+        whose = "" if plan["step"] is None else "the online rule's "
         sentences.append(
-            f"Of the three growth steps tried, step {steps[best_growth]} ended best "
-            f"({final[best_growth]:.3f} against {final['grown']:.3f} at "
-            f"{'' if plan['step'] is None else 'the predicted '}step {steps['grown']})."
+            f"Of the growth steps tried, step {steps[best_growth]} ended best ({final[best_growth]:.3f} against "
+            f"{final['grown']:.3f} at {whose}step {steps['grown']})."
         )
     for other, verb in (
         ("scratch", "the large network trained from scratch"),
@@ -125,10 +135,25 @@ def summary(results: Results) -> list[str]:
     return sentences
 
 
+def greedy_sentence(results: Results) -> str:
+    """Where the greedy rule would have grown, and what that ended with."""
+    greedy, final = results["greedy"], results["final"]
+    if greedy["step"] is None:
+        return f"The greedy rule would never have grown, which ended at {final['never']:.3f}. {greedy['reason']}"
+    share = greedy["step"] / results["source_steps"]
+    return (
+        f"The greedy rule would have grown at step {greedy['step']}, after {share:.1%} of the budget, which ended at "
+        f"{final['greedy']:.3f}. {greedy['reason']}"
+    )
+
+
 def draw_losses(results: Results) -> Figure:
     """Validation loss against FLOPs for all arms; the left part of the growth arms is the sources' own."""
     figure, (whole, end) = plt.subplots(1, 2, figsize=(9.6, 4.2), width_ratios=(3, 2))
     for axes in (whole, end):
+        for number, lost in enumerate(results["lost_trials"]["curves"].values()):
+            label = None if number else "a trial that lost"
+            axes.plot(*zip(*lost, strict=True), color="#999999", label=label, linewidth=1)
         for arm in ARMS:
             # an untrained network has cost nothing, and a logarithmic axis has no place for it
             flops, losses = zip(*(point for point in results["curves"][arm] if point[0] > 0), strict=True)
@@ -143,9 +168,10 @@ def draw_losses(results: Results) -> Figure:
             if arm in results["growth_steps"]:
                 axes.plot(flops[0], losses[0], "v", color=COLORS[arm], markersize=7, zorder=4)
         axes.set_xlabel("training FLOPs, the sources' included")
-    best = min(("grown", "early", "late"), key=lambda arm: results["final"][arm])
-    predicted = "for comparison" if results["plan"]["step"] is None else "predicted"
-    for arm, label, height in (("grown", predicted, 0.1), (best, "best of those tried", 0.04)):
+    online = "for comparison" if results["plan"]["step"] is None else "online rule"
+    for arm, label, height in (("grown", online, 0.1), ("greedy", "greedy rule", 0.04)):
+        if arm not in results["growth_steps"]:
+            continue
         at = results["curves"][arm][0][0]
         whole.axvline(at, color=COLORS[arm], linestyle=":", linewidth=1)
         whole.annotate(
@@ -187,12 +213,14 @@ def draw_theory(results: Results) -> Figure:
     series(grid[1, 2], "conflict", "½⟨∇L, [f₁, f₂]⟩", "#0072B2")
     titles = (
         "loss", "gradient norm", "modified loss − loss = ¼⟨∇L, M∇L⟩",
-        "decrease per TFLOP, own step", "the rule: the same at the best step", "conflict term",
+        "decrease per TFLOP, own step", "the greedy rule: the same at the best step", "conflict term",
     )  # fmt: skip
     for axes, title in zip(grid.flat, titles, strict=True):
         axes.set_title(title, fontsize=9)
         axes.set_xscale("log")
-        axes.axvline(results["growth_steps"]["grown"], color="#777777", linestyle=":", linewidth=1)
+        for arm in ("grown", "greedy"):
+            if arm in results["growth_steps"]:
+                axes.axvline(results["growth_steps"][arm], color=COLORS[arm], linestyle=":", linewidth=1)
     for axes in grid[1]:
         axes.axhline(0, color="#777777", linewidth=0.8)
         axes.set_xlabel("small steps of each source")

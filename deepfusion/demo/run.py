@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +21,7 @@ from deepfusion.demo.settings import DemoSettings
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.fusion import fusion_map, rate_factors
-from fusion_core.plan import GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
+from fusion_core.plan import GrowthMeter, GrowthPlan, Network, OnlineGrowth, Trial, factors_by_name, plan_growth
 from fusion_core.provenance import provenance
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.text import Tokenizer
@@ -39,29 +40,27 @@ from fusion_core.train import (
 from fusion_core.train.loop import graceful_interrupt
 
 SETTINGS, METRICS, RESULTS, CHECKPOINT = "settings.json", "metrics.jsonl", "results.json", "checkpoint"
+ONLINE, PLAN = "online.json", "plan.json"
 
 # Where the rule answers "not within this budget", the growth that is shown all the same: the share of the budget after
 # which growing did best among fixed shares (theory.md, section 6).
 FALLBACK_SHARE = 0.2
 # A seed of its own for every purpose; the training streams have the seeds of their networks.
-SEEDS = {"a": 0, "b": 1, "scratch": 2, "grown": 3, "updates": 4, "probes": 5}
+SEEDS = {"a": 0, "b": 1, "scratch": 2, "grown": 3, "updates": 4, "probes": 5, "trial": 6}
 
 ARMS = {
-    "grown": "grown at the predicted step",
-    "early": "grown at half of it",
-    "late": "grown at twice it",
+    "grown": "grown by the online rule",
+    "greedy": "grown by the greedy rule",
+    "late": "grown later, at most at twice the step",
     "scratch": "large from scratch",
     "never": "two small ones, fused at the end",
     "one_small": "one small one, the whole budget",
 }
-GROWN = ("grown", "early", "late")
+GROWN = ("grown", "greedy", "late")
 
 
 def stops(total: int, chunk: int) -> list[int]:
-    """Steps at which a run of ``total`` steps is evaluated: 2, 3, 4, 6, 8, 12, ... dispatches, then the end.
-
-    So half of a stop and twice a stop are stops too.
-    """
+    """Steps at which a run of ``total`` steps is evaluated: 2, 3, 4, 6, 8, 12, ... dispatches, then the end."""
     grid = {chunk * base << power for power in range(40) for base in (2, 3)}
     return sorted({s for s in grid if s < total} | {total})
 
@@ -92,6 +91,7 @@ class DemoRun:
         chunk = settings.steps_per_dispatch
         self.source_steps = int(total / (2 * small)) // chunk * chunk
         self.one_small_steps = int(total / small) // chunk * chunk
+        self.online = self._load_online()
 
     # What is trained, and how.
 
@@ -112,34 +112,55 @@ class DemoRun:
     def _stream(self, name: str) -> Any:
         return self.data.train.with_seed(self._seed(name)).batch
 
+    def _arm_file(self, arm: str) -> pathlib.Path:
+        return self.folder / "states" / f"{arm}.safetensors"
+
     def _bar(self, name: str, total: int, done: int) -> Any:
         return self.progress.add_task(name, total=total, completed=done)
 
     def _train_arm(
-        self, arm: str, trainer: Trainer, start: TrainState, stream: str, total: int, flops: Any
+        self,
+        arm: str,
+        trainer: Trainer,
+        start: TrainState,
+        stream: str,
+        total: int,
+        flops: Any,
+        *,
+        first: int | None = None,
+        further: Sequence[int] = (),
+        besides: Any = None,
     ) -> TrainState:
         """Trains one network from ``start`` to step ``total``, evaluated at the stops on the way.
 
-        ``flops(step)`` is what the arm has cost when its network stands at that step, sources included.
+        Args:
+          arm, trainer, start, stream, total: see above.
+          flops: of a step: what the arm has cost when its network stands there, sources included.
+          first: the step from which the stops are counted; None: start's.
+          further: stops.
+          besides: of a state: what else to record at every stop.
         """
-        file = self.folder / "states" / f"{arm}.safetensors"
+        file = self._arm_file(arm)
         state = load_state(file, start)[0] if file.exists() else start
         self.metrics.keep(lambda r: r["arm"] != arm or r["step"] <= int(state.step))
         seen = {r["step"] for r in self.metrics.of(arm=arm)}
-        first = int(start.step)
+        first = int(start.step) if first is None else first
         name = f"grown at step {first}" if arm in GROWN else ARMS.get(arm, arm)
         bar = self._bar(name, total - first, int(state.step) - first)
-        relative = stops(total - first, self.settings.steps_per_dispatch)
+        relative = stops(total - first, self.settings.steps_per_dispatch) if total > first else []
         try:
-            for stop in [first, *(first + s for s in relative)]:
+            for stop in sorted({first, *further, *(first + s for s in relative)}):
                 if stop < int(state.step) or stop in seen:
                     continue
                 state, _ = trainer.advance(
                     state, self._stream(stream), stop, on_dispatch=lambda n: self.progress.advance(bar, n)
                 )
                 loss = trainer.evaluate(state.params, self.data.validation)
+                record = {"arm": arm, "step": stop, "flops": flops(stop), "loss": loss}
+                if besides is not None:
+                    record |= besides(state)
                 save_state(file, state)
-                self.metrics.write({"arm": arm, "step": stop, "flops": flops(stop), "loss": loss})
+                self.metrics.write(record)
         except Interrupted as stopped:
             save_state(file, stopped.state)
             raise
@@ -150,9 +171,25 @@ class DemoRun:
     def _source_file(self, step: int | None) -> pathlib.Path:
         return self.folder / "states" / ("sources.safetensors" if step is None else f"sources-{step}.safetensors")
 
-    def train_sources(self, until_decision: bool) -> tuple[TrainState, ...]:
-        """Trains the two sources side by side, to the end of the budget or to where the rule says to grow."""
-        settings = self.settings
+    def _source_stops(self) -> list[int]:
+        """Where the sources are evaluated and kept: the stops, what the online rule asks for, and where "late" grows."""
+        online, wanted = self.online, {0, *stops(self.source_steps, self.settings.steps_per_dispatch)}
+        for trial in (*map(online.trial_at, online.trials), online.trial):
+            if trial is not None:
+                wanted |= {trial.step, trial.small_half, trial.small_end}
+        if online.next_look is not None:
+            wanted.add(online.next_look)
+        if online.step is not None:
+            wanted |= {online.step, self.later(online.step)}
+        return sorted(wanted)
+
+    def later(self, step: int) -> int:
+        """Twice the step, at most half-way to the end."""
+        chunk = self.settings.steps_per_dispatch
+        return min(2 * step, (step + self.source_steps) // 2) // chunk * chunk
+
+    def train_sources(self, until: int) -> tuple[TrainState, ...]:
+        """Trains the two sources side by side, to step ``until``, one of their stops."""
         states = self._fresh_sources()
         if self._source_file(None).exists():
             states = load_state(self._source_file(None), states)[0]
@@ -160,8 +197,8 @@ class DemoRun:
         self.metrics.keep(lambda r: r["arm"] != "sources" or r["step"] <= done)
         bar = self._bar("the two sources", 2 * self.source_steps, sum(int(s.step) for s in states))
         try:
-            for stop in [0, *stops(self.source_steps, settings.steps_per_dispatch)]:
-                if until_decision and self.plan().step is not None:
+            for stop in self._source_stops():
+                if stop > until:
                     break
                 if stop < done or self.metrics.of(arm="sources", step=stop):
                     continue
@@ -202,24 +239,84 @@ class DemoRun:
         """The records with theory's terms, in order."""
         return [r for r in self.metrics.of(arm="sources") if "small_rate" in r]
 
-    def plan(self) -> GrowthPlan:
-        """What the records so far say."""
+    def greedy(self) -> GrowthPlan:
+        """What the greedy rule says of the records so far."""
         records = self.theory()
         if not records:
             return GrowthPlan(None, None, {}, "Nothing is measured yet.", "greedy")
         return plan_growth(records, self.settings.small_rate, self.factors)
 
+    # The online rule, and its trials.
+
+    def _load_online(self) -> OnlineGrowth:
+        if (self.folder / ONLINE).exists():
+            return OnlineGrowth.load(self.folder / ONLINE)
+        return OnlineGrowth.start(
+            sources=2,
+            small_flops=self.small_flops,
+            grown_flops=self.large_flops,
+            total_flops=self.settings.total_flops,
+            batches=self.settings.trial_batches,
+            dispatch=self.settings.steps_per_dispatch,
+            trial_share=self.settings.trial_share,
+            cost_limit=self.settings.cost_limit,
+        )
+
+    def decide(self) -> GrowthPlan:
+        """Trains the sources, with trials of growing, until the online rule has decided."""
+        while (look := self.online.next_look) is not None:
+            trial = self.online.trial
+            if trial is None:
+                self.train_sources(look)
+                told = self.online.ask(look)
+            else:
+                self.train_sources(trial.small_end)
+                small = np.asarray([self._source_losses(trial, at) for at in (trial.small_half, trial.small_end)])
+                told = self.online.ask(look, small=small, grown=self._try(trial))
+            told.save(self.folder / ONLINE)
+            self.online = told
+        return self.online.plan(self.settings.small_rate, self.factors)
+
+    def _trial_losses(self, trainer: Trainer, state: TrainState, trial: Trial) -> list[float]:
+        """Mean losses on fresh batches: training text in another order than any network's, the same for all of a trial."""
+        count, size = self.settings.trial_batches, self.settings.batch
+        batches = [self._stream("trial")(trial.step * count + i, size) for i in range(count)]
+        return [trainer.evaluate(state.params, [batch]) for batch in batches]
+
+    def _sources_at(self, step: int) -> tuple[TrainState, ...]:
+        return load_state(self._source_file(step), self._fresh_sources())[0]
+
+    def _source_losses(self, trial: Trial, step: int) -> list[list[float]]:
+        return [self._trial_losses(self.small, state, trial) for state in self._sources_at(step)]
+
+    def _try(self, trial: Trial) -> np.ndarray:
+        """The grown network's losses on the fresh batches at the trial's half and its end, [2, batches]."""
+        arm = trial_arm(trial.step)
+        cost = self._growth_cost(trial.step, self.online.lost_flops)
+        besides = lambda state: {"fresh": self._trial_losses(self.large, state, trial)}
+        start, half, end = self.fuse_states(self._sources_at(trial.step)), trial.grown_half, trial.grown_end
+        self._train_arm(arm, self.large, start, "grown", end, cost, further=(half,), besides=besides)
+        return np.asarray([self.metrics.of(arm=arm, step=at)[0]["fresh"] for at in (half, end)])
+
     # Growth and the baselines.
 
+    def _growth_cost(self, step: int, lost: float) -> Any:
+        """Of a step: FLOPs of a network grown at ``step``, its sources' and those of trials lost before included."""
+        return lambda s: lost + step * 2 * self.small_flops + (s - step) * self.large_flops
+
     def grow(self, arm: str, step: int) -> TrainState:
-        """Fuses the sources as they were at ``step`` and trains on for the rest of the budget."""
-        sources = load_state(self._source_file(step), self._fresh_sources())[0]
-        start = self.fuse_states(sources)
-        spent = step * 2 * self.small_flops
+        """Fuses the sources as they were at ``step`` and trains on for the rest of the budget.
+
+        The arm of the online rule goes on from the trial that it has won, and pays for the ones that it has lost.
+        """
+        follows = arm == "grown" and step == self.online.step
+        cost = self._growth_cost(step, self.online.lost_flops if follows else 0.0)
         chunk = self.settings.steps_per_dispatch
-        steps = int((self.settings.total_flops - spent) / self.large_flops) // chunk * chunk
-        cost = lambda s: spent + (s - step) * self.large_flops
-        return self._train_arm(arm, self.large, start, "grown", step + steps, cost)
+        steps = max(0, int((self.settings.total_flops - cost(step)) / self.large_flops)) // chunk * chunk
+        start = self.fuse_states(self._sources_at(step))
+        if follows and self.online.kept is not None:
+            start = load_state(self._arm_file(trial_arm(step)), start)[0]
+        return self._train_arm(arm, self.large, start, "grown", step + steps, cost, first=step)
 
     def scratch(self, rate: float | None = None, arm: str = "scratch") -> TrainState:
         """The large network from a random start, with its own tuned learning rate (unless ``rate`` is given)."""
@@ -248,16 +345,18 @@ def _mean_loss(config: T5Config) -> Any:
     return mean
 
 
-def _events(run: DemoRun, plan: GrowthPlan) -> dict[str, int]:
-    """Growth steps of the three arms: the predicted one (or the fallback), half and twice of it, on stops."""
+def trial_arm(step: int) -> str:
+    """The arm of the metrics that is a trial of growing at this step."""
+    return f"trial at step {step}"
+
+
+def _events(run: DemoRun, greedy: GrowthPlan) -> dict[str, int]:
+    """Growth steps of the arms: the online rule's (or the fallback), the greedy rule's if it grows, and a later one."""
     grid = [r["step"] for r in run.metrics.of(arm="sources") if r["step"]]
-    if plan.step is not None:
-        middle = plan.step
-    else:
-        wanted = FALLBACK_SHARE * run.source_steps
-        middle = min(grid, key=lambda s: abs(s - wanted))
     nearest = lambda wanted: min(grid, key=lambda s: abs(s - wanted))
-    return {"grown": middle, "early": nearest(middle // 2), "late": nearest(middle * 2)}
+    online = nearest(FALLBACK_SHARE * run.source_steps) if run.online.step is None else run.online.step
+    steps = {"grown": online, "late": nearest(run.later(online))}
+    return steps if greedy.step is None else steps | {"greedy": greedy.step}
 
 
 def progress_bars(console: Console) -> Progress:
@@ -285,10 +384,9 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     with contextlib.ExitStack() as stack:
         run = DemoRun(settings, folder, stack.enter_context(progress_bars(console)))
         stack.enter_context(graceful_interrupt(note))
-        run.train_sources(until_decision=True)
-        plan = run.plan()
-        plan.save(folder / "plan.json")
-        console.print(f"[bold]Theory says:[/bold] {plan.reason}")
+        plan = run.decide()
+        plan.save(folder / PLAN)
+        console.print(f"[bold]The online rule says:[/bold] {plan.reason}")
 
         def grow(arm: str, step: int) -> TrainState:
             console.print(f"Growing at step {step}.")
@@ -297,18 +395,20 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
         grown = None
         if plan.step is not None:  # it is grown before anything is known of what comes after
             grown = grow("grown", plan.step)
-        sources = run.train_sources(until_decision=False)
-        steps = _events(run, plan)
+        sources = run.train_sources(run.source_steps)
+        greedy = run.greedy()
+        steps = _events(run, greedy)
         if grown is None:
             share = steps["grown"] / run.source_steps
             console.print(f"The rule does not grow within this budget; for comparison: growth at {share:.0%} of it.")
             grown = grow("grown", steps["grown"])
-        for arm in ("early", "late"):
-            grow(arm, steps[arm])
+        for arm in ("greedy", "late"):
+            if arm in steps:
+                grow(arm, steps[arm])
         run.scratch()
         run.one_small(sources)
 
-    results = collect(run, plan, steps)
+    results = collect(run, plan, greedy, steps)
     results["seconds"] = round(time.perf_counter() - started, 1)
     atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if not (folder / CHECKPOINT).exists():
@@ -318,13 +418,17 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     return results
 
 
-def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int]) -> dict[str, Any]:
+def collect(run: DemoRun, plan: GrowthPlan, greedy: GrowthPlan, steps: dict[str, int]) -> dict[str, Any]:
     """Everything that the report is written from."""
-    sources = run.metrics.of(arm="sources")
-    curves: dict[str, list[tuple[float, float]]] = {
-        arm: [(r["flops"], r["loss"]) for r in run.metrics.of(arm=arm)] for arm in ARMS
-    }
+    sources, online = run.metrics.of(arm="sources"), run.online
+    curve = lambda arm: [(r["flops"], r["loss"]) for r in run.metrics.of(arm=arm)]
+    curves: dict[str, list[tuple[float, float]]] = {arm: curve(arm) for arm in ARMS}
+    if online.kept is not None:
+        begun = curve(trial_arm(online.kept.step))
+        curves["grown"] = begun + [point for point in curves["grown"] if point[0] > begun[-1][0]]
     curves["never"] = [(r["flops"], r["validation_fused"]) for r in sources]
+    if greedy.step is None:
+        curves["greedy"] = curves["never"]
     alone = [(r["step"] * run.small_flops, r["validation_a"]) for r in sources]
     curves["one_small"] = alone + [c for c in curves["one_small"] if c[0] > alone[-1][0]]
     return {
@@ -337,6 +441,11 @@ def collect(run: DemoRun, plan: GrowthPlan, steps: dict[str, int]) -> dict[str, 
             for name, c in (("small", run.settings.small), ("large", run.settings.large))
         },
         "plan": dataclasses.asdict(plan),
+        "greedy": dataclasses.asdict(greedy),
+        "lost_trials": {
+            "flops": online.lost_flops,
+            "curves": {str(step): curve(trial_arm(step)) for step in online.lost_trials},
+        },
         "growth_steps": steps,
         "source_steps": run.source_steps,
         "rate_factors": factors_by_name(run.factors),

@@ -28,6 +28,9 @@ class DemoSettings:
       match_cross_attention: see ``fusion_core.t5.init``; it shortens the plateau on which small networks begin.
       small_rate, large_rate: learning rates (Adafactor's) of the small networks and of the large one from scratch.
       pairs: pairs of batches behind every measurement of the theory's terms.
+      trial_share: of the budget, for the grown network in a trial of growing.
+      trial_batches: fresh batches that a trial is judged on.
+      cost_limit: share of the budget that lost trials may cost.
       validation_batches: batches of every evaluation.
       validation_share: share of the documents that are kept for validation.
     """
@@ -46,6 +49,9 @@ class DemoSettings:
     small_rate: float = 0.02
     large_rate: float = 0.02
     pairs: int = 4
+    trial_share: float = 0.04
+    trial_batches: int = 16
+    cost_limit: float = 0.05
     validation_batches: int = 32
     validation_share: float = 0.05
     steps_per_dispatch: int = 10
@@ -110,6 +116,9 @@ PRESETS = {
         source=64,
         budget=150,
         pairs=2,
+        # a trial takes two dispatches at least, and here they are an eighth of the budget
+        trial_batches=4,
+        cost_limit=0.2,
         validation_batches=4,
     ),
 }

@@ -7,12 +7,12 @@ import pytest
 from benchmarks import demo_rates, demo_seeds
 from deepfusion.demo.run import ARMS
 
-LOSSES = {"grown": 3.0, "early": 3.2, "late": 2.9, "scratch": 3.1, "never": 3.3, "one_small": 3.4}
+LOSSES = {"grown": 3.0, "greedy": 3.2, "late": 2.9, "scratch": 3.1, "never": 3.3, "one_small": 3.4}
 
 
 def finished_run(folder, seed, shift):
     folder.mkdir(parents=True)
-    steps = {"grown": 80, "early": 40, "late": 160}
+    steps = {"grown": 80, "greedy": 40, "late": 160}
     results = {
         "settings": {"seed": seed},
         "final": {arm: LOSSES[arm] + (shift if arm == "scratch" else 0.0) for arm in ARMS},
@@ -21,6 +21,8 @@ def finished_run(folder, seed, shift):
         "flops": {"budget": 100.0},
         "source_steps": 400,
         "plan": {"step": 80},
+        "greedy": {"step": 40},
+        "lost_trials": {"flops": 0.0, "curves": {}},
         "seconds": 60.0,
         "provenance": {"commit": None},
     }

@@ -1,5 +1,7 @@
 import copy
+import dataclasses
 import html
+import itertools
 import json
 import math
 import os
@@ -12,13 +14,17 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import pytest
+from rich.console import Console
 
+import deepfusion.demo.run as run_module
 import fusion_core as fc
 from deepfusion.demo import PRESETS, DemoSettings
-from deepfusion.demo.report import NOISE, rows, summary
+from deepfusion.demo.report import NOISE, draw_losses, rows, summary
 from deepfusion.demo.run import ARMS, load_settings, stops
-from fusion_core.plan import GrowthPlan
+from fusion_core.plan import GrowthPlan, OnlineGrowth, plan_growth
 from fusion_core.t5 import token_loss
 from fusion_core.text import Tokenizer
 from tests.strategies.networks import batch_of
@@ -111,7 +117,8 @@ def test_every_arm_stays_within_the_budget_and_uses_nearly_all_of_it(results):
 
 def test_growth_arms_begin_with_the_cost_of_their_sources(results):
     for arm, step in results["growth_steps"].items():
-        assert results["curves"][arm][0][0] == pytest.approx(2 * step * results["flops"]["small_step"])
+        lost = results["lost_trials"]["flops"] if arm == "grown" and results["plan"]["step"] is not None else 0
+        assert results["curves"][arm][0][0] == pytest.approx(2 * step * results["flops"]["small_step"] + lost)
 
 
 def test_networks_learn(results):
@@ -125,9 +132,13 @@ def test_the_loss_at_the_event_is_the_fused_networks_in_the_sources_record(resul
     assert results["curves"]["grown"][0][1] == pytest.approx(record["validation_fused"], abs=1e-5)
 
 
-def test_theory_is_measured_for_both_sources_and_their_fusion_at_every_evaluation(results):
+def test_theory_is_measured_for_both_sources_and_their_fusion_at_every_evaluation(whole, results):
     steps = [r["step"] for r in results["theory"]]
-    assert steps == stops(results["source_steps"], 10)
+    assert set(stops(results["source_steps"], 10)) <= set(steps)
+    assert steps == sorted(set(steps))
+    # the smoke run can pay for one trial, whose second half is measured along the sources
+    trial = OnlineGrowth.load(whole[0] / "online.json").trial_at(70)
+    assert {trial.step, trial.small_half, trial.small_end} <= set(steps)
     for record in results["theory"]:
         for term in ("loss", "gradient_norm", "modified_loss", "decrease_per_flop"):
             for network in ("a", "b", "fused"):
@@ -141,9 +152,18 @@ def test_the_prediction_is_said_before_the_growth_and_follows_from_what_was_know
     said = " ".join(whole[2].split())
     assert results["plan"]["step"] == plan.step
     assert " ".join(plan.reason.split()) in said
-    assert said.index("Theory says:") < said.index("Growing at step")
+    assert said.index("The online rule says:") < said.index("Growing at step")
+    assert plan.rule == results["plan"]["rule"] == "online"
     if plan.step is not None:
         assert results["growth_steps"]["grown"] == plan.step
+
+
+def test_the_greedy_rule_is_asked_along_the_same_run_and_followed_by_an_arm_of_its_own(results):
+    greedy = plan_growth(results["theory"], PRESETS["smoke"].small_rate, {})
+    assert results["greedy"]["step"] == greedy.step
+    assert results["growth_steps"].get("greedy") == greedy.step
+    if greedy.step is None:
+        assert results["curves"]["greedy"] == results["curves"]["never"]
 
 
 def test_the_report_holds_everything_inside_itself(whole, results):
@@ -185,11 +205,12 @@ def records(run):
 
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_weights_and_numbers(whole, folder):
-    """Interrupted twice: while the sources train side by side, and while a grown network does."""
+    """Interrupted while the sources train side by side, in or after a trial, and while a grown network trains."""
     run = folder / "interrupted"
     command = smoke(folder, "interrupted")
     for ready in (
         lambda: len(records(run)) >= 2,
+        lambda: any('"trial at step' in line for line in records(run)),
         lambda: any('"grown"' in line for line in records(run)),
     ):
         process = start(folder, *command)
@@ -207,7 +228,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_weights_and_n
     weights = [(path / "checkpoint" / "model.safetensors").read_bytes() for path in (whole[0], run)]
     assert weights[0] == weights[1]
     numbers = [json.loads((path / "results.json").read_text()) for path in (whole[0], run)]
-    for name in ("curves", "final", "plan", "growth_steps", "rate_factors", "theory"):
+    assert (whole[0] / "online.json").read_bytes() == (run / "online.json").read_bytes()
+    for name in ("curves", "final", "plan", "greedy", "lost_trials", "growth_steps", "rate_factors", "theory"):
         assert numbers[0][name] == numbers[1][name], name
 
 
@@ -215,15 +237,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_weights_and_n
 
 
 @pytest.mark.parametrize(("total", "chunk"), [(220, 10), (3000, 10), (47, 5), (10, 10)])
-def test_stops_are_closed_under_doubling_and_end_with_the_run(total, chunk):
+def test_stops_are_close_and_end_with_the_run(total, chunk):
     found = stops(total, chunk)
     assert found == sorted(set(found))
     assert found[-1] == total
     grid = set(found) - {total}
     assert all(stop % chunk == 0 for stop in grid)
-    assert all(2 * stop in found or 2 * stop >= total for stop in grid)
-    # and half of a stop is one, from the second dispatch on
-    assert all(stop // 2 in found for stop in grid if stop >= 4 * chunk)
+    assert all(after <= 1.5 * stop for stop, after in itertools.pairwise(found))
 
 
 def test_settings_are_read_back_from_json(tmp_path):
@@ -239,10 +259,10 @@ def test_both_presets_compare_networks_of_equal_depth_and_twice_the_width():
         assert settings.total_flops == settings.budget * settings.flops(settings.large)
 
 
-FINAL = {"grown": 3.0, "early": 3.1, "late": 3.2, "scratch": 3.3, "never": 3.4, "one_small": 3.5}
+FINAL = {"grown": 3.0, "greedy": 3.1, "late": 3.2, "scratch": 3.3, "never": 3.4, "one_small": 3.5}
 
 
-def made_up(step=40, **final):
+def made_up(step=40, greedy_step=20, lost=(), **final):
     """Results of a run that never was."""
     final = FINAL | final
     theory = [
@@ -252,8 +272,10 @@ def made_up(step=40, **final):
     return {
         "settings": PRESETS["smoke"].__dict__,
         "flops": {"budget": 1000.0},
-        "plan": {"step": step, "rule": "greedy", "reason": "Because of the numbers.", "learning_rate": None},
-        "growth_steps": {"grown": 40, "early": 20, "late": 80},
+        "plan": {"step": step, "rule": "online", "reason": "Because of the numbers.", "learning_rate": None},
+        "greedy": {"step": greedy_step, "rule": "greedy", "reason": "By the present slopes.", "learning_rate": None},
+        "lost_trials": {"flops": 45.0 * len(lost), "curves": {str(at): [(100.0, 3.9), (130.0, 3.8)] for at in lost}},
+        "growth_steps": {"grown": 40, "late": 80} | ({} if greedy_step is None else {"greedy": greedy_step}),
         "source_steps": 200,
         "final": final,
         "curves": {arm: [(100.0, 3.9), (900.0, loss)] for arm, loss in final.items()},
@@ -290,23 +312,141 @@ def test_the_summary_says_where_a_difference_is_within_the_noise():
 @pytest.mark.parametrize(
     ("final", "words"),
     [
-        ({}, "the predicted one ended best"),
-        ({"early": 2.9}, "step 20 ended best (2.900 against 3.000 at the predicted step 40)"),
-        ({"late": 2.9}, "step 80 ended best (2.900 against 3.000 at the predicted step 40)"),
+        ({}, "step 40, the online rule's, ended best"),
+        ({"greedy": 2.9}, "step 20 ended best (2.900 against 3.000 at the online rule's step 40)"),
+        ({"late": 2.9}, "step 80 ended best (2.900 against 3.000 at the online rule's step 40)"),
     ],
 )
 def test_the_summary_says_which_growth_step_was_best(final, words):
-    assert words in sentence(made_up(**final), "Of the three growth steps tried")
+    assert words in sentence(made_up(**final), "Of the growth steps tried")
 
 
 def test_the_summary_says_when_the_rule_did_not_grow():
     said = summary(made_up(step=None))
-    assert said[0].startswith("The greedy rule did not grow within this budget. Because of the numbers.")
+    assert said[0].startswith("The online rule did not grow within this budget. Because of the numbers.")
     assert "fused after 20% of it" in said[0]
-    # there is no predicted step to speak of
-    assert not any("predicted" in s for s in said + [row["name"] for row in rows(made_up(step=None))])
-    assert "the one in the middle ended best" in sentence(made_up(step=None), "Of the three growth steps tried")
-    assert summary(made_up())[0] == "The greedy rule grew after 20.0% of the budget. Because of the numbers."
+    # it has no step to speak of
+    assert not any("online rule's" in s for s in said)
+    assert not any("online" in row["name"] for row in rows(made_up(step=None)))
+    assert "step 40 ended best" in sentence(made_up(step=None), "Of the growth steps tried")
+    assert summary(made_up())[0] == "The online rule grew after 20.0% of the budget. Because of the numbers."
+
+
+def test_the_summary_says_what_the_greedy_rule_would_have_done():
+    said = sentence(made_up(), "The greedy rule would")
+    assert said == (
+        "The greedy rule would have grown at step 20, after 10.0% of the budget, which ended at 3.100. "
+        "By the present slopes."
+    )
+    said = sentence(made_up(greedy_step=None), "The greedy rule would")
+    assert said == "The greedy rule would never have grown, which ended at 3.400. By the present slopes."
+    names = {row["arm"]: row["name"] for row in rows(made_up(greedy_step=None))}
+    assert names["greedy"] == "grown by the greedy rule: never"
+
+
+def test_the_summary_says_what_lost_trials_cost():
+    assert not any("trial" in s for s in summary(made_up()))
+    said = sentence(made_up(lost=(20,)), "A trial of growing")
+    assert said.startswith("A trial of growing at step 20 lost; it cost 4.5% of the budget, taken off")
+    assert sentence(made_up(step=None, lost=(20,)), "A trial of growing").endswith("it cost 4.5% of the budget.")
+
+
+@pytest.mark.parametrize(("step", "greedy"), [(40, 20), (40, None), (None, 20)])
+def test_the_figure_marks_where_each_rule_grew(step, greedy):
+    figure = draw_losses(made_up(step, greedy, lost=(20,)))
+    marks = [text.get_text().split(":")[0] for text in figure.axes[0].texts]
+    assert marks == ["for comparison" if step is None else "online rule"] + ["greedy rule"] * (greedy is not None)
+    assert "a trial that lost" in figure.axes[0].get_legend_handles_labels()[1]
+    plt.close(figure)
+
+
+# The whole run, with networks that learn as told: in seconds, so that every answer of the rules can be had
+
+
+def pretend(monkeypatch, grown_speed, greedy=True):
+    """Networks whose log loss falls linearly in the steps, the grown one's by so much per FLOP of the small ones'."""
+    settings = PRESETS["smoke"]
+    relative = settings.flops(settings.large) / (2 * settings.flops(settings.small))
+    speeds = [1.0, grown_speed * relative]
+
+    class Trainer:
+        def __init__(self, *arguments):
+            self.speed = speeds.pop(0)
+
+        def advance(self, state, batch, until, on_dispatch=lambda steps: None):
+            def moved(leaf):
+                return leaf if leaf.ndim != 1 else leaf * 0 + until / 1e3
+
+            params = jax.tree.map(moved, state.params)
+            return state._replace(params=params, step=jnp.asarray(until, jnp.int32)), {}
+
+        def evaluate(self, params, batches):
+            (norm,) = jax.tree.leaves(params["decoder"]["final_layer_norm"])
+            return 5 * math.exp(-self.speed * float(norm.max()))
+
+    class Meter:
+        def __init__(self, *arguments):
+            pass
+
+        def measure(self, states, updates, probes):
+            both = dict.fromkeys(("conflict", "conflict_se", "step_factor_small", "step_factor_grown"), 1.0)
+            return both | {"small_rate": 1.0, "grown_rate": 2.0 if greedy else 0.5}
+
+    monkeypatch.setattr(run_module, "Trainer", Trainer)
+    monkeypatch.setattr(run_module, "GrowthMeter", Meter)
+
+
+@pytest.mark.parametrize(
+    ("speed", "limit", "share", "step", "lost"),
+    [
+        (2.0, 0.2, 0.04, 70, []),  # the trial wins
+        (0.5, 0.2, 0.04, 140, [70]),  # it loses, and no other can be paid
+        (0.5, 1.0, 0.04, None, [70, 140]),  # all that fit lose
+        (0.5, 0.01, 0.04, 70, []),  # no trial can be paid
+    ],
+)
+def test_the_run_follows_the_online_rule(folder, tmp_path, monkeypatch, speed, limit, share, step, lost):
+    pretend(monkeypatch, speed)
+    settings = dataclasses.replace(
+        PRESETS["smoke"], text=(str(folder / "text.txt"),), cost_limit=limit, trial_share=share
+    )
+    results = run_module.run_demo(settings, tmp_path / "run", Console(quiet=True))
+    assert results["plan"]["step"] == step
+    assert list(results["lost_trials"]["curves"]) == [str(at) for at in lost]
+    online = OnlineGrowth.load(tmp_path / "run" / "online.json")
+    assert results["lost_trials"]["flops"] == pytest.approx(
+        len(lost) * online.trial_gradients * results["flops"]["large_step"]
+    )
+    grown, charged = results["curves"]["grown"], 0 if step is None else results["lost_trials"]["flops"]
+    flops = [point[0] for point in grown]
+    small, large, budget = (results["flops"][name] for name in ("small_step", "large_step", "budget"))
+    assert flops == sorted(set(flops))
+    assert flops[0] == pytest.approx(charged + 2 * results["growth_steps"]["grown"] * small)
+    # all of the budget and no more, to a dispatch
+    assert budget - 10 * large < flops[-1] <= budget
+    if step == 70 and limit == 0.2:
+        # kept: the trial's steps are the grown arm's, and are not done twice
+        trained = {r["step"] for r in map(json.loads, records(tmp_path / "run")) if r["arm"] == "grown"}
+        assert min(trained) == online.kept.grown_end
+        assert flops[1] == pytest.approx(flops[0] + 20 * large)
+    assert results["greedy"]["step"] == results["growth_steps"]["greedy"] == 40
+    assert results["growth_steps"]["late"] > results["growth_steps"]["grown"]
+    # found finished by a resumed run, which asks nothing and trains nothing again
+    before = records(tmp_path / "run")
+    pretend(monkeypatch, speed)
+    again = run_module.run_demo(settings, tmp_path / "run", Console(quiet=True))
+    assert records(tmp_path / "run") == before
+    assert again["curves"] == results["curves"]
+
+
+def test_a_greedy_rule_that_never_grows_has_the_arm_that_never_does(folder, tmp_path, monkeypatch):
+    pretend(monkeypatch, 2.0, greedy=False)
+    settings = dataclasses.replace(PRESETS["smoke"], text=(str(folder / "text.txt"),))
+    results = run_module.run_demo(settings, tmp_path / "run", Console(quiet=True))
+    assert results["greedy"]["step"] is None
+    assert "greedy" not in results["growth_steps"]
+    assert results["curves"]["greedy"] == results["curves"]["never"]
+    assert "would never have grown" in " ".join(summary(results))
 
 
 @pytest.mark.parametrize(("loss", "words"), [(3.9, "0.200 below their mean"), (4.3, "0.200 above their mean")])
@@ -323,7 +463,7 @@ def test_the_summary_says_whether_the_large_size_is_worth_its_cost():
 
 def test_the_table_has_the_best_arm_first_and_every_arms_rate():
     table = rows(made_up(late=1.0))
-    assert [row["arm"] for row in table] == ["late", "grown", "early", "scratch", "never", "one_small"]
+    assert [row["arm"] for row in table] == ["late", "grown", "greedy", "scratch", "never", "one_small"]
     by_arm = {row["arm"]: row for row in table}
     assert by_arm["grown"]["grown_at"] == 40
     assert by_arm["grown"]["share"] == 0.2
