@@ -38,7 +38,7 @@ def config_to_json(config: DecoderConfig) -> dict[str, Any]:
     """The ``config.json`` that transformers reads: our fields, and those that say what the model is.
 
     Raises:
-      InputError: the norms are grouped.
+      InputError: the norms are grouped, or the sizes are none that transformers takes.
     """
     fields = dataclasses.asdict(config)
     if fields.pop("norm_groups"):
@@ -47,7 +47,12 @@ def config_to_json(config: DecoderConfig) -> dict[str, Any]:
             "format, which has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
         )
     kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
-    if kind == "llama":
+    if isinstance(config, LlamaConfig):
+        if config.hidden_size % config.num_attention_heads:
+            raise InputError(
+                f"a Llama with hidden_size {config.hidden_size} and num_attention_heads {config.num_attention_heads} cannot "
+                "be exported: transformers demands that the first is a multiple of the second; fuse sources with equal ratios"
+            )
         # transformers 5 reads rope_parameters, older versions rope_theta
         fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
     else:

@@ -40,16 +40,13 @@ TIED_LLAMA = {**LLAMA, "norm.weight": operators.final_norm}
 TIED_GPT2 = {**GPT2, "ln_f.weight": operators.final_norm, "ln_f.bias": operators.final_norm}
 
 
-def _equal_ratio(configs: Sequence[Any], over: str, under: str, why: str, remedy: str) -> None:
-    def ratio(config: Any) -> str:
-        top, bottom = getattr(config, over), getattr(config, under)
-        return f"{over} / {under} = {top} / {bottom} = {top // bottom}"
-
-    first = ratio(configs[0]).rpartition(" ")[2]
-    for i, config in enumerate(configs[1:], start=2):
-        if ratio(config).rpartition(" ")[2] != first:
+def _equal_ratio(configs: Sequence[Any], over: str, under: str, why: str) -> None:
+    pairs = [(getattr(config, over), getattr(config, under)) for config in configs]
+    for i, (top, bottom) in enumerate(pairs[1:], start=2):
+        if top // bottom != pairs[0][0] // pairs[0][1]:
             raise InputError(
-                f"cannot fuse networks 1 and {i}: {ratio(configs[0])} and {ratio(config)}; {why}, so {remedy}"
+                f"cannot fuse networks 1 and {i}: {over} / {under} is {pairs[0][0]} / {pairs[0][1]} and {top} / {bottom}; "
+                f"{why}, so the ratios must agree"
             )
 
 
@@ -60,7 +57,7 @@ def fused_llama_config(configs: Sequence[LlamaConfig], norm: NormMode = "plain")
       InputError: they do not.
     """
     why = "a fused key head serves as many query heads as each source's"
-    _equal_ratio(configs, "num_attention_heads", "num_key_value_heads", why, "the ratios must agree")
+    _equal_ratio(configs, "num_attention_heads", "num_key_value_heads", why)
     summed = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
     return added(configs, "hidden_size", summed, ("num_hidden_layers",), norm)
 
@@ -71,7 +68,7 @@ def fused_gpt2_config(configs: Sequence[GPT2Config], norm: NormMode = "plain") -
     Raises:
       InputError: they do not.
     """
-    _equal_ratio(configs, "n_embd", "n_head", "all heads of a GPT-2 are equally wide", "their widths must agree")
+    _equal_ratio(configs, "n_embd", "n_head", "all heads of a GPT-2 are equally wide")
     return added(configs, "n_embd", ("n_inner", "n_head"), ("n_layer",), norm)
 
 
