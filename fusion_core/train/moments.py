@@ -136,6 +136,8 @@ def factored_moment(
         # every source is smaller still, so it has the whole of v
         return placeholder, placeholder, second_moment(rule, weights, [v for _, _, v in moments], copies=copies)
 
+    squares = [factor**2 for factor in gradient_factors(rule, weights)]
+
     def along(kept: int, over: int) -> Array:
         parts = [_mean_over(over, kept, shape, moment) for shape, moment in zip(shapes, moments, strict=True)]
         down = lambda axis: axis - (axis > over)
@@ -145,11 +147,14 @@ def factored_moment(
             tuple((down(axis), count) for axis, count in rule.packed if axis != over),
             None if rule.reads in (None, over) else down(rule.reads),
         )
+        if copies and len(rule.axes) == 2 and kept == _axes(rule)[1]:
+            # a column of the matrix goes through the blocks of all copies that are written
+            mean = sum(squares) / len(squares)
+            return dataclasses.replace(left, scales=(mean,) * len(parts)).embed(parts)
         if left.axes:
             return second_moment(left, weights, parts, copies=copies)
         # the kept axis is common to all sources, and the mean goes over the entries of all of them
         sizes = [shape[over] if over in rule.axes else 1 for shape in shapes]
-        squares = [factor**2 for factor in gradient_factors(rule, weights)]
         return sum(n * a * part for n, a, part in zip(sizes, squares, parts, strict=True)) / sum(sizes)  # type: ignore
 
     row, col = found

@@ -112,7 +112,7 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: b
         v_row, v_col, v = (treedef.unflatten(leaves) for leaves in zip(*fused, strict=True))
         return optax.FactoredState(count=parts[0].count, v_row=v_row, v_col=v_col, v=v)
 
-    def fuse(parts: Sequence[Any]) -> Any:
+    def fuse(parts: Sequence[Any], owner: str = "") -> Any:
         first = parts[0]
         if isinstance(first, optax.FactoredState):
             return factored(parts)
@@ -124,11 +124,11 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: b
         if isinstance(first, optax.EmaState):
             return optax.EmaState(count=first.count, ema=each(first_moment, [s.ema for s in parts]))
         if isinstance(first, tuple):
-            fused = [fuse(fields) for fields in zip(*parts, strict=True)]
+            fused = [fuse(fields, type(first).__name__) for fields in zip(*parts, strict=True)]
             return type(first)(*fused) if hasattr(first, "_fields") else tuple(fused)
         if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(first)):
             raise InputError(
-                f"an optimizer state of type {type(first).__name__} holds arrays that no growth rule is known for; "
+                f"an optimizer state of type {owner or type(first).__name__} holds arrays that no growth rule is known for; "
                 "Adam, Adafactor, momentum and averages of gradients can be grown, or start a new state"
             )
         return first
