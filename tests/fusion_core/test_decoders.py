@@ -214,9 +214,7 @@ def test_fused_decoders_have_the_shapes_of_the_fused_configuration():
     for kind in KINDS:
         configs = [small(kind, i) for i in range(2)]
         mapping = fc.fusion_map(configs)
-        fused = jax.tree.map(
-            lambda rule, *shapes: rule.fused_shape(shapes), mapping.rules, *mapping.shapes, is_leaf=lambda x: False
-        )
+        fused = jax.tree.map(lambda rule, *shapes: rule.fused_shape(shapes), mapping.rules, *mapping.shapes)
         assert fused == decoder.parameter_shapes(fused_config(configs))
 
 
