@@ -210,7 +210,9 @@ def test_a_step_under_the_metric_of_the_fusion_commutes_with_growing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), grow_then_step, step_then_grow)
 
 
-def test_plain_steps_commute_with_growing_to_second_order_with_the_factors_and_by_the_predicted_size_without():
+def test_steps_commute_with_growing_with_the_factors_and_are_off_by_the_predicted_size_without():
+    """For copies under gradient descent the function after the step is the same at every rate: a row of equal blocks that
+    move by g/k each moves the sum by g."""
     params, batch, k = source(), data(), 2
     mapping = fc.fusion_map([CONFIG] * k)
     grown = mapping.embed([params] * k)
@@ -225,7 +227,7 @@ def test_plain_steps_commute_with_growing_to_second_order_with_the_factors_and_b
 
     steps = [0.02 / 2**i for i in range(4)]
     order = lambda f: np.polyfit(np.log(steps), [np.log(np.abs(gap(h, f)).max()) for h in steps], 1)[0]
-    assert order(factors) == pytest.approx(2, abs=0.15)
+    assert np.abs(gap(0.3, factors)).max() < 1e-13 < 1e-3 < np.abs(gap(0.3, ones)).max()
     assert order(ones) == pytest.approx(1, abs=0.15)
     # to first order: every array's part of the small step, times what its missing factor adds
     excess = jax.tree.map(lambda a, f: -(1 / f - 1) * a, g, factors)
