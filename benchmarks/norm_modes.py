@@ -119,7 +119,8 @@ def evaluate(params: Any, config: fc.T5Config, checks: list[Any]) -> tuple[np.nd
 def markdown(result: dict[str, Any]) -> str:
     """The same as a table."""
     lines = [
-        "| sources | losses | loss of the mean | difference | deviation: plain | calibrated | grouped | loss: plain | calibrated |",
+        "| sources | losses | loss of the mean | difference | deviation: plain | calibrated | grouped | "
+        "loss: plain | calibrated |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
