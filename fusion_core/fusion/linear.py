@@ -44,11 +44,14 @@ class Rule:
       scales: one factor a source.
       packed: (axis, count) for an axis in which several arrays of equal size lie one after the other (GPT-2's q, k and v
         in one): each is fused on its own, so that the fused axis is packed alike.
+      reads: the axis along which the array is multiplied with activations of the sources (a matrix's columns); None
+        where it reads none. Equal copies read equal activations along it, which is what noise can cancel on.
     """
 
     axes: tuple[int, ...]
     scales: tuple[float, ...]
     packed: tuple[tuple[int, int], ...] = ()
+    reads: int | None = None
 
     def fused_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """Shape of the fused array from those of the sources'."""
@@ -124,7 +127,7 @@ class FusionMap:
     shapes: tuple[Params, ...]
     weights: tuple[float, ...]
 
-    def _leaf_shapes(self) -> list[list[tuple[int, ...]]]:
+    def leaf_shapes(self) -> list[list[tuple[int, ...]]]:
         """For each leaf, in the order of the rules, its shape in every source."""
         per_source = [jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple)) for tree in self.shapes]
         return [list(shapes) for shapes in zip(*per_source, strict=True)]
@@ -147,6 +150,6 @@ class FusionMap:
         leaves = treedef.flatten_up_to(fused)
         parts = [
             getattr(rule, direction)(leaf, shapes)
-            for rule, leaf, shapes in zip(rules, leaves, self._leaf_shapes(), strict=True)
+            for rule, leaf, shapes in zip(rules, leaves, self.leaf_shapes(), strict=True)
         ]
         return tuple(jax.tree.unflatten(treedef, part) for part in zip(*parts, strict=True))

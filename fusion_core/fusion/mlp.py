@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion_core.errors import InputError
-from fusion_core.fusion.linear import FusionMap, Rule
+from fusion_core.fusion import operators
+from fusion_core.fusion.agreement import NormMode
+from fusion_core.fusion.linear import FusionMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,13 @@ def parameter_shapes(config: MLPConfig) -> dict[str, Any]:
     return {"layers": [{"weight": (n_out, n_in), "bias": (n_out,)} for n_in, n_out in pairs]}
 
 
-def fused_mlp_config(configs: Sequence[MLPConfig]) -> MLPConfig:
-    """Hidden widths add up; depth, input and output must agree.
+FIRST = {"weight": operators.dense_in, "bias": operators.bias}
+HIDDEN = {"weight": operators.dense, "bias": operators.bias}
+LAST = {"weight": operators.dense_out, "bias": operators.bias_out}
+
+
+def fused_mlp_config(configs: Sequence[MLPConfig], norm: NormMode = "plain") -> MLPConfig:
+    """Hidden widths add up; depth, input and output must agree. There are no norms, so their mode does not matter.
 
     Raises:
       InputError: they do not.
@@ -54,13 +61,9 @@ def mlp_map(configs: Sequence[MLPConfig], weights: tuple[float, ...]) -> FusionM
 
     Source: Mazzawi et al. (2024); theory.md, section 3.
     """
-    depth = len(configs[0].sizes) - 1
-    ones = (1.0,) * len(configs)
-    first = {"weight": Rule((0,), ones), "bias": Rule((0,), ones)}
-    hidden = {"weight": Rule((0, 1), ones), "bias": Rule((0,), ones)}
-    last = {"weight": Rule((1,), weights), "bias": Rule((), weights)}
+    tables = [FIRST, *[HIDDEN] * (len(configs[0].sizes) - 3), LAST]
     return FusionMap(
-        rules={"layers": [first, *[dict(hidden) for _ in range(depth - 2)], last]},
+        rules={"layers": [{name: operator(weights) for name, operator in table.items()} for table in tables]},
         shapes=tuple(parameter_shapes(config) for config in configs),
         weights=weights,
     )

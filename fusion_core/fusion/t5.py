@@ -1,50 +1,38 @@
-"""Fusion rules of T5 v1.0 and v1.1, norm mode ``plain``: the norms see the concatenated stream."""
+"""Fusion rules of T5 v1.0 and v1.1."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from fusion_core.errors import InputError
-from fusion_core.fusion.linear import FusionMap, Rule
+from fusion_core.fusion import operators
+from fusion_core.fusion.agreement import NormMode, added
+from fusion_core.fusion.linear import FusionMap, Params
 from fusion_core.t5.config import T5Config
-from fusion_core.t5.model import parameter_shapes
+from fusion_core.t5.model import normed_forward, parameter_shapes, shifted_right, unit_rms
 
-# Fields that add up over the sources; all others must agree.
-SUMMED = ("d_model", "d_ff", "num_heads")
+TABLE: operators.Table = {
+    "shared.weight": operators.embedding,
+    **operators.RELATIVE_ATTENTION,
+    **operators.FEED_FORWARD,
+    **operators.GATED_FEED_FORWARD,
+    "layer_norm.weight": operators.norm,
+    "final_layer_norm.weight": operators.norm,
+    "lm_head.weight": operators.dense_out,
+}
 
-# The axes that are split among the sources, by the name of the array's parent.
-BLOCK_DIAGONAL = dict.fromkeys(("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"), (0, 1))
-CONCATENATED = {"shared": (1,), "lm_head": (1,), "relative_attention_bias": (1,), "layer_norm": (0,)}
-AXES = BLOCK_DIAGONAL | CONCATENATED | {"final_layer_norm": (0,)}
 
-
-def fused_t5_config(configs: Sequence[T5Config]) -> T5Config:
+def fused_t5_config(configs: Sequence[T5Config], norm: NormMode = "plain") -> T5Config:
     """The fused network's shape: widths, feed-forward widths and heads add up.
 
     Raises:
       InputError: depths, vocabularies or conventions differ.
     """
-    first = configs[0]
-    for i, config in enumerate(configs[1:], start=2):
-        for name in ("num_layers", "num_decoder_layers"):
-            ours, theirs = getattr(first, name), getattr(config, name)
-            if ours != theirs:
-                raise InputError(
-                    f"cannot fuse depth {ours} with depth {theirs} ({name} of networks 1 and {i}): fusion widens only; "
-                    "bring them to the same depth first"
-                )
-        for field in dataclasses.fields(T5Config):
-            ours, theirs = getattr(first, field.name), getattr(config, field.name)
-            if field.name not in SUMMED and ours != theirs:
-                raise InputError(
-                    f"cannot fuse networks 1 and {i}: {field.name} is {ours!r} and {theirs!r}; it must agree"
-                )
-    return dataclasses.replace(first, **{name: sum(getattr(c, name) for c in configs) for name in SUMMED})
+    return added(configs, "d_model", ("d_ff", "num_heads"), ("num_layers", "num_decoder_layers"), norm)
 
 
 def t5_map(configs: Sequence[T5Config], weights: tuple[float, ...]) -> FusionMap:
@@ -54,21 +42,31 @@ def t5_map(configs: Sequence[T5Config], weights: tuple[float, ...]) -> FusionMap
     decoder norm carries ``√(D/dᵢ)·wᵢ``, which also undoes the change of the logits' factor from dᵢ^-½ to D^-½.
 
     RMSNorm sees the mean square of the whole stream: for equal networks nothing changes and fusion is exact; different
-    ones are each rescaled by ``rmsᵢ / rms``.
-    Source: Mazzawi et al. (2024); t5_fusion.md.
+    ones are each rescaled by ``rmsᵢ / rms``, unless the norms are grouped.
+    Source: Mazzawi et al. (2024); docs/t5_fusion.md.
     """
+    mapping = operators.table_map(TABLE, [parameter_shapes(config) for config in configs], weights)
+    if not configs[0].tie_word_embeddings:
+        return mapping
     width = sum(config.d_model for config in configs)
-    ones = (1.0,) * len(configs)
-    shapes = tuple(parameter_shapes(config) for config in configs)
+    scales = [math.sqrt(width / config.d_model) * w for config, w in zip(configs, weights, strict=True)]
+    return operators.replace_scales(mapping, {("decoder", "final_layer_norm", "weight"): scales})
 
-    def rule(path: tuple[Any, ...], _: Any) -> Rule:
-        name = path[-2].key
-        scales = ones
-        if name == "lm_head":
-            scales = weights
-        elif name == "final_layer_norm" and path[0].key == "decoder" and configs[0].tie_word_embeddings:
-            scales = tuple(math.sqrt(width / c.d_model) * w for c, w in zip(configs, weights, strict=True))
-        return Rule(AXES[name], scales)
 
-    rules = jax.tree_util.tree_map_with_path(rule, shapes[0], is_leaf=lambda node: isinstance(node, tuple))
-    return FusionMap(rules=rules, shapes=shapes, weights=weights)
+def t5_pass(params: Params, config: T5Config, batch: Any, norm: Any) -> Array:
+    """Logits on a batch of ``encoder_ids`` and ``targets``, with ``norm(parts, x, mask)`` in the place of the norms."""
+    ids, targets = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["targets"])
+    masks = {"encoder": ids != config.pad_token_id, "decoder": targets != config.pad_token_id}
+    return normed_forward(
+        params,
+        config,
+        ids,
+        shifted_right(targets, config),
+        masks["encoder"],
+        lambda parts, x: norm(parts, x, masks[parts["path"][0]]),
+    )
+
+
+def t5_unit(x: Array, config: T5Config, groups: tuple[int, ...]) -> Array:
+    """The norm without its scale."""
+    return unit_rms(x, config.layer_norm_epsilon, groups)

@@ -24,6 +24,12 @@ _V1_1 = {
 }
 
 
+def check_norm_groups(kind: str, groups: tuple[int, ...], width: int) -> None:
+    """Raises InputError where the groups are no division of the width."""
+    if groups and (min(groups) < 1 or sum(groups) != width):
+        raise InputError(f"{kind}.norm_groups is {groups}; it must be positive widths that add up to {width}")
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Shape and conventions of a T5. The fields are those of Hugging Face's ``config.json``.
@@ -40,9 +46,11 @@ class T5Config:
       tie_word_embeddings: true (v1.0): logits are ``(h / sqrt(d)) Eᵀ``; false (v1.1): an own, unscaled ``lm_head``.
       layer_norm_epsilon: added to the mean square in RMSNorm.
       pad_token_id, eos_token_id, decoder_start_token_id: ids with a meaning.
+      norm_groups: widths of the groups, one after the other, that RMSNorm normalizes apart (``fuse`` with
+        ``norm="grouped"``); empty: one group, as in every published T5. A field of ours: Hugging Face has no such norm.
 
     Raises:
-      InputError: a size is not a positive integer, or ``feed_forward_proj`` is unknown.
+      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, or the groups do not add up.
     """
 
     vocab_size: int = 32128
@@ -60,6 +68,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    norm_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -70,6 +79,7 @@ class T5Config:
             raise InputError(
                 f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; supported are 'relu' and 'gated-gelu'"
             )
+        check_norm_groups("T5Config", self.norm_groups, self.d_model)
         # Causal buckets reach max_distance; the bidirectional ones split the buckets in two halves, each half again
         # exact and logarithmic, so fewer than 4 buckets leave one of them empty.
         if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:

@@ -43,6 +43,12 @@ def nested(flat: dict[str, Any]) -> Params:
 
 def config_to_json(config: T5Config) -> dict[str, Any]:
     """The ``config.json`` that transformers reads: our fields, and those that say what the model is."""
+    fields = dataclasses.asdict(config)
+    if fields.pop("norm_groups"):
+        raise InputError(
+            f"a T5 with grouped norms (norm_groups is {config.norm_groups}) cannot be exported to Hugging Face's format: "
+            "its T5 has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
+        )
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -52,7 +58,7 @@ def config_to_json(config: T5Config) -> dict[str, Any]:
         "initializer_factor": 1.0,
         # transformers 5 ties the two tensors in memory whatever tie_word_embeddings says, and scales by this
         "scale_decoder_outputs": config.tie_word_embeddings,
-        **dataclasses.asdict(config),
+        **fields,
     }
 
 
@@ -64,7 +70,7 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5C
     """
     if values.get("model_type") != "t5":
         raise InputError(f"{origin}: model_type is {values.get('model_type')!r}; only 't5' can be read here")
-    known = {f.name for f in dataclasses.fields(T5Config)}
+    known = {f.name for f in dataclasses.fields(T5Config)} - {"norm_groups"}
     fields = {k: v for k, v in values.items() if k in known}
     fields["tie_word_embeddings"] = bool(
         values.get("scale_decoder_outputs", values.get("tie_word_embeddings") is not False)
@@ -155,8 +161,9 @@ def load_pretrained(path: str | pathlib.Path) -> tuple[Params, T5Config]:
 
 def write_pretrained(folder: pathlib.Path, params: Params, config: T5Config) -> None:
     """Writes ``config.json`` and ``model.safetensors`` into an existing folder (see ``save_pretrained``)."""
+    values = config_to_json(config)  # first: it refuses what cannot be exported
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat_names(params).items()}
-    values = config_to_json(config) | {"dtype": str(tensors["shared.weight"].dtype)}
+    values["dtype"] = str(tensors["shared.weight"].dtype)
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -167,7 +174,7 @@ def save_pretrained(path: str | pathlib.Path, params: Params, config: T5Config) 
     The folder appears whole or not at all.
 
     Raises:
-      InputError: a parameter's name or shape is not what ``config`` says.
+      InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
       FileExistsError: ``path`` exists and is not an empty folder.
     """
     expected = flat_names(parameter_shapes(config))

@@ -8,8 +8,8 @@ broadcast by a product with ones, so that its gradient is a product too; and q, 
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fusion_core.t5.config import T5Config
 
 Params = dict[str, Any]
+Norm = Callable[[Params, Array], Array]  # (a norm's arrays, activations) -> normed activations
 
 MASKED = -1e9  # added to a logit of attention that must not be; finite, so that a fully masked row stays finite
 
@@ -29,13 +30,24 @@ def _broadcast_over(n: int, x: Array) -> Array:
     return (jnp.ones((n, 1), x.dtype) @ x.reshape(1, -1)).reshape(n, *x.shape)
 
 
-def rms_norm(weight_D: Array, x_BxTxD: Array, epsilon: float) -> Array:
-    """``x / sqrt(mean(x²) + ε) · w``: no mean is subtracted, no bias added. The mean square is in float32 at least."""
-    wide = x_BxTxD.astype(jnp.promote_types(x_BxTxD.dtype, jnp.float32))
+def unit_rms(x: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:
+    """``x / sqrt(mean(x²) + ε)`` along the last axis, over each group of its entries alone where groups are given.
+
+    The mean square is in float32 at least.
+    """
+    if len(groups) > 1:
+        parts = jnp.split(x, np.cumsum(groups)[:-1].tolist(), axis=-1)
+        return jnp.concatenate([unit_rms(part, epsilon) for part in parts], axis=-1)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    normed = (wide * scale).astype(x_BxTxD.dtype)
+    return (wide * scale).astype(x.dtype)
+
+
+def rms_norm(weight_D: Array, x_BxTxD: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:
+    """``unit_rms(x) · w``: no mean is subtracted, no bias added."""
     batch, length, width = x_BxTxD.shape
-    return normed * _broadcast_over(batch * length, weight_D).reshape(batch, length, width)
+    scales = _broadcast_over(batch * length, weight_D).reshape(batch, length, width)
+    return unit_rms(x_BxTxD, epsilon, groups) * scales
 
 
 def relative_buckets(queries: int, keys: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
@@ -109,19 +121,25 @@ def feed_forward(weights: Params, config: T5Config, x_BxTxD: Array) -> Array:
 
 
 def _stack(
-    params: Params, config: T5Config, x: Array, depth: int, bias: Array, memory: Array | None, cross_bias: Array | None
+    params: Params,
+    config: T5Config,
+    x: Array,
+    depth: int,
+    bias: Array,
+    memory: Array | None,
+    cross_bias: Array | None,
+    norm: Norm,
 ) -> Array:
-    norm = functools.partial(rms_norm, epsilon=config.layer_norm_epsilon)
     for i in range(depth):
         layers = params["block"][str(i)]["layer"]
-        inner = norm(layers["0"]["layer_norm"]["weight"], x)
+        inner = norm(layers["0"]["layer_norm"], x)
         x = x + attention(layers["0"]["SelfAttention"], config, inner, None, bias)
         if memory is not None:
-            inner = norm(layers["1"]["layer_norm"]["weight"], x)
+            inner = norm(layers["1"]["layer_norm"], x)
             x = x + attention(layers["1"]["EncDecAttention"], config, inner, memory, cross_bias)
         last = layers["1" if memory is None else "2"]
-        x = x + feed_forward(last["DenseReluDense"], config, norm(last["layer_norm"]["weight"], x))
-    return norm(params["final_layer_norm"]["weight"], x)
+        x = x + feed_forward(last["DenseReluDense"], config, norm(last["layer_norm"], x))
+    return norm(params["final_layer_norm"], x)
 
 
 def _self_bias(stack: Params, length: int, batch: int, config: T5Config, *, bidirectional: bool) -> Array:
@@ -151,6 +169,17 @@ def forward(
 
     Source: Raffel et al. (2020); weights and numbers as Hugging Face's ``T5ForConditionalGeneration``.
     """
+
+    def norm(parts: Params, x: Array) -> Array:
+        return rms_norm(parts["weight"], x, config.layer_norm_epsilon, config.norm_groups)
+
+    return normed_forward(params, config, encoder_ids, decoder_ids, encoder_mask, norm)
+
+
+def normed_forward(
+    params: Params, config: T5Config, encoder_ids: Array, decoder_ids: Array, encoder_mask: Array | None, norm: Norm
+) -> Array:
+    """``forward`` with any norm: a calibration watches what the norms see."""
     embedding = params["shared"]["weight"]
     batch, source = encoder_ids.shape
     target = decoder_ids.shape[1]
@@ -160,16 +189,22 @@ def forward(
     if encoder_mask is not None:
         cross_bias = jnp.where(encoder_mask[:, None, None, :], 0.0, MASKED).astype(embedding.dtype)
         bias = bias + cross_bias
-    memory = _stack(params["encoder"], config, embedding[encoder_ids], config.num_layers, bias, None, None)
+    memory = _stack(params["encoder"], config, embedding[encoder_ids], config.num_layers, bias, None, None, norm)
 
     causal = np.where(np.tril(np.ones((target, target), bool)), 0.0, MASKED)
     bias = _self_bias(params["decoder"], target, batch, config, bidirectional=False) + causal.astype(embedding.dtype)
     hidden = _stack(
-        params["decoder"], config, embedding[decoder_ids], config.num_decoder_layers, bias, memory, cross_bias
+        params["decoder"], config, embedding[decoder_ids], config.num_decoder_layers, bias, memory, cross_bias, norm
     )
     if config.tie_word_embeddings:
         return (hidden * config.d_model**-0.5) @ embedding.T
     return hidden @ params["lm_head"]["weight"].T
+
+
+def shifted_right(targets: Array, config: T5Config) -> Array:
+    """What the decoder reads to predict ``targets``: the start token, then all of them but the last."""
+    start = jnp.full_like(targets[:, :1], config.decoder_start_token_id)
+    return jnp.concatenate([start, targets[:, :-1]], axis=1)
 
 
 def token_loss(
@@ -182,8 +217,7 @@ def token_loss(
 
     The two are returned apart so that means over devices and batches are means over tokens.
     """
-    start = jnp.full_like(targets[:, :1], config.decoder_start_token_id)
-    decoder_ids = jnp.concatenate([start, targets[:, :-1]], axis=1)
+    decoder_ids = shifted_right(targets, config)
     logits = forward(params, config, encoder_ids, decoder_ids, encoder_ids != config.pad_token_id)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     counts = (targets != config.pad_token_id).astype(logits.dtype)

@@ -1,4 +1,4 @@
-"""Adafactor as T5 uses it (by optax), its preconditioner read out, and its state carried across a growth event."""
+"""Adafactor as T5 uses it (by optax), its preconditioner read out, and optimizers' states carried across a growth."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fusion_core.errors import InputError
-from fusion_core.fusion.linear import FusionMap, Params, Rule
+from fusion_core.fusion.linear import FusionMap, Params
+from fusion_core.train.moments import MIN_DIM_TO_FACTOR, factored_moment, first_moment, second_moment
 from fusion_core.train.step import TrainState
-
-# Second moments are factored in the two largest axes when the smaller has at least this many entries. T5's own 128
-# would leave our small networks unfactored, and only factored moments give a grown network's new entries an estimate.
-MIN_DIM_TO_FACTOR = 8
 
 Schedule = Callable[[Any], Any]
 
@@ -62,92 +58,79 @@ def preconditioner(
     return jax.tree.map(lambda u, g: -u / g, updates, probe)
 
 
-def _factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(axis that ``v_row`` keeps, axis that ``v_col`` keeps): optax's rule; None: not factored."""
-    if len(shape) < 2:
-        return None
-    order = np.argsort(shape)
-    if shape[order[-2]] < MIN_DIM_TO_FACTOR:
-        return None
-    return int(order[-2]), int(order[-1])
-
-
-def _fuse_moment(
-    rule: Rule, weights: Sequence[float], shapes: Sequence[tuple[int, ...]], moments: Sequence[tuple[Any, Any, Any]]
-) -> tuple[Any, Any, Any]:
-    """(v_row, v_col, v) of one fused array from those of its sources."""
-    # a source's gradient reaches the fused array times w/s: L depends on w·output, and the array holds s·θ
-    factors = [(w / s) ** 2 for w, s in zip(weights, rule.scales, strict=True)]
-    dims = [sum(s[a] for s in shapes) if a in rule.axes else shapes[0][a] for a in range(len(shapes[0]))]
-    fused_axes = _factored_axes(tuple(dims))
-    placeholder = jnp.zeros((1,), moments[0][2].dtype)
-    if fused_axes is None:
-        scaled = [f * v for f, (_, _, v) in zip(factors, moments, strict=True)]
-        if rule.axes:
-            return placeholder, placeholder, Rule(rule.axes, (1.0,) * len(shapes)).embed(scaled)
-        return placeholder, placeholder, sum(w * v for w, v in zip(weights, scaled, strict=True))
-
-    def along(axis: int) -> Any:
-        """Mean square over the other axis, for each index of ``axis`` of the fused array."""
-        parts, sizes = [], []
-        for factor, shape, (v_row, v_col, v) in zip(factors, shapes, moments, strict=True):
-            axes = _factored_axes(shape)
-            other = 1 - axis
-            # a source too small to be factored has the whole of v: its means are the factors
-            part = jnp.mean(v, axis=other) if axes is None else (v_row if axes[0] == axis else v_col)
-            parts.append(factor * part)
-            sizes.append(shape[other] if other in rule.axes else 1)
-        if axis in rule.axes:
-            return jnp.concatenate(parts)
-        return sum(n * part for n, part in zip(sizes, parts, strict=True)) / sum(sizes)
-
-    return along(fused_axes[0]), along(fused_axes[1]), placeholder
-
-
-def fuse_states(mapping: FusionMap, states: Sequence[TrainState], factors: Params) -> TrainState:
+def fuse_states(
+    mapping: FusionMap, states: Sequence[TrainState], factors: Params, *, copies: bool = False
+) -> TrainState:
     """The training state of the fused network: parameters by J, moments by ``fuse_optimizer_state``, step of the first.
 
     Args:
       mapping: of the fusion.
       states: of the sources.
       factors: on the first source's learning rates, a scalar an array (``fusion_core.rate_factors``).
+      copies: the sources are equal.
     """
     return TrainState(
         params=mapping.embed([state.params for state in states]),
-        opt_state=fuse_optimizer_state(mapping, [state.opt_state for state in states]),
+        opt_state=fuse_optimizer_state(mapping, [state.opt_state for state in states], copies=copies),
         step=states[0].step,
         rates=jax.tree.map(lambda factor, rate: (factor * rate).astype(rate.dtype), factors, states[0].rates),
     )
 
 
-def fuse_optimizer_state(mapping: FusionMap, states: Sequence[optax.OptState]) -> optax.OptState:
-    """The optimizer state of the fused network: moments by the square of the gradients' map, step counts of the first.
+def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: bool = False) -> Any:
+    """The optimizer state of the fused network: moments by the gradients' map, step counts of the first.
 
-    For k copies the fused gradient is known: every block of a hidden matrix, the off-diagonal ones too, gets 1/k of the
-    source's, an array scaled by s gets w/s of it. Factored second moments follow by concatenation and so have estimates
-    for the new entries. For different sources this is the estimate, not the truth.
+    For k copies the fused gradient is known: every block of a hidden matrix, the off-diagonal ones too, gets w of the
+    source's, an array scaled by s gets w/s of it; second moments get the square. For different sources the blocks between
+    them are estimates (``fusion_core.train.moments``).
 
     Args:
       mapping: of the fusion.
-      states: of ``adafactor``, one a source.
+      states: of one optax optimizer, one a source: Adam and those built on it, Adafactor, momentum, or none of these.
+      copies: the sources are equal, parameters and states: off-diagonal moments are exact rather than estimated.
+
+    Raises:
+      InputError: a state holds arrays of a kind that is not known here.
     """
     treedef: Any = jax.tree.structure(mapping.rules)
-    rules = jax.tree.leaves(mapping.rules)
-    shapes = [jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple)) for tree in mapping.shapes]
+    rules, shapes, weights = jax.tree.leaves(mapping.rules), mapping.leaf_shapes(), mapping.weights
 
-    def fuse(parts: Sequence[Any]) -> Any:
-        if not isinstance(parts[0], optax.FactoredState):
-            return parts[0]
+    def each(f: Callable[..., Any], trees: Sequence[Params]) -> Params:
+        leaves = zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)
+        return treedef.unflatten(
+            [f(rule, weights, list(moments), copies=copies) for rule, moments in zip(rules, leaves, strict=True)]
+        )
+
+    def factored(parts: Sequence[optax.FactoredState]) -> optax.FactoredState:
         per_source = [
             list(zip(*(treedef.flatten_up_to(t) for t in (s.v_row, s.v_col, s.v)), strict=True)) for s in parts
         ]
         fused = [
-            _fuse_moment(rule, mapping.weights, leaf_shapes, moments)
-            for rule, leaf_shapes, moments in zip(
-                rules, zip(*shapes, strict=True), zip(*per_source, strict=True), strict=True
-            )
+            factored_moment(rule, weights, leaf_shapes, moments, copies=copies)
+            for rule, leaf_shapes, moments in zip(rules, shapes, zip(*per_source, strict=True), strict=True)
         ]
         v_row, v_col, v = (treedef.unflatten(leaves) for leaves in zip(*fused, strict=True))
         return optax.FactoredState(count=parts[0].count, v_row=v_row, v_col=v_col, v=v)
 
-    return tuple(fuse(parts) for parts in zip(*states, strict=True))
+    def fuse(parts: Sequence[Any], owner: str = "") -> Any:
+        first = parts[0]
+        if isinstance(first, optax.FactoredState):
+            return factored(parts)
+        if isinstance(first, optax.ScaleByAdamState):
+            mu, nu = each(first_moment, [s.mu for s in parts]), each(second_moment, [s.nu for s in parts])
+            return optax.ScaleByAdamState(count=first.count, mu=mu, nu=nu)
+        if isinstance(first, optax.TraceState):
+            return optax.TraceState(trace=each(first_moment, [s.trace for s in parts]))
+        if isinstance(first, optax.EmaState):
+            return optax.EmaState(count=first.count, ema=each(first_moment, [s.ema for s in parts]))
+        if isinstance(first, tuple):
+            fused = [fuse(fields, type(first).__name__) for fields in zip(*parts, strict=True)]
+            return type(first)(*fused) if hasattr(first, "_fields") else tuple(fused)
+        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(first)):
+            raise InputError(
+                f"an optimizer state of type {owner or type(first).__name__} holds arrays that no growth rule is known for; "
+                "Adam, Adafactor, momentum and averages of gradients can be grown, or start a new state"
+            )
+        return first
+
+    return fuse(states)

@@ -1,0 +1,172 @@
+"""Llama and GPT-2 checkpoints in Hugging Face's layout: ``config.json`` and ``model.safetensors`` (or shards)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from fusion_core import atomic
+from fusion_core.decoder.config import DecoderConfig, GPT2Config, LlamaConfig
+from fusion_core.decoder.model import Params, parameter_shapes
+from fusion_core.errors import InputError
+from fusion_core.t5.files import WEIGHTS, _read_json, _read_tensors, flat_names, nested
+
+KINDS: dict[str, type] = {"llama": LlamaConfig, "gpt2": GPT2Config}
+# what a config.json may say beside our fields that changes the function: only these values can be read
+FIXED: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_act": "silu"},
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
+# buffers of old GPT-2 files, and of old Llama files
+UNUSED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+
+
+def config_to_json(config: DecoderConfig) -> dict[str, Any]:
+    """The ``config.json`` that transformers reads: our fields, and those that say what the model is.
+
+    Raises:
+      InputError: the norms are grouped, or the sizes are none that transformers takes.
+    """
+    fields = dataclasses.asdict(config)
+    if fields.pop("norm_groups"):
+        raise InputError(
+            f"a decoder with grouped norms (norm_groups is {config.norm_groups}) cannot be exported to Hugging Face's "
+            "format, which has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
+        )
+    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
+    if isinstance(config, LlamaConfig):
+        if config.hidden_size % config.num_attention_heads:
+            raise InputError(
+                f"a Llama with hidden_size {config.hidden_size} and num_attention_heads {config.num_attention_heads} cannot "
+                "be exported: transformers demands that the first is a multiple of the second; fuse sources with equal ratios"
+            )
+        # transformers 5 reads rope_parameters, older versions rope_theta
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+    else:
+        dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+        fields |= dropouts
+    return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, "use_cache": True, **FIXED[kind], **fields}
+
+
+def _llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    heads = values.get("num_attention_heads")
+    filled = dict(values)
+    if filled.get("num_key_value_heads") is None:
+        filled["num_key_value_heads"] = heads
+    if filled.get("head_dim") is None and heads:
+        filled["head_dim"] = values.get("hidden_size", 0) // heads
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise InputError(f"{origin}: rope_type is {kind!r}; only the 'default' rotary positions can be read here")
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    return filled if theta is None else filled | {"rope_theta": float(theta)}
+
+
+def config_from_json(values: dict[str, Any], origin: str = "config.json") -> DecoderConfig:
+    """Reads the fields from ``config.json``; those that do not change the function are passed over.
+
+    Raises:
+      InputError: another model type, a field that is missing, or a setting that this model does not have.
+    """
+    kind = values.get("model_type")
+    if kind not in KINDS:
+        raise InputError(f"{origin}: model_type is {kind!r}; here {', '.join(map(repr, KINDS))} can be read")
+    for name, wanted in FIXED[kind].items():
+        if values.get(name, wanted) != wanted:
+            raise InputError(f"{origin}: {name} is {values[name]!r}; only {wanted!r} can be read here")
+    if kind == "llama":
+        values = _llama_fields(values, origin)
+    elif values.get("n_inner") is None:
+        values = values | {"n_inner": 4 * values.get("n_embd", 0)}
+    cls = KINDS[kind]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "norm_groups"}
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
+    if missing:
+        raise InputError(f"{origin}: {', '.join(missing)} is missing; this is no {kind} that can be read")
+    # a list of end tokens, as newer files have, must be hashable here
+    found = {n: tuple(v) if isinstance(v := values[n], list) else v for n in fields if n in values}
+    return cls(**found)
+
+
+def load_pretrained(path: str | pathlib.Path) -> tuple[Params, DecoderConfig]:
+    """Reads a Llama or GPT-2 checkpoint folder.
+
+    A tied head that is saved beside the embedding is passed over; names without ``transformer.`` or ``model.`` in front,
+    as in old files of the bare model, are read too.
+
+    Returns:
+      ``(params, config)``; params is a nested dict of arrays in Hugging Face's names.
+
+    Raises:
+      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite.
+    """
+    folder = pathlib.Path(path)
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote"
+        )
+    config = config_from_json(_read_json(folder / "config.json"), str(folder / "config.json"))
+    tensors = {name: tensor for name, tensor in _read_tensors(folder).items() if not UNUSED.search(name)}
+    prefix = "model." if isinstance(config, LlamaConfig) else "transformer."
+    tensors = {n if n.startswith((prefix, "lm_head.")) else prefix + n: t for n, t in tensors.items()}
+    embedding = f"{prefix}{'embed_tokens' if isinstance(config, LlamaConfig) else 'wte'}.weight"
+    if config.tie_word_embeddings:
+        head = tensors.pop("lm_head.weight", None)
+        if head is not None:
+            tensors.setdefault(embedding, head)
+    flat = {}
+    for name, shape in flat_names(parameter_shapes(config)).items():
+        if name not in tensors:
+            raise InputError(
+                f"{folder}: the tensor {name} is missing; config.json and the weights do not belong together"
+            )
+        tensor = tensors.pop(name)
+        if tensor.shape != shape:
+            raise InputError(f"{folder}: {name} has shape {tensor.shape}, but config.json says {shape}")
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise InputError(f"{folder}: {name} has entries that are not finite; the checkpoint is of a diverged run")
+        flat[name] = jnp.asarray(tensor)
+    if tensors:
+        raise InputError(
+            f"{folder}: unknown tensors {sorted(tensors)[:3]}; this is not the network that config.json describes"
+        )
+    return nested(flat), config
+
+
+def write_pretrained(folder: pathlib.Path, params: Params, config: DecoderConfig) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` into an existing folder (see ``save_pretrained``)."""
+    values = config_to_json(config)  # first: it refuses what cannot be exported
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat_names(params).items()}
+    values["dtype"] = str(next(iter(tensors.values())).dtype)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def save_pretrained(path: str | pathlib.Path, params: Params, config: DecoderConfig) -> None:
+    """Writes a checkpoint folder that transformers' ``AutoModelForCausalLM.from_pretrained`` reads, whole or not at all.
+
+    Raises:
+      InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
+      FileExistsError: ``path`` exists and is not an empty folder.
+    """
+    expected = flat_names(parameter_shapes(config))
+    found = {name: tuple(leaf.shape) for name, leaf in flat_names(params).items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(f"{name} has shape {found.get(name)}, but the config says {expected.get(name)}")
+    with atomic.new_folder(pathlib.Path(path)) as folder:
+        write_pretrained(folder, params, config)

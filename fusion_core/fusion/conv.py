@@ -1,0 +1,82 @@
+"""Fusion rules of a convolutional classifier: convolutions, the mean over the image, one linear map to the classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from fusion_core.errors import InputError
+from fusion_core.fusion import operators
+from fusion_core.fusion.agreement import NormMode
+from fusion_core.fusion.linear import FusionMap
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvConfig:
+    """Channels of the image and of every convolution, the kernels' side in pixels, and the number of classes.
+
+    The parameters are ``{"convolutions": [{"weight": out × in × side × side, "bias": out}, ...], "head": {"weight":
+    classes × channels, "bias": classes}}``. Activations, strides, and pooling that treats channels alike are the
+    caller's: fusion holds whatever they are.
+    """
+
+    channels: tuple[int, ...]
+    kernel: int
+    classes: int
+
+    def __post_init__(self) -> None:
+        if len(self.channels) < 2 or min(*self.channels, self.kernel, self.classes) < 1:
+            raise InputError(
+                f"{self} has no convolution or a size below 1; give (image, first, ...) channels and sizes"
+            )
+
+
+def parameter_shapes(config: ConvConfig) -> dict[str, Any]:
+    side = (config.kernel, config.kernel)
+    pairs = itertools.pairwise(config.channels)
+    return {
+        "convolutions": [{"weight": (n_out, n_in, *side), "bias": (n_out,)} for n_in, n_out in pairs],
+        "head": {"weight": (config.classes, config.channels[-1]), "bias": (config.classes,)},
+    }
+
+
+FIRST = {"weight": operators.dense_in, "bias": operators.bias}
+HIDDEN = operators.CONVOLUTION
+HEAD = {"weight": operators.dense_out, "bias": operators.bias_out}
+
+
+def fused_conv_config(configs: Sequence[ConvConfig], norm: NormMode = "plain") -> ConvConfig:
+    """Channels add up; depth, kernel, image channels and classes must agree.
+
+    Raises:
+      InputError: they do not.
+    """
+    first = configs[0]
+    for i, config in enumerate(configs[1:], start=2):
+        if len(config.channels) != len(first.channels):
+            raise InputError(
+                f"cannot fuse depth {len(first.channels) - 1} with depth {len(config.channels) - 1} (networks 1 and {i}):"
+                " fusion widens only; bring them to the same depth first"
+            )
+        for name, ours, theirs in (
+            ("channels[0]", first.channels[0], config.channels[0]),
+            ("kernel", first.kernel, config.kernel),
+            ("classes", first.classes, config.classes),
+        ):
+            if ours != theirs:
+                raise InputError(f"cannot fuse networks 1 and {i}: {name} is {ours} and {theirs}; it must agree")
+    hidden = (sum(widths) for widths in zip(*(c.channels[1:] for c in configs), strict=True))
+    return dataclasses.replace(first, channels=(first.channels[0], *hidden))
+
+
+def conv_map(configs: Sequence[ConvConfig], weights: tuple[float, ...]) -> FusionMap:
+    """First convolution: output channels stacked; hidden ones: block-diagonal in the channels; head: columns times wᵢ."""
+    tables = [FIRST, *[HIDDEN] * (len(configs[0].channels) - 2)]
+    rules = [{name: operator(weights) for name, operator in table.items()} for table in tables]
+    return FusionMap(
+        rules={"convolutions": rules, "head": {name: operator(weights) for name, operator in HEAD.items()}},
+        shapes=tuple(parameter_shapes(config) for config in configs),
+        weights=weights,
+    )
