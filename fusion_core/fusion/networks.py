@@ -64,7 +64,7 @@ def fusion_map(configs: Sequence[Config], weights: Sequence[float] | None = None
     return build(configs, tuple(float(w) for w in weights))
 
 
-def _check_params(i: int, params: Params, shapes: Params) -> None:
+def check_params(i: int, params: Params, shapes: Params) -> None:
     wanted = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda node: isinstance(node, tuple))[0]
     found = jax.tree_util.tree_flatten_with_path(params)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in wanted]
@@ -102,5 +102,5 @@ def fuse(networks: Sequence[tuple[Params, Config]], weights: Sequence[float] | N
     configs = [config for _, config in networks]
     mapping = fusion_map(configs, weights)
     for i, ((params, _), shapes) in enumerate(zip(networks, mapping.shapes, strict=True), start=1):
-        _check_params(i, params, shapes)
+        check_params(i, params, shapes)
     return mapping.embed([params for params, _ in networks]), fused_config(configs)
