@@ -46,7 +46,7 @@ CONFIGS: dict[str, Any] = {
     "T5 v1.1": fc.T5Config(**SHAPE, **BUCKETS, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "MLP": fc.MLPConfig((3, 6, 6, 6, 2)),
 }
-NOISE = 0.1
+NOISE = 0.2
 SEED = 0
 SOURCE_SEED = 100
 TOLERANCE = 1e-12  # of the outputs' scale, float64: sums of some hundred products, each right to 1e-16
