@@ -174,7 +174,7 @@ def rename(function: Callable[[str, Any], Any], params: Params) -> Params:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def zero_sum_noise(config: Config, units: Units, grown: Params, size: float, seed: int) -> Params:
+def zero_sum_noise(config: Config, units: Units, grown: Params, size: int | float, seed: int) -> Params:
     r"""Adds noise that cancels over the copies which an array reads, so that the function stays what it was.
 
     .. math:: \tilde W_{ij} = W'_{ij} + N_{ij} - \frac1{n_{h(j)}} \sum_{h(j') = h(j)} N_{ij'}
@@ -186,7 +186,7 @@ def zero_sum_noise(config: Config, units: Units, grown: Params, size: float, see
     return _noise(config, grown, size, seed, lambda axis, _: axis.reads, units, centred=True)
 
 
-def copy_noise(config: Config, units: Units, grown: Params, size: float, seed: int) -> Params:
+def copy_noise(config: Config, units: Units, grown: Params, size: int | float, seed: int) -> Params:
     """Adds noise to what the second and later copies of a unit are made of: Net2Net's, which moves the function a little."""
     return _noise(
         config, grown, size, seed, lambda axis, array: not axis.reads and array.ndim == 2, units, centred=False
@@ -196,7 +196,7 @@ def copy_noise(config: Config, units: Units, grown: Params, size: float, seed: i
 def _noise(
     config: Config,
     grown: Params,
-    size: float,
+    size: int | float,
     seed: int,
     taken: Callable[[Axis, Array], bool],
     units: Mapping[str, np.ndarray],

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fusion_core.errors import InputError
 from fusion_core.fusion.linear import Params
 from fusion_core.growth_operators.layout import Config, Units
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How far to grow, checked; exactly one of factor, width and depth is given.
+    """How far to grow; one of factor, width and depth is given.
 
     Attributes:
       factor: multiple of the widths, or of the depth.
@@ -23,13 +25,26 @@ class Request:
       depth: the grown number of layers.
       seed: of all draws; None where none was given.
       noise: of symmetry-breaking noise, in mean absolute entries of the array that it is added to; 0: none.
+
+    Raises:
+      InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.
     """
 
-    factor: int | None = None
+    # whatever the user passed: checked below, with a message that says what is wanted
+    factor: Any = None
     width: Any = None
-    depth: int | None = None
-    seed: int | None = None
-    noise: float = 0.0
+    depth: Any = None
+    seed: Any = None
+    noise: Any = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("factor", 2), ("depth", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        noise = self.noise
+        if not isinstance(noise, int | float) or isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
+            raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")
 
 
 @dataclasses.dataclass(frozen=True)

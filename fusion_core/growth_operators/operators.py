@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -200,21 +199,12 @@ def _growth(config: Config, operator: str, request: Request) -> Growth:
         raise InputError(
             f"{operator} got {' and '.join(given) or 'no size'}; give exactly one of {', '.join(known.takes)}"
         )
-    for name, least in (("factor", 2), ("depth", 1)):
-        value = getattr(request, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
     noise = request.noise
-    if not isinstance(noise, int | float) or isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
-        raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")
     if noise and known.noisy is None:
         noisy = ", ".join(name for name, other in GROWTH_OPERATORS.items() if other.noisy)
         raise InputError(f"{operator} takes no noise, but noise is {noise!r}; leave it out, or use one of {noisy}")
-    seed = request.seed
-    if seed is None and (known.random or noise):
+    if request.seed is None and (known.random or noise):
         raise InputError(f"{operator} draws at random here, but seed is None; give an integer, such as seed=0")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-        raise InputError(f"seed is {seed!r}; it must be an integer of at least 0")
     return known.build(config, request)
 
 

@@ -94,17 +94,15 @@ def net2net_width(config: Config, request: Request) -> Growth:
             units[space] = np.concatenate([np.arange(size), rng.integers(size, size=grown[space] - size)])
     finish: Callable[[Params], Params] = lambda params: params
     if request.noise:
-        assert request.seed is not None
-        seed = request.seed
-        finish = lambda params: copy_noise(config, units, params, request.noise, seed)
+        finish = lambda params: copy_noise(config, units, params, request.noise, request.seed)
     return Growth(_config_of(config, grown), replicate(config, units), finish, units)
 
 
 def hypercloning(config: Config, request: Request) -> Growth:
     """Whole copies; with noise, whose sum over the copies is zero."""
-    units = whole_copies(config, _factor(request))
+    units = whole_copies(config, request.factor)
     return Growth(
-        fused_config([config] * _factor(request)),
+        fused_config([config] * request.factor),
         replicate(config, units),
         _function_preserving_noise(config, units, request),
         units,
@@ -113,7 +111,7 @@ def hypercloning(config: Config, request: Request) -> Growth:
 
 def deep_fusion(config: Config, request: Request) -> Growth:
     """``fc.fuse`` of k copies; with noise, whose sum over the copies is zero."""
-    factor = _factor(request)
+    factor = request.factor
     units = whole_copies(config, factor)
     mapping = fusion_map([config] * factor)
     return Growth(
@@ -126,7 +124,7 @@ def deep_fusion(config: Config, request: Request) -> Growth:
 
 def aki(config: Config, request: Request) -> Growth:
     """Whole copies, of which the second and later ones are made by the weights of the layer above."""
-    factor = _factor(request)
+    factor = request.factor
     units = whole_copies(config, factor)
     copied, table = replicate(config, units), axes(config)
     names = by_name(parameter_shapes(config))
@@ -170,7 +168,7 @@ def _name_above(name: str, config: Config) -> str:
 
 def random_block(config: Config, request: Request) -> Growth:
     """``fc.fuse`` of the network with k − 1 networks from scratch."""
-    factor, seed = _factor(request), _seed(request)
+    factor, seed = request.factor, request.seed
     mapping = fusion_map([config] * factor)
     zero = lambda params: jax.tree.map(jnp.zeros_like, params)
 
@@ -187,7 +185,7 @@ def random_block(config: Config, request: Request) -> Growth:
 def random_off_diagonal(config: Config, request: Request) -> Growth:
     """``fc.fuse`` of k copies, whose off-diagonal blocks are those of the large network from scratch."""
     fused = deep_fusion(config, dataclasses.replace(request, noise=0.0))
-    seed = _seed(request)
+    seed = request.seed
 
     def finish(grown: Params) -> Params:
         dtype = jnp.result_type(*jax.tree.leaves(grown))
@@ -205,12 +203,15 @@ def random_off_diagonal(config: Config, request: Request) -> Growth:
 
 def random_init(config: Config, request: Request) -> Growth:
     """The grown configuration from scratch: wider by ``factor`` or to ``width``, or a T5 of another ``depth``."""
-    seed = _seed(request)
+    seed = request.seed
     if request.depth is not None:
         if isinstance(config, MLPConfig):
             raise InputError(
                 "random_init cannot make an MLP deeper: the widths of the new layers are not said; give width"
             )
+        deepest = max(config.num_layers, config.num_decoder_layers)
+        if request.depth <= deepest:
+            raise InputError(f"depth is {request.depth}, but the network is {deepest} deep already; give a larger one")
         grown = dataclasses.replace(config, num_layers=request.depth, num_decoder_layers=request.depth)
     else:
         grown = _config_of(config, _grown_widths(config, request, copied=False))
@@ -220,14 +221,4 @@ def random_init(config: Config, request: Request) -> Growth:
 def _function_preserving_noise(config: Config, units: Units, request: Request) -> Callable[[Params], Params]:
     if not request.noise:
         return lambda grown: grown
-    return lambda grown: zero_sum_noise(config, units, grown, request.noise, _seed(request))
-
-
-def _factor(request: Request) -> int:
-    assert request.factor is not None
-    return request.factor
-
-
-def _seed(request: Request) -> int:
-    assert request.seed is not None
-    return request.seed
+    return lambda grown: zero_sum_noise(config, units, grown, request.noise, request.seed)
