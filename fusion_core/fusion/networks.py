@@ -148,7 +148,7 @@ def calibrate(
     )
 
 
-def _check_params(i: int, params: Params, shapes: Params) -> None:
+def check_params(i: int, params: Params, shapes: Params) -> None:
     wanted = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda node: isinstance(node, tuple))[0]
     found = jax.tree_util.tree_flatten_with_path(params)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in wanted]
@@ -228,7 +228,7 @@ def fuse(
     config = fused_config(configs, norm)
     mapping = fusion_map(configs, weights)
     for i, ((params, _), shapes) in enumerate(zip(networks, mapping.shapes, strict=True), start=1):
-        _check_params(i, params, shapes)
+        check_params(i, params, shapes)
     _check_noise(networks, off_diagonal, noise)
     if (norm == "calibrated") != (calibration is not None):
         raise InputError(

@@ -1,0 +1,550 @@
+"""Growth operators: what each declares against what it does, its linear map, its special cases, and what is refused."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bea
+import fusion_core as fc
+from benchmarks import growth_operators as benchmark
+from fusion_core.growth_operators import GROWTH_OPERATORS, copied_units
+from fusion_core.growth_operators.layout import axes, by_name, first_copies, spaces
+from fusion_core.t5 import init, parameter_shapes
+from tests.strategies.networks import batch_of, logits, random_mlp, random_t5, tiny
+
+CASES = benchmark.cases()
+T5_CASES = [case for case in CASES if case[2] != "MLP"]
+WITHOUT_TORCH = "the reference implementation is an extra: pip install 'deepfusion[parity]'"
+
+
+def label(case):
+    operator, noise, network = case
+    return f"{operator}{'-noisy' if noise else ''}-{network}"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Everything that the benchmark measures, once."""
+    return {
+        (row["operator"], row["noise"], row["network"]): row
+        for row in benchmark.collect(exports=benchmark.can_export())
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_an_operator_has_the_properties_that_it_declares(rows, case):
+    operator = GROWTH_OPERATORS[case[0]]
+    declared = operator.noisy if case[1] else operator.properties
+    assert rows[case]["properties"] == declared, rows[case]["measured"]
+
+
+@pytest.mark.parametrize("case", T5_CASES, ids=label)
+def test_a_grown_t5_is_read_by_transformers_with_equal_logits(rows, case):
+    if rows[case]["export"] is None:
+        pytest.skip(WITHOUT_TORCH)
+    assert rows[case]["export"] <= benchmark.EXPORT_TOLERANCE
+
+
+def test_the_table_in_the_docs_is_what_is_measured(rows):
+    if not benchmark.can_export():
+        pytest.skip(WITHOUT_TORCH)
+    text = benchmark.DOC.read_text(encoding="utf-8")
+    renewed = benchmark.with_table(text, benchmark.markdown(list(rows.values())))
+    assert text == renewed, "renew it: python -m benchmarks.growth_operators --write"
+
+
+def test_the_docs_explain_every_operator():
+    text = benchmark.DOC.read_text(encoding="utf-8")
+    for operator in GROWTH_OPERATORS.values():
+        assert f"**`{operator.name}`**" in text
+        assert operator.name == "random_init" or operator.source.split(",")[0] in text
+
+
+def test_off_the_exact_cases_the_measured_differences_are_far_from_rounding(rows):
+    """So that no property hangs on a threshold."""
+    for row in rows.values():
+        found = row["measured"]
+        assert found.difference / found.scale < 1e-13 or found.difference / found.scale > 1e-2
+        assert all(value < 1e-10 or value > 1e-2 for value in found.separation.values())
+
+
+# The linear map.
+
+# all of them on an MLP; on a T5 those whose rules differ
+LINEAR = [
+    (name, network)
+    for name, noise, network in CASES
+    if noise == 0
+    and name != "random_init"
+    and (
+        network == "MLP"
+        or (network == "T5 v1.0" and name in ("deep_fusion", "net2net_width", "aki", "identity_layers"))
+    )
+]
+
+
+def random_like(shapes, seed):
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
+
+
+def inner(a, b):
+    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def combine(u, v):
+    return jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v)
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12), a, b)
+
+
+@pytest.mark.parametrize(("operator", "network"), LINEAR)
+def test_the_map_of_an_operator_is_linear_with_its_transpose_and_pseudo_inverse(operator, network):
+    config = benchmark.CONFIGS[network]
+    mapping = fc.growth_map(config, operator, factor=2, seed=3)
+    event = bea.GrowthEvent(embed=mapping.embed, transpose=mapping.transpose, pinv=mapping.pinv)
+    with jax.enable_x64(True):
+        u, v = (random_like(mapping.shapes, seed) for seed in (0, 1))
+        w = random_like(jax.tree.map(lambda x: x.shape, jax.eval_shape(mapping.embed, u)), 2)
+
+        @jax.jit
+        def run(u, v, both, w):
+            Ju = event.embed(u)
+            found = {"Ju": Ju, "Jv": event.embed(v), "Jboth": event.embed(both), "back": event.pinv(Ju)}
+            return {**found, "Jᵀw": event.transpose(w), "JJ⁺w": event.embed(event.pinv(w))}
+
+        found = jax.tree.map(np.asarray, run(u, v, combine(u, v), w))
+    close(found["Jboth"], combine(found["Ju"], found["Jv"]))
+    close(found["back"], u)
+    assert inner(found["Ju"], w) == pytest.approx(inner(u, found["Jᵀw"]), rel=1e-10)
+    # J⁺w is the best fit: what it leaves of w is orthogonal to the image of J
+    assert inner(found["Jv"], w) == pytest.approx(inner(found["Jv"], found["JJ⁺w"]), rel=1e-10)
+    assert jax.tree.map(np.shape, found["Ju"]) == _shapes(mapping.config)
+
+
+def _shapes(config):
+    if isinstance(config, fc.T5Config):
+        return parameter_shapes(config)
+    return jax.tree.map(np.shape, random_mlp(config.sizes, 0))
+
+
+@pytest.mark.parametrize("operator", ["aki", "net2net_width", "stacking"])
+def test_the_pseudo_inverse_is_theorys(operator):
+    """Against conjugate gradients, which know nothing of copies."""
+    config = fc.MLPConfig((2, 3, 3, 3, 1))
+    with jax.enable_x64(True):
+        mapping = fc.growth_map(config, operator, factor=2, seed=0)
+        example = random_mlp(config.sizes, 0, jnp.float64)
+        event = bea.GrowthEvent.from_linear(mapping.embed, example)
+        w = random_mlp(mapping.config.sizes, 1, jnp.float64)
+        for ours, theirs in ((mapping.pinv, event.pinv), (mapping.transpose, event.transpose)):
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10), ours(w), theirs(w))
+
+
+@pytest.mark.parametrize("operator", ["deep_fusion", "hypercloning", "net2net_width", "aki", "stacking"])
+def test_grown_parameters_are_the_maps_image_where_nothing_is_drawn(operator):
+    config = fc.MLPConfig((2, 3, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    grown, grown_config = fc.grow(params, config, operator, factor=2, seed=5)
+    mapping = fc.growth_map(config, operator, factor=2, seed=5)
+    assert grown_config == mapping.config
+    jax.tree.map(np.testing.assert_array_equal, grown, mapping.embed(params))
+
+
+def test_self_fusion_is_fuses():
+    config = fc.MLPConfig((2, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    wanted, wanted_config = fc.fuse([(params, config)] * 3)
+    grown, grown_config = fc.grow(params, config, "deep_fusion", factor=3)
+    assert grown_config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, grown, wanted)
+
+
+# Replication.
+
+
+def relu_output(params, x, activation=lambda x: np.maximum(x, 0)):
+    """The MLP in NumPy: an independent forward pass, and nothing to compile."""
+    *hidden, last = jax.tree.map(np.asarray, params)["layers"]
+    for layer in hidden:
+        x = activation(x @ layer["weight"].T + layer["bias"])
+    return x @ last["weight"].T + last["bias"]
+
+
+@st.composite
+def mlp_growths(draw):
+    """(sizes, grown hidden widths, seed): few different shapes, each is a compilation."""
+    depth = draw(st.integers(1, 3))
+    small = draw(st.lists(st.sampled_from([1, 3]), min_size=depth, max_size=depth))
+    more = draw(st.lists(st.sampled_from([0, 4]), min_size=depth, max_size=depth).filter(any))
+    return (2, *small, 3), tuple(n + m for n, m in zip(small, more, strict=True)), draw(st.integers(0, 999))
+
+
+@settings(max_examples=15, derandomize=True, deadline=None)
+@given(growth=mlp_growths(), dtype=st.sampled_from(["float32", "float64"]))
+def test_net2net_keeps_the_outputs_of_an_mlp_at_any_width_and_for_any_activation(growth, dtype):
+    sizes, width, seed = growth
+    with jax.enable_x64(True):
+        params = random_mlp(sizes, seed, dtype)
+        grown, config = fc.grow(params, fc.MLPConfig(sizes), "net2net_width", width=width, seed=seed)
+    assert config.sizes == (2, *width, 3)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(grown))
+    x = np.random.default_rng(seed).standard_normal((4, 2)).astype(dtype)
+    for activation in (np.tanh, lambda x: np.maximum(x, 0)):
+        before, after = (relu_output(p, x, activation) for p in (params, grown))
+        np.testing.assert_allclose(after, before, rtol=0, atol=100 * np.finfo(dtype).eps * (1 + np.abs(before).max()))
+
+
+@pytest.mark.parametrize("style", ["v1.0", "v1.1"])
+def test_net2net_keeps_the_logits_of_a_t5_with_unequal_numbers_of_copies(style):
+    """Also with padding, and with heads that share one position bias over two layers."""
+    config = tiny(style)
+    params, batch = random_t5(config, 1), batch_of(config, 0)
+    width = {"d_model": 32, "d_ff": 37, "num_heads": 5}
+    grown, grown_config = fc.grow(params, config, "net2net_width", width=width, seed=1)
+    counts = np.bincount(copied_units(config, "net2net_width", width=width, seed=1)["encoder.SelfAttention.heads"])
+    assert len(set(counts)) > 1, "a case with equal counts would not show what unequal ones do"
+    mask = batch["encoder_ids"] != 0
+    before, after = (
+        logits(p, c, batch["encoder_ids"], batch["targets"], mask) for p, c in ((params, config), (grown, grown_config))
+    )
+    assert (grown_config.d_model, grown_config.d_ff, grown_config.num_heads) == (32, 37, 5)
+    assert 0.1 < np.abs(before).mean() < 2
+    np.testing.assert_allclose(after, before, rtol=0, atol=2e-5)
+
+
+def test_net2net_copies_different_units_by_different_seeds_and_keeps_every_unit():
+    config = fc.MLPConfig((2, 5, 1))
+    found = [copied_units(config, "net2net_width", width=(9,), seed=seed)["hidden.0"] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    for units in found:
+        assert set(units) == set(range(5))
+
+
+def test_net2nets_noise_leaves_the_originals_as_they_were():
+    config = fc.MLPConfig((2, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    plain, noisy = (fc.grow(params, config, "net2net_width", factor=2, seed=0, noise=n)[0] for n in (0.0, 0.5))
+    moved = [
+        jax.tree.map(lambda a, b: np.asarray(a != b), p, n)
+        for p, n in zip(plain["layers"], noisy["layers"], strict=True)
+    ]
+    for layer in moved[:2]:
+        assert not layer["weight"][:3].any()
+        assert layer["weight"][3:].all()
+    assert not moved[2]["weight"].any()
+    assert not any(layer["bias"].any() for layer in moved)
+
+
+@settings(max_examples=10, derandomize=True, deadline=None)
+@given(factor=st.integers(2, 3), noise=st.sampled_from([0.1, 2.0]), seed=st.integers(0, 999))
+@pytest.mark.parametrize("operator", ["hypercloning", "deep_fusion"])
+def test_noise_that_cancels_over_the_copies_keeps_the_function_and_is_of_its_size(operator, factor, noise, seed):
+    config = fc.MLPConfig((2, 3, 3, 2))
+    with jax.enable_x64(True):
+        params = random_mlp(config.sizes, seed, jnp.float64)
+        plain, noisy = (fc.grow(params, config, operator, factor=factor, seed=seed, noise=n)[0] for n in (0.0, noise))
+    x = np.random.default_rng(seed).standard_normal((4, 2))
+    np.testing.assert_allclose(relu_output(noisy, x), relu_output(params, x), rtol=0, atol=1e-12 * (1 + noise))
+    for i, (a, b) in enumerate(zip(plain["layers"], noisy["layers"], strict=True)):
+        old, new = np.asarray(a["weight"]), np.asarray(b["weight"])
+        change = np.sqrt(np.mean((old - new) ** 2))
+        wanted = noise * np.mean(np.abs(old)) * (1 - 1 / factor) ** 0.5 if i else 0.0
+        assert change == pytest.approx(wanted, rel=0.6)
+
+
+def test_hypercloning_is_a_tile_of_halves():
+    config = fc.MLPConfig((2, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    grown, _ = fc.grow(params, config, "hypercloning", factor=2)
+    first, hidden, last = (layer["weight"] for layer in params["layers"])
+    np.testing.assert_allclose(grown["layers"][0]["weight"], np.tile(first, (2, 1)))
+    np.testing.assert_allclose(grown["layers"][1]["weight"], np.tile(hidden, (2, 2)) / 2)
+    np.testing.assert_allclose(grown["layers"][2]["weight"], np.tile(last, (1, 2)) / 2)
+
+
+def test_new_units_of_aki_are_made_by_the_layer_above():
+    config = tiny("v1.1", num_layers=3)
+    grown, _ = fc.grow(random_t5(config, 0), config, "aki", factor=2)
+    plain, _ = fc.grow(random_t5(config, 0), config, "hypercloning", factor=2)
+    grown, plain = by_name(grown), by_name(plain)
+    q = "encoder.block.{}.layer.0.SelfAttention.q.weight".format
+    own, rows = plain[q(0)], config.inner_dim
+    np.testing.assert_array_equal(grown[q(0)][:rows], own[:rows])
+    np.testing.assert_array_equal(grown[q(0)][rows:], plain[q(1)][rows:])
+    np.testing.assert_array_equal(grown[q(2)], plain[q(2)])  # there is none above
+    for name, array in grown.items():
+        if "norm" in name or name in ("shared.weight", "lm_head.weight") or "bias" in name:
+            np.testing.assert_array_equal(array, plain[name])
+
+
+def test_random_off_diagonal_keeps_the_diagonal_and_draws_the_rest_as_from_scratch():
+    config = fc.MLPConfig((2, 40, 40, 1))
+    params = random_mlp(config.sizes, 0)
+    grown, _ = fc.grow(params, config, "random_off_diagonal", factor=2, seed=0)
+    fused, _ = fc.grow(params, config, "deep_fusion", factor=2)
+    hidden, wanted = (np.asarray(p["layers"][1]["weight"]) for p in (grown, fused))
+    np.testing.assert_array_equal(hidden[:40, :40], wanted[:40, :40])
+    np.testing.assert_array_equal(grown["layers"][0]["weight"], fused["layers"][0]["weight"])
+    assert hidden[:40, 40:].std() == pytest.approx(80**-0.5, rel=0.1)
+
+
+def test_random_block_is_the_fusion_with_a_network_from_scratch_of_another_seed():
+    config = tiny("v1.0", num_layers=1, num_decoder_layers=1)
+    params = init(config, 0)
+    grown, _ = fc.grow(params, config, "random_block", factor=2, seed=0)
+    second = np.asarray(grown["shared"]["weight"][:, config.d_model :])
+    np.testing.assert_array_equal(grown["shared"]["weight"][:, : config.d_model], params["shared"]["weight"])
+    assert second.std() == pytest.approx(1, rel=0.1)
+    assert np.abs(second - params["shared"]["weight"]).mean() > 0.5
+
+
+def test_random_init_is_the_large_network_from_scratch():
+    config = tiny("v1.0")
+    width = {"d_model": 20, "num_heads": 3}
+    grown, grown_config = fc.grow(random_t5(config, 0), config, "random_init", width=width, seed=7)
+    assert grown_config == dataclasses.replace(config, **width)
+    jax.tree.map(np.testing.assert_array_equal, grown, init(grown_config, 7))
+    assert fc.grow(random_t5(config, 0), config, "random_init", depth=3, seed=7)[1].num_layers == 3
+
+
+# Deepening.
+
+
+def test_stacking_puts_whole_copies_on_top_and_the_position_bias_once():
+    config = tiny("v1.0", num_decoder_layers=1)
+    params = random_t5(config, 0)
+    grown, grown_config = fc.grow(params, config, "stacking", factor=2)
+    assert (grown_config.num_layers, grown_config.num_decoder_layers) == (4, 2)
+    assert jax.tree.map(np.shape, grown) == parameter_shapes(grown_config)
+    small, large = by_name(params), by_name(grown)
+    for i in range(4):
+        name = "encoder.block.{}.layer.1.DenseReluDense.wi.weight".format
+        np.testing.assert_array_equal(large[name(i)], small[name(i % 2)])
+
+
+def test_stacking_an_mlp_repeats_its_hidden_layers():
+    params = random_mlp((2, 3, 3, 3, 1), 0)
+    grown, config = fc.grow(params, fc.MLPConfig((2, 3, 3, 3, 1)), "stacking", depth=4)
+    assert config.sizes == (2, 3, 3, 3, 3, 3, 1)
+    for layer, source in zip(grown["layers"], (0, 1, 2, 1, 2, 3), strict=True):
+        np.testing.assert_array_equal(layer["weight"], params["layers"][source]["weight"])
+
+
+@pytest.mark.parametrize("style", ["v1.0", "v1.1"])
+def test_identity_layers_keep_the_logits_at_any_depth(style):
+    config = tiny(style)
+    params, batch = random_t5(config, 1), batch_of(config, 0)
+    grown, grown_config = fc.grow(params, config, "identity_layers", depth=3)
+    before, after = (
+        logits(p, c, batch["encoder_ids"], batch["targets"]) for p, c in ((params, config), (grown, grown_config))
+    )
+    assert grown_config.num_layers == grown_config.num_decoder_layers == 3
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5)
+    new = grown["decoder"]["block"]["1"]["layer"]
+    assert not new["0"]["SelfAttention"]["o"]["weight"].any()
+    assert not new["1"]["EncDecAttention"]["o"]["weight"].any()
+    assert not new["2"]["DenseReluDense"]["wo"]["weight"].any()
+    assert new["0"]["SelfAttention"]["q"]["weight"].all()
+    assert grown["decoder"]["block"]["2"]["layer"]["0"]["SelfAttention"]["o"]["weight"].any()
+
+
+@settings(max_examples=10, derandomize=True, deadline=None)
+@given(
+    sizes=st.sampled_from([(2, 3, 1), (2, 3, 5, 1), (2, 4, 4, 3, 1)]), more=st.integers(1, 4), seed=st.integers(0, 99)
+)
+def test_net2net_depth_keeps_the_outputs_of_relu_networks_and_not_of_tanh_ones(sizes, more, seed):
+    params = random_mlp(sizes, seed)
+    grown, config = fc.grow(params, fc.MLPConfig(sizes), "net2net_depth", depth=len(sizes) - 3 + more)
+    assert len(config.sizes) == len(sizes) + more
+    x = np.random.default_rng(seed).standard_normal((5, 2))
+    np.testing.assert_allclose(relu_output(grown, x), relu_output(params, x), rtol=0, atol=1e-5)
+    assert np.abs(relu_output(grown, x, np.tanh) - relu_output(params, x, np.tanh)).max() > 1e-3
+
+
+# Rates.
+
+
+def test_adafactors_rates_keep_the_velocity_after_hypercloning():
+    """By directional derivatives, one array after another; the other optimizers are in the table."""
+    config, k = fc.MLPConfig((3, 4, 4, 2)), 3
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((7, 3)), rng.standard_normal((7, 2))
+
+    def update(g, p):
+        square = g * g if g.ndim < 2 else jnp.outer((g * g).mean(axis=1), (g * g).mean(axis=0)) / jnp.mean(g * g)
+        return -g / jnp.sqrt(square) * jnp.sqrt(jnp.mean(p * p))
+
+    def outputs(p):
+        *hidden, last = p["layers"]
+        h = x
+        for layer in hidden:
+            h = jnp.tanh(h @ layer["weight"].T + layer["bias"])
+        return h @ last["weight"].T + last["bias"]
+
+    @jax.jit
+    def velocity(p, factors):
+        gradient = jax.grad(lambda p: jnp.mean((outputs(p) - y) ** 2))(p)
+        return jax.jvp(outputs, (p,), (jax.tree.map(lambda f, g, q: f * update(g, q), factors, gradient, p),))[1]
+
+    with jax.enable_x64(True):
+        params = random_mlp(config.sizes, 0, jnp.float64)
+        grown, _ = fc.grow(params, config, "hypercloning", factor=k)
+        factors = fc.growth_rate_factors(params, config, "hypercloning", "adafactor", factor=k)
+        before = velocity(params, jax.tree.map(jnp.ones_like, params))
+        np.testing.assert_allclose(velocity(grown, factors), before, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_rates_of_hypercloning_are_those_of_fusion(optimizer):
+    """Both make every block of a hidden matrix train with one gradient."""
+    config = tiny("v1.1", num_layers=1, num_decoder_layers=1)
+    params = random_t5(config, 0)
+    found = fc.growth_rate_factors(params, config, "hypercloning", optimizer, factor=2)
+    wanted = fc.growth_rate_factors(params, config, "deep_fusion", optimizer, factor=2)
+    assert wanted == fc.rate_factors(params, config, 2, optimizer)
+    jax.tree.map(lambda array, number: np.testing.assert_allclose(array, number, rtol=1e-6), found, wanted)
+
+
+def test_rates_are_refused_where_there_are_none():
+    config = fc.MLPConfig((2, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    with pytest.raises(fc.InputError, match="no rate factors for stacking"):
+        fc.growth_rate_factors(params, config, "stacking", "sgd", factor=2)
+    with pytest.raises(fc.InputError, match="no rate factors for the optimizer 'lion'"):
+        fc.growth_rate_factors(params, config, "hypercloning", "lion", factor=2)
+
+
+# The table of axes.
+
+
+@pytest.mark.parametrize("config", [tiny("v1.0"), tiny("v1.1", num_decoder_layers=1), fc.MLPConfig((2, 3, 4, 1))])
+def test_every_axis_of_units_has_the_size_of_its_space(config):
+    sizes, shapes = spaces(config), by_name(_shapes(config))
+    assert axes(config).keys() == shapes.keys()
+    used = set()
+    for name, owned in axes(config).items():
+        for axis, length in zip(owned, shapes[name], strict=True):
+            if axis is not None:
+                assert sizes[axis.space] * axis.block == length, name
+                used.add(axis.space)
+    assert used == set(sizes)
+
+
+def test_first_copies():
+    np.testing.assert_array_equal(first_copies(np.array([2, 0, 2, 1, 0])), [0, 1, 0, 3, 1])
+
+
+def test_growth_can_be_traced():
+    config = fc.MLPConfig((2, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    run = lambda p: fc.grow(p, config, "net2net_width", factor=2, seed=0, noise=0.1)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.jit(run)(params), run(params))
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_growth_keeps_the_dtype_and_has_the_shapes_of_its_configuration(case):
+    """Traced only: nothing is compiled."""
+    operator, noise, network = case
+    config = benchmark.CONFIGS[network]
+    small = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16), _shapes(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+    seen = []
+
+    def run(params):
+        grown, grown_config = fc.grow(params, config, operator, factor=2, seed=0, noise=noise)
+        seen.append(grown_config)
+        return grown
+
+    grown = jax.eval_shape(run, small)
+    assert jax.tree.map(lambda x: x.shape, grown) == _shapes(seen[0])
+    assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {jnp.dtype(jnp.bfloat16)}
+
+
+# What is refused. Nothing here is compiled.
+
+MLP = fc.MLPConfig((2, 3, 3, 1))
+T5 = tiny("v1.0")
+
+
+@pytest.mark.parametrize(
+    ("config", "operator", "sizes", "message"),
+    [
+        (MLP, "net3net", {"factor": 2}, "no growth operator is named 'net3net'; there are deep_fusion, hypercloning"),
+        ({}, "stacking", {"factor": 2}, "configuration of type dict; pass a T5Config or an MLPConfig"),
+        (MLP, "identity_layers", {"factor": 2}, "identity_layers does not take a MLPConfig: .* use net2net_depth"),
+        (T5, "net2net_depth", {"factor": 2}, "net2net_depth does not take a T5Config: .* use identity_layers"),
+        (MLP, "hypercloning", {"factor": 1}, "factor is 1; it must be an integer of at least 2"),
+        (MLP, "hypercloning", {"factor": 2.5}, "factor is 2.5; it must be an integer"),
+        (MLP, "hypercloning", {"factor": True}, "factor is True; it must be an integer"),
+        (MLP, "stacking", {"depth": "4"}, "depth is '4'; it must be an integer"),
+        (MLP, "hypercloning", {}, "hypercloning got no size; give exactly one of factor"),
+        (MLP, "hypercloning", {"width": (4, 4)}, "hypercloning got width; give exactly one of factor"),
+        (MLP, "stacking", {"factor": 2, "depth": 4}, "got factor and depth; give exactly one of factor, depth"),
+        (T5, "stacking", {"depth": 3}, "cannot grow num_layers from 2 to 3: .* multiple of 2, or use identity_layers"),
+        (T5, "identity_layers", {"depth": 2}, "depth is 2, but num_layers is 2 already"),
+        (MLP, "net2net_depth", {"depth": 1}, "depth is 1, but the number of hidden-to-hidden layers is 1 already"),
+        (fc.MLPConfig((2, 3, 1)), "net2net_depth", {"factor": 2}, "has none; give depth"),
+        (fc.MLPConfig((2, 3, 4, 1)), "stacking", {"factor": 2}, r"hidden widths are \(3, 4\)"),
+        (fc.MLPConfig((2, 3, 3, 1)), "aki", {"factor": 2}, "aki finds no layer with one of the same shape above it"),
+        (T5, "random_init", {"depth": 2, "seed": 0}, "depth is 2, but the network is 2 deep already"),
+        (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make an MLP deeper"),
+        (MLP, "net2net_width", {"width": (4,), "seed": 0}, r"width is \(4,\); give the 2 hidden widths"),
+        (
+            MLP,
+            "net2net_width",
+            {"width": (2, 4), "seed": 0},
+            "width of hidden.0 is 2; it must be an integer of at least 3",
+        ),
+        (MLP, "net2net_width", {"width": (3, 3), "seed": 0}, "which the network has already"),
+        (
+            T5,
+            "net2net_width",
+            {"width": {"d_kv": 8}, "seed": 0},
+            "give the fields that grow, of d_model, d_ff, num_heads",
+        ),
+        (T5, "net2net_width", {"width": {"d_ff": 30.0}, "seed": 0}, "width of encoder.0.d_ff is 30.0"),
+        (
+            T5,
+            "net2net_width",
+            {"width": {"d_model": 24}, "seed": 0},
+            "d_model cannot grow from 16 to 24 by copying units",
+        ),
+        (MLP, "net2net_width", {"factor": 2}, "draws at random here, but seed is None"),
+        (MLP, "hypercloning", {"factor": 2, "noise": 0.1}, "draws at random here, but seed is None"),
+        (MLP, "net2net_width", {"factor": 2, "seed": -1}, "seed is -1; it must be an integer of at least 0"),
+        (MLP, "hypercloning", {"factor": 2, "noise": -0.1}, "noise is -0.1; it must be a finite number"),
+        (MLP, "hypercloning", {"factor": 2, "seed": 0, "noise": "1"}, "noise is '1'; it must be a finite number"),
+        (MLP, "hypercloning", {"factor": 2, "noise": math.nan}, "noise is nan; it must be a finite number"),
+        (MLP, "stacking", {"factor": 2, "noise": 0.1}, "stacking takes no noise, but noise is 0.1; .* hypercloning"),
+    ],
+)
+def test_impossible_growths_are_refused(config, operator, sizes, message):
+    params = random_mlp((2, 3, 3, 1), 0) if config is MLP else {}
+    with pytest.raises(fc.InputError, match=message):
+        fc.grow(params, config, operator, **sizes)
+
+
+def test_params_of_another_network_or_not_finite_are_refused():
+    params = random_mlp((2, 3, 3, 1), 0)
+    with pytest.raises(fc.InputError, match=r"layers\.0\.bias has shape \(3,\), but its configuration says \(4,\)"):
+        fc.grow(params, fc.MLPConfig((2, 4, 3, 1)), "hypercloning", factor=2)
+    params["layers"][1]["weight"] = params["layers"][1]["weight"].at[0, 0].set(math.nan)
+    with pytest.raises(fc.InputError, match=r"layers\.1\.weight has entries that are not finite"):
+        fc.grow(params, MLP, "hypercloning", factor=2)
+
+
+def test_a_map_of_nothing_is_refused():
+    with pytest.raises(fc.InputError, match="random_init has no linear map"):
+        fc.growth_map(MLP, "random_init", factor=2, seed=0)
