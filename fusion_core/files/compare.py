@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from fusion_core.errors import InputError
@@ -12,6 +15,7 @@ from fusion_core.files.architectures import Batch
 from fusion_core.files.checkpoint import Checkpoint, LazyParams
 from fusion_core.files.ranges import FLOATS, Entry, Reader
 from fusion_core.files.tokenizers import check_same_tokenizer
+from fusion_core.t5.files import nested
 from fusion_core.text.tokenizer import Tokenizer
 
 
@@ -31,11 +35,25 @@ class Deviation:
     tokens: int
 
 
-def logits_of(checkpoint: Checkpoint, batch: Batch) -> np.ndarray:
-    """Logits [batch, target, vocabulary] in float32, computed outside jit with one tensor in memory at a time."""
+SMALL = 1_000_000  # parameters; below, compiling the network whole is faster than compiling its operations one by one
+
+
+@functools.cache
+def _compiled(logits: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(logits, static_argnums=1)
+
+
+def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.ndarray:
+    """Logits [batch, target, vocabulary] in float32.
+
+    Networks of ``small`` parameters and more are computed outside jit, with one tensor in memory at a time.
+    """
+    logits = checkpoint.architecture.logits
     with Reader() as reader:
-        params = LazyParams(reader, checkpoint.tensors)
-        return np.asarray(checkpoint.architecture.logits(params, checkpoint.config, batch))
+        if checkpoint.parameters < small:
+            tensors = {name: reader.whole(entry).astype(np.float32) for name, entry in checkpoint.tensors.items()}
+            return np.asarray(_compiled(logits)(nested(tensors), checkpoint.config, batch))
+        return np.asarray(logits(LazyParams(reader, checkpoint.tensors), checkpoint.config, batch))
 
 
 def deviation_from_mean(
