@@ -17,6 +17,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fusion_core.files import Deviation, FusionPlan
+    from fusion_core.files.stream import FusedTensor
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of prose.")]
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -86,24 +87,23 @@ def _plan_facts(plan: FusionPlan) -> dict[str, Any]:
 
 
 def _print_plan(plan: FusionPlan) -> None:
-    """Tensors of one rule and shape share a line; their names are given with * for the numbers of the layers."""
-    lines: dict[tuple[Any, ...], list[Any]] = {}
+    """Tensors of one rule, scale and shape share a line; they are named by the last part that says what they are."""
+    lines: dict[tuple[str, ...], list[FusedTensor]] = {}
     for tensor in plan.tensors:
         sources = " + ".join("×".join(map(str, entry.shape)) for entry in tensor.entries)
         scales = "" if set(tensor.rule.scales) == {1.0} else ", ".join(f"{scale:.4g}" for scale in tensor.rule.scales)
-        pattern = re.sub(r"\.\d+(?=\.)", ".*", tensor.name)
-        key = (pattern, tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
-        lines.setdefault(key, [0, 0])
-        lines[key][0] += 1
-        lines[key][1] += tensor.nbytes
+        key = (tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
+        lines.setdefault(key, []).append(tensor)
     table = Table()
     for column in ("tensors", "rule", "from", "to", "scaled by", "dtype", "number", "bytes"):
         table.add_column(column, justify="right" if column in ("number", "bytes") else "left", overflow="fold")
-    for key, (count, nbytes) in lines.items():
-        table.add_row(*map(escape, key), str(count), f"{nbytes:,}")
-    console = Console()
-    console.print(table)
-    print(f"{plan.parameters:,} parameters, {plan.nbytes:,} bytes in {len(plan.shards)} file(s); {plan.exactness}.")
+    for key, tensors in lines.items():
+        names = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", tensor.name).split(".")[-1] for tensor in tensors)
+        size = sum(tensor.nbytes for tensor in tensors)
+        table.add_row(*map(escape, (", ".join(names), *key)), str(len(tensors)), f"{size:,}")
+    Console().print(table)
+    print(f"{plan.parameters:,} parameters, {plan.nbytes:,} bytes in {len(plan.shards)} file(s).")
+    print(f"The mean is {plan.exactness}.")
 
 
 def fuse(

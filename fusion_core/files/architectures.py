@@ -17,7 +17,7 @@ from fusion_core.t5.model import forward, parameter_shapes
 from fusion_core.text.batches import SpanCorruption
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # integer arrays by name, "targets" among them
 
 
 @dataclasses.dataclass(frozen=True)
