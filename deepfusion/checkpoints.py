@@ -92,15 +92,15 @@ def _print_plan(plan: FusionPlan) -> None:
     for tensor in plan.tensors:
         sources = " + ".join("×".join(map(str, entry.shape)) for entry in tensor.entries)
         scales = "" if set(tensor.rule.scales) == {1.0} else ", ".join(f"{scale:.4g}" for scale in tensor.rule.scales)
-        key = (tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
+        key: tuple[str, ...] = (tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
         lines.setdefault(key, []).append(tensor)
     table = Table()
     for column in ("tensors", "rule", "from", "to", "scaled by", "dtype", "number", "bytes"):
         table.add_column(column, justify="right" if column in ("number", "bytes") else "left", overflow="fold")
-    for key, tensors in lines.items():
+    for kinds, tensors in lines.items():
         names = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", tensor.name).split(".")[-1] for tensor in tensors)
         size = sum(tensor.nbytes for tensor in tensors)
-        table.add_row(*map(escape, (", ".join(names), *key)), str(len(tensors)), f"{size:,}")
+        table.add_row(*map(escape, (", ".join(names), *kinds)), str(len(tensors)), f"{size:,}")
     Console().print(table)
     print(f"{plan.parameters:,} parameters, {plan.nbytes:,} bytes in {len(plan.shards)} file(s).")
     print(f"The mean is {plan.exactness}.")
