@@ -41,7 +41,7 @@ from fusion_core.t5 import parameter_shapes
 from fusion_core.t5.files import INDEX, config_to_json, flat_names
 
 COPY_LIMIT, MEMORY_LIMIT, MERGEKIT_LIMIT = 1.5, 300e6, 2.0
-PIECE = 4 << 20  # bytes of a plain read or write
+PIECE = 1 << 19  # bytes of a plain read or write
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BILLION = T5Config.named("t5-v1_1-xl", num_layers=8, num_decoder_layers=8)
 SMOKE = T5Config.named("t5-v1_1-small", num_layers=1, num_decoder_layers=1, vocab_size=4096)

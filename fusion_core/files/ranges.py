@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -139,10 +140,11 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 class Reader:
-    """Reads ranges of tensors; keeps the files open until it is left (``with Reader() as reader``)."""
+    """Reads ranges of tensors; keeps the files open until it is left; threads may share one."""
 
     def __init__(self) -> None:
         self._open: dict[pathlib.Path, int] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Reader:
         return self
@@ -158,8 +160,9 @@ class Reader:
         Raises:
           InputError: the file ends too early, or has NaN or infinite entries there.
         """
-        if entry.path not in self._open:
-            self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
+        with self._lock:
+            if entry.path not in self._open:
+                self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
         handle, position = self._open[entry.path], entry.start + first * block.itemsize
         view = block.reshape(-1).view(np.uint8).data
         while len(view):

@@ -19,7 +19,7 @@ from fusion_core.files.ranges import CODES, FLOATS, Entry, Reader, all_finite
 from fusion_core.fusion import Rule
 from fusion_core.fusion.linear import Placement
 
-CHUNK = 4 << 20  # bytes of the result that are put together at a time
+CHUNK = 1 << 19  # bytes of the result that are put together at a time: they stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
-"""Safetensors files written from the first byte to the last, and shards with an index."""
+"""Fused tensors written into safetensors files, each at its place, and shards with an index."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fusion_core.files.ranges import Reader
@@ -41,10 +45,11 @@ def header(tensors: Sequence[FusedTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(handle: int, data: Any) -> None:
+def _write(handle: int, data: Any, position: int) -> None:
     view = memoryview(data).cast("B")
     while len(view):
-        view = view[os.write(handle, view) :]
+        count = os.pwrite(handle, view, position)
+        position, view = position + count, view[count:]
 
 
 def write_shards(
@@ -52,27 +57,44 @@ def write_shards(
     shards: dict[str, list[FusedTensor]],
     reader: Reader,
     report: Callable[[str, int], None] = lambda name, count: None,
+    threads: int | None = None,
 ) -> None:
     """Computes and writes all tensors, and the index where there are several files.
 
     Args:
       folder: exists, and has none of the files.
-      report: called with a tensor's name and the number of its bytes just written.
+      report: called with a tensor's name and the number of its bytes just written, from any of the threads.
+      threads: each takes a tensor at a time; None: one a processor, at most 4.
 
     Raises:
       InputError: a source cannot be read or is not finite.
       OSError: what the disk says.
     """
-    for file, tensors in shards.items():
-        handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            _write(handle, header(tensors))
-            for tensor in tensors:
-                for part in tensor.rows(reader):
-                    _write(handle, part.reshape(-1).view("u1"))
-                    report(tensor.name, part.nbytes)
-        finally:
-            os.close(handle)
+    stop = threading.Event()
+
+    def write_tensor(handle: int, tensor: FusedTensor, position: int) -> None:
+        for part in tensor.rows(reader):
+            if stop.is_set():
+                return
+            _write(handle, part.reshape(-1).view("u1"), position)
+            position += part.nbytes
+            report(tensor.name, part.nbytes)
+
+    with contextlib.ExitStack() as stack:
+        # leaving: no new tensors, wait for those at work, then close the files
+        jobs = []
+        for file, tensors in shards.items():
+            handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            stack.callback(os.close, handle)
+            first = header(tensors)
+            _write(handle, first, 0)
+            ends = itertools.accumulate((tensor.nbytes for tensor in tensors), initial=len(first))
+            jobs += [(handle, tensor, start) for tensor, start in zip(tensors, ends, strict=False)]
+        pool = stack.enter_context(ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        stack.callback(stop.set)
+        for done in [pool.submit(write_tensor, *job) for job in jobs]:
+            done.result()
     if len(shards) > 1:
         everything = [tensor for tensors in shards.values() for tensor in tensors]
         index = {
