@@ -63,7 +63,9 @@ def test_blocks_of_scale_one_keep_their_bits(tmp_path, dtype):
     assert found[name][rows:, columns:].tobytes() == right[name].tobytes()
     assert not found[name][rows:, :columns].any()
     assert not found[name][:rows, columns:].any()
-    assert found["shared.weight"].tobytes() == np.concatenate([left["shared.weight"], right["shared.weight"]], 1).tobytes()
+    assert (
+        found["shared.weight"].tobytes() == np.concatenate([left["shared.weight"], right["shared.weight"]], 1).tobytes()
+    )
     half = (0.5 * left["lm_head.weight"].astype(np.float32)).astype(left["lm_head.weight"].dtype)
     np.testing.assert_array_equal(found["lm_head.weight"][:, :16], half)
 
@@ -105,9 +107,12 @@ def test_a_dtype_that_is_asked_for_is_rounded_to_once(tmp_path, dtype, kind):
 
 
 def test_unequal_dtypes_meet_where_both_fit(tmp_path):
-    a, b, c = (saved_t5(tmp_path / n, seed=i, dtype=d) for i, (n, d) in enumerate(zip("abc", ("bfloat16", "float16", None))))
+    a, b, c = (saved_t5(tmp_path / str(kind), dtype=kind) for kind in ("bfloat16", "float16", None))
     assert {tensor.dtype for tensor in fused([a, b], tmp_path / "ab").values()} == {np.dtype(np.float32)}
-    assert_same(fused([a, c], tmp_path / "ac"), in_memory([a, c])[0])
+    wide = saved_t5(tmp_path / "wide")
+    replace_tensors(wide, {name: tensor.astype(np.float32) for name, tensor in tensors_of(a).items()})
+    # widened first, then scaled: a scale in bfloat16 would lose bits that float32 has
+    assert_same(fused([a, c], tmp_path / "ac"), in_memory([wide, c])[0])
 
 
 def test_a_number_that_the_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
@@ -298,7 +303,9 @@ def test_a_copy_of_the_embedding_that_differs_from_it_is_refused(tmp_path):
     tensors = tensors_of(a)
     tensors["decoder.embed_tokens.weight"] = tensors["shared.weight"] + 1
     replace_tensors(a, tensors)
-    with pytest.raises(fc.InputError, match=r"decoder\.embed_tokens\.weight should be a copy of shared\.weight, but differs"):
+    with pytest.raises(
+        fc.InputError, match=r"decoder\.embed_tokens\.weight should be a copy of shared\.weight, but differs"
+    ):
         files.open_checkpoint(a)
 
 
@@ -327,9 +334,7 @@ def test_a_difference_is_measured_in_logits_nats_and_tensors(tmp_path):
     first, second = files.open_checkpoint(a), files.open_checkpoint(b)
     found = files.compare(first, second)
     batch = first.architecture.probe(first.config, 0)
-    logits = np.asarray(
-        fc.forward(*fc.load_pretrained(a), batch["encoder_ids"], batch["decoder_ids"]), np.float64
-    )
+    logits = np.asarray(fc.forward(*fc.load_pretrained(a), batch["encoder_ids"], batch["decoder_ids"]), np.float64)
     assert found.logits_largest == pytest.approx(np.abs(logits).max(), rel=1e-4)
     assert found.logits_mean == pytest.approx(np.abs(logits).mean(), rel=1e-4)
     assert found.agreement == 1.0
