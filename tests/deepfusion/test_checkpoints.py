@@ -52,7 +52,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, pair, tmp_path):
 
 
 def test_fuse_writes_what_the_plan_says_and_the_card_says_what_was_measured(run, pair, tmp_path):
-    code, out, err = run(
+    code, out, _ = run(
         "fuse",
         pair[0],
         pair[0],

@@ -257,7 +257,7 @@ def spelled(folder, *, values, copies=(), shared=True):
     config = {k: v for k, v in (json.loads((folder / "config.json").read_text()) | values).items() if v is not None}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = tensors_of(folder)
-    tensors |= {name: tensors["shared.weight"] for name in copies}
+    tensors |= dict.fromkeys(copies, tensors["shared.weight"])
     if not shared:
         del tensors["shared.weight"]
     replace_tensors(folder, tensors)
