@@ -8,8 +8,11 @@ import shlex
 import sys
 import warnings
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import fusion_core as fc
 from deepfusion import cli
 
 WHY = "the example's checkpoints are written by transformers: pip install 'deepfusion[parity]'"
@@ -57,10 +60,6 @@ def test_the_documented_example_does_what_it_says(tmp_path, monkeypatch):
 
 def test_the_fused_checkpoint_computes_in_transformers_what_fuse_computes_in_memory(tmp_path, monkeypatch):
     """Written by transformers in shards, fused from files, read by transformers."""
-    import numpy as np
-
-    import fusion_core as fc
-
     folders = []
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
@@ -80,4 +79,6 @@ def test_the_fused_checkpoint_computes_in_transformers_what_fuse_computes_in_mem
             input_ids=torch.tensor(ids).long(), decoder_input_ids=torch.tensor(targets).long()
         ).logits.numpy()
     assert np.abs(theirs).mean() > 0.01
-    np.testing.assert_allclose(fc.forward(params, config, ids, targets), theirs, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        fc.forward(params, config, jnp.asarray(ids), jnp.asarray(targets)), theirs, rtol=0, atol=2e-5
+    )

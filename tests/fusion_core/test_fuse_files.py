@@ -235,7 +235,7 @@ def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     measured = files.write_fusion(plan, tmp_path / "c")
     opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
     batch = opened[0].architecture.probe(opened[0].config, 0)
-    ids = batch["encoder_ids"], batch["decoder_ids"]
+    ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
     left, right, whole = (fc.forward(*fc.load_pretrained(c.folder), *ids) for c in opened)
     difference = np.abs(whole - (0.25 * left + 0.75 * right))
     assert measured.largest == pytest.approx(float(difference.max()), rel=1e-4)
@@ -334,7 +334,8 @@ def test_a_difference_is_measured_in_logits_nats_and_tensors(tmp_path):
     first, second = files.open_checkpoint(a), files.open_checkpoint(b)
     found = files.compare(first, second)
     batch = first.architecture.probe(first.config, 0)
-    logits = np.asarray(fc.forward(*fc.load_pretrained(a), batch["encoder_ids"], batch["decoder_ids"]), np.float64)
+    ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
+    logits = np.asarray(fc.forward(*fc.load_pretrained(a), *ids), np.float64)
     assert found.logits_largest == pytest.approx(np.abs(logits).max(), rel=1e-4)
     assert found.logits_mean == pytest.approx(np.abs(logits).mean(), rel=1e-4)
     assert found.agreement == 1.0
