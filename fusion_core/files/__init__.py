@@ -2,10 +2,10 @@
 
 from fusion_core.files.checkpoint import Checkpoint as Checkpoint
 from fusion_core.files.checkpoint import open_checkpoint as open_checkpoint
-from fusion_core.files.compare import Deviation as Deviation
-from fusion_core.files.compare import Difference as Difference
-from fusion_core.files.compare import compare as compare
-from fusion_core.files.describe import describe as describe
+from fusion_core.files.comparison import Deviation as Deviation
+from fusion_core.files.comparison import Difference as Difference
+from fusion_core.files.comparison import compare as compare
+from fusion_core.files.description import describe as describe
 from fusion_core.files.fuse import check_output as check_output
 from fusion_core.files.fuse import write_fusion as write_fusion
 from fusion_core.files.plan import FusionPlan as FusionPlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusion_core.files.compare import Deviation
+from fusion_core.files.comparison import Deviation
 from fusion_core.files.plan import FusionPlan
 from fusion_core.provenance import versions
 

@@ -11,7 +11,7 @@ from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.files.card import model_card
 from fusion_core.files.checkpoint import open_checkpoint
-from fusion_core.files.compare import Deviation, deviation_from_mean
+from fusion_core.files.comparison import Deviation, deviation_from_mean
 from fusion_core.files.plan import FusionPlan
 from fusion_core.files.ranges import Reader
 from fusion_core.files.tokenizers import copy_tokenizer

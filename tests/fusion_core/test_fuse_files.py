@@ -13,7 +13,7 @@ import safetensors.numpy
 
 import fusion_core as fc
 from fusion_core import files
-from fusion_core.files import compare, ranges, stream
+from fusion_core.files import comparison, ranges, stream
 from fusion_core.fusion import Rule
 from fusion_core.t5.files import flat_names
 from tests.strategies.checkpoints import in_shards, replace_tensors, saved_t5, tensors_of
@@ -246,7 +246,7 @@ def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     assert f"at most {measured.largest:.3g}" in card
     assert str(tmp_path) not in card
     # a network with too many parameters to be compiled whole is computed one tensor at a time
-    np.testing.assert_allclose(compare.logits_of(opened[0], batch, small=0), left, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(comparison.logits_of(opened[0], batch, small=0), left, rtol=0, atol=1e-5)
 
 
 # tied embeddings, in every way they are saved
