@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
 
 app = typer.Typer(
@@ -32,8 +33,6 @@ app = typer.Typer(
 
 # Progress and prose go to stderr, so that stdout holds what a script reads.
 notes = Console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of prose.")]
 
 
 @app.command()
@@ -141,55 +140,6 @@ def demo(
 
 
 @app.command()
-def fuse(
-    sources: Annotated[
-        list[pathlib.Path], typer.Argument(help="Two or more T5 checkpoint folders, Hugging Face's layout.")
-    ],
-    out: Annotated[pathlib.Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
-    weights: Annotated[str | None, typer.Option(help="Weights of the mean, such as 0.3,0.7. Default: equal.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Fuse T5 checkpoints into one wider T5 that outputs the mean of theirs.
-
-    \b
-    deepfusion fuse small-a small-b --out medium
-    deepfusion fuse small small --out medium           self-fusion: exactly the same function, twice the width
-    deepfusion fuse a b --weights 0.3,0.7 --out c
-
-    Hidden weights become block-diagonal, embeddings and heads are concatenated. The norms see the whole stream, so
-    different sources are averaged up to their norms' statistics.
-    """
-    import jax
-
-    import fusion_core as fc
-    from fusion_core import atomic
-    from fusion_core.errors import InputError
-    from fusion_core.t5 import files
-
-    numbers = None
-    if weights is not None:
-        try:
-            numbers = [float(part) for part in weights.split(",")]
-        except ValueError:
-            raise InputError(f"--weights is {weights!r}; give numbers with commas, such as 0.3,0.7") from None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; choose another name or remove it")
-    params, config = fc.fuse([fc.load_pretrained(path) for path in sources], numbers)
-    with atomic.new_folder(out) as temporary:
-        files.write_pretrained(temporary, params, config)
-        for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "special_tokens_map.json"):
-            if (sources[0] / name).exists():
-                shutil.copy(sources[0] / name, temporary / name)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if as_json:
-        print(json.dumps({"out": str(out), "parameters": count, "config": dataclasses.asdict(config)}))
-    else:
-        print(
-            f"Wrote {out}: {len(sources)} sources, width {config.d_model}, {config.num_heads} heads, {count:,} parameters."
-        )
-
-
-@app.command()
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Figures to draw; see --list.")] = None,
     all_figures: Annotated[bool, typer.Option("--all", help="Draw every figure.")] = False,
@@ -217,40 +167,11 @@ def figures(
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
 
 
-@app.command()
-def info(as_json: Json = False) -> None:
-    """Print versions, devices and where things are.
-
-    \b
-    deepfusion info
-    deepfusion info --json
-    """
-    import bea
-    import fusion_core
-    from fusion_core.provenance import provenance
-
-    facts = provenance()
-    facts["paths"] = {
-        "bea": str(pathlib.Path(bea.__file__).parent),
-        "fusion_core": str(pathlib.Path(fusion_core.__file__).parent),
-        "runs": str(pathlib.Path("runs").resolve()),
-    }
-    if as_json:
-        print(json.dumps(facts))
-        return
-    table = Table(show_header=False, box=None)
-    for group, values in (("versions", facts["versions"]), ("paths", facts["paths"])):
-        for name, value in values.items():
-            table.add_row(group, name, escape(str(value)))
-            group = ""
-    for number, device in enumerate(facts["devices"]):
-        table.add_row("devices" if not number else "", str(number), device)
-    table.add_row("commit", "", facts["commit"] or "not known (an installed copy)")
-    Console().print(table)
-
-
+app.command()(fuse)
+app.command()(diff)
+app.command()(info)
 app.command(name="derive", help=EXAMPLES)(derive)
-COMMANDS = ("demo", "derive", "fuse", "figures", "info")
+COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info")
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:

@@ -1,0 +1,195 @@
+"""Tensors in safetensors files, by ranges of bytes: headers are checked strictly, and nothing is read whole.
+
+The safetensors library reads whole tensors or slices of them into new arrays; fusing needs where a tensor lies in its
+file, to read a few rows at a time into one buffer. Not memory-mapped: mapped pages that were read once count as this
+process's memory until the kernel wants them back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import threading
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fusion_core.errors import InputError
+
+# dtype in a header -> bytes of one entry
+SIZES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
+    **{f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)},
+}
+# those that weights are computed with
+FLOATS: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+CODES = {dtype: code for code, dtype in FLOATS.items()}
+LARGEST_HEADER = 100_000_000  # bytes; the library's limit too
+
+# dtype -> (its bits as unsigned and as signed integers, the bits of +inf): larger magnitudes are inf or NaN
+_BITS: dict[np.dtype, tuple[Any, Any, int]] = {
+    FLOATS["F64"]: (np.uint64, np.int64, 0x7FF0_0000_0000_0000),
+    FLOATS["F32"]: (np.uint32, np.int32, 0x7F80_0000),
+    FLOATS["F16"]: (np.uint16, np.int16, 0x7C00),
+    FLOATS["BF16"]: (np.uint16, np.int16, 0x7F80),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies.
+
+    Attributes:
+      path: the safetensors file.
+      name: the tensor's name in it.
+      dtype: as headers spell it, such as ``"BF16"``.
+      shape: its shape.
+      start: first byte, counted from the beginning of the file.
+    """
+
+    path: pathlib.Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * SIZES[self.dtype]
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def read_header(path: pathlib.Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file, by name, from its header alone.
+
+    Raises:
+      InputError: the file is too short for what its header says, or the header lies: an absurd length, no JSON, offsets
+        outside the file, overlapping or with gaps, or a size that does not fit the shape.
+    Source: the format's description in the safetensors repository.
+    """
+
+    def refuse(why: str) -> InputError:
+        return InputError(f"{path} cannot be read ({why}); it is truncated or damaged, copy it again")
+
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        if len(first) < 8:
+            raise refuse(f"it has {total} bytes, fewer than the 8 that every file begins with")
+        length = int.from_bytes(first, "little")
+        if length > min(total - 8, LARGEST_HEADER):
+            raise refuse(f"its header should have {length:,} bytes, but the file has {total:,}")
+        try:
+            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_repeats)
+        except (ValueError, RecursionError) as error:
+            raise refuse(f"its header is no JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise refuse("its header is no JSON object")
+    header.pop("__metadata__", None)
+    base, spans, entries = 8 + length, [], {}
+    for name, facts in header.items():
+        if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
+            raise refuse(f"{name} lacks dtype, shape or data_offsets")
+        dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in SIZES:
+            raise refuse(f"{name} has the unknown dtype {dtype!r}")
+        if not isinstance(shape, list) or not all(map(_is_count, shape)):
+            raise refuse(f"{name} has the shape {shape!r}")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+            raise refuse(f"{name} has the offsets {offsets!r}")
+        start, end = offsets
+        if not start <= end <= total - base:
+            raise refuse(f"{name} should lie at bytes {start:,} to {end:,}, but {total - base:,} bytes are there")
+        entry = Entry(path, name, dtype, tuple(shape), base + start)
+        if entry.nbytes != end - start:
+            raise refuse(f"{name} has {end - start:,} bytes, but {dtype} of shape {entry.shape} takes {entry.nbytes:,}")
+        entries[name] = entry
+        spans.append((start, end, name))
+    position, before = 0, "the header"
+    for start, end, name in sorted(spans):
+        if start != position:
+            raise refuse(f"{name} {'overlaps with' if start < position else 'leaves a gap after'} {before}")
+        position, before = end, name
+    if position != total - base:
+        raise refuse(f"{total - base - position:,} bytes at its end belong to no tensor")
+    return entries
+
+
+class Reader:
+    """Reads ranges of tensors; keeps the files open until it is left; threads may share one."""
+
+    def __init__(self) -> None:
+        self._open: dict[pathlib.Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+        self._open.clear()
+
+    def into(self, entry: Entry, first: int, block: np.ndarray) -> None:
+        """Fills a contiguous ``block`` with the entries from number ``first`` on; checks that they are finite.
+
+        Raises:
+          InputError: the file ends too early, or has NaN or infinite entries there.
+        """
+        with self._lock:
+            if entry.path not in self._open:
+                self._open[entry.path] = os.open(entry.path, os.O_RDONLY)
+        handle, position = self._open[entry.path], entry.start + first * block.itemsize
+        view = block.reshape(-1).view(np.uint8).data
+        while len(view):
+            count = os.preadv(handle, [view], position)
+            if not count:
+                raise InputError(f"{entry.path} ends within {entry.name}: it was cut while it was read; copy it again")
+            position, view = position + count, view[count:]
+        if not all_finite(block):
+            raise InputError(
+                f"{entry.path}: {entry.name} has entries that are not finite; the checkpoint is of a diverged run"
+            )
+
+    def whole(self, entry: Entry) -> np.ndarray:
+        """The tensor as a new array."""
+        block = np.empty(entry.shape, FLOATS[entry.dtype])
+        self.into(entry, 0, block)
+        return block
+
+
+def all_finite(block: np.ndarray) -> bool:
+    """Whether no entry is NaN or infinite: two reductions over the bits, with no array in between.
+
+    Seen as unsigned integers, the largest is that of the negative numbers with the largest magnitude, if there are any;
+    seen as signed ones, that of the positive numbers.
+    """
+    if not block.size:
+        return True
+    unsigned, signed, infinity = _BITS[block.dtype]
+    sign = 1 << (8 * block.itemsize - 1)
+    return int(block.view(signed).max()) < infinity and int(block.view(unsigned).max()) < sign + infinity

@@ -1,0 +1,83 @@
+"""The tokenizers beside checkpoints: compared by what they say, and copied."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from fusion_core.errors import InputError
+
+# what decides the ids of a text
+CONTENT = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
+# what else transformers reads beside it
+SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def _content(path: pathlib.Path) -> Any:
+    if path.suffix != ".json":
+        return path.read_bytes()
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
+    if path.name == "tokenizer.json" and isinstance(values, dict):
+        # how a batch is cut and filled up, not what the ids mean
+        return {name: value for name, value in values.items() if name not in ("truncation", "padding", "version")}
+    return values
+
+
+def _first_difference(a: Any, b: Any, where: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            if key not in a or key not in b:
+                return f"{where}{key} is in one only"
+            if a[key] != b[key]:
+                return _first_difference(a[key], b[key], f"{where}{key}.")
+    if isinstance(a, list) and isinstance(b, list):
+        for i, (x, y) in enumerate(zip(a, b, strict=False)):
+            if x != y:
+                return _first_difference(x, y, f"{where}{i}.")
+        return f"{where.rstrip('.')} has {len(a)} and {len(b)} entries"
+    if isinstance(a, bytes):
+        return "their bytes"
+    shown = [text if len(text := repr(value)) <= 40 else text[:37] + "..." for value in (a, b)]
+    return f"{where.rstrip('.') or 'the content'} is {shown[0]} and {shown[1]}"
+
+
+def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
+    """Refuses checkpoints whose tokenizers give a text different ids; a folder without a tokenizer agrees with any.
+
+    Raises:
+      InputError: two have different content, or a file is damaged; the message says what differs first.
+    """
+    for name in CONTENT:
+        having = [folder for folder in folders if (folder / name).exists()]
+        contents: list[tuple[pathlib.Path, Any]] = []
+        for folder in having:
+            if not any(folder.resolve() == other.resolve() for other, _ in contents):
+                contents.append((folder, _content(folder / name)))
+        for folder, content in contents[1:]:
+            if content != contents[0][1]:
+                raise InputError(
+                    f"the tokenizers of {contents[0][0]} and {folder} differ ({name}: "
+                    f"{_first_difference(contents[0][1], content)}); networks can be fused or compared only where equal "
+                    "ids mean equal pieces of text"
+                )
+
+
+def copy_tokenizer(folders: Sequence[pathlib.Path], target: pathlib.Path) -> list[str]:
+    """Copies the tokenizer and its settings from the first folder that has one; the names of the files."""
+    first = next((folder for folder in folders if any((folder / name).exists() for name in CONTENT)), folders[0])
+    names = [name for name in (*CONTENT, *SETTINGS) if (first / name).exists()]
+    for name in names:
+        shutil.copyfile(first / name, target / name)
+    return names

@@ -1,0 +1,157 @@
+"""``deepfusion fuse``, ``diff`` and ``info DIR`` as the command line gives them."""
+
+import json
+import sys
+
+import pytest
+
+from deepfusion import cli
+from deepfusion.checkpoints import parse_size
+from fusion_core.errors import InputError
+from fusion_core.text import train_tokenizer
+from tests.strategies.checkpoints import saved_t5, tensors_of
+from tests.strategies.texts import documents, sentences
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run("fuse", "a", ...)`` -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, pair, tmp_path):
+    code, out, _ = run("fuse", *pair, "--out", tmp_path / "c", "--dtype", "bf16", "--dry-run")
+    assert code == 0
+    for part in ("block-diagonal", "20×16 + 20×16", "20×32", "bf16", "The mean is not exact"):
+        assert part in out
+    code, out, _ = run(
+        "fuse", *pair, "--out", tmp_path / "c", "--dtype", "bf16", "--max-shard", "2KB", "--dry-run", "--json"
+    )
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["bytes"] == 2 * facts["parameters"] == sum(facts["shards"].values())
+    assert not facts["exact"]
+    shared = next(tensor for tensor in facts["tensors"] if tensor["name"] == "shared.weight")
+    assert (shared["from"], shared["shape"], shared["rule"]) == ([[20, 16], [20, 16]], [20, 32], "concatenated")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_fuse_writes_what_the_plan_says_and_the_card_says_what_was_measured(run, pair, tmp_path):
+    code, out, _ = run(
+        "fuse",
+        pair[0],
+        pair[0],
+        "--noise",
+        "0.1",
+        "--seed",
+        "5",
+        "--max-shard",
+        "4KB",
+        "--out",
+        tmp_path / "c",
+        "--json",
+    )
+    facts = json.loads(out)
+    assert (code, facts["exact"]) == (0, True)
+    assert facts["deviation"]["largest"] < 1e-5
+    found = tensors_of(tmp_path / "c")
+    assert {t["name"]: tuple(t["shape"]) for t in facts["tensors"]} == {name: x.shape for name, x in found.items()}
+    assert set(facts["shards"]) == {path.name for path in (tmp_path / "c").glob("*.safetensors")}
+    card = (tmp_path / "c" / "README.md").read_text()
+    for part in ("# Fusion of a, a", "seed 5", "exact", f"at most {facts['deviation']['largest']:.3g}"):
+        assert part in card
+
+
+def test_without_a_probe_nothing_is_measured(run, pair, tmp_path):
+    code, out, _ = run("fuse", *pair, "--no-probe", "--out", tmp_path / "c")
+    assert code == 0
+    assert "was not measured" in out
+    assert "not measured" in (tmp_path / "c" / "README.md").read_text()
+
+
+def test_diff_measures_on_text_and_on_random_tokens(run, tmp_path):
+    tokenizer = train_tokenizer(sentences(seed=0, n=300), 300)
+    a, b = (saved_t5(tmp_path / name, seed=i, vocab_size=tokenizer.vocab_size) for i, name in enumerate("ab"))
+    code, out, err = run("diff", a, b, "--text", tmp_path / "text.txt")
+    assert (code, out) == (2, "")
+    assert f"there is no file or folder {tmp_path / 'text.txt'}" in err
+    (tmp_path / "text.txt").write_text("\n\n\n".join(documents(seed=1, n=10)))
+    code, out, err = run("diff", a, b, "--text", tmp_path / "text.txt")
+    assert (code, out) == (2, "")
+    assert "tokenizer.json; give the folder of a checkpoint with its tokenizer" in err
+    tokenizer.save(a)
+    code, out, _ = run("diff", a, b, "--text", tmp_path / "text.txt", "--rows", "4", "--json")
+    facts = json.loads(out)
+    assert (code, facts["text"]) == (0, True)
+    assert facts["tokens"] % 4 == 0
+    assert facts["logits_largest"] > facts["logits_mean"] > 0.01
+    assert len(facts["different"]) + facts["equal"] == len(tensors_of(a))
+    code, out, _ = run("diff", a, b)
+    assert code == 0
+    for part in ("random tokens", "nats", "Both prefer the same token", "Tensors:"):
+        assert part in out
+
+
+def test_diff_refuses_other_vocabularies(run, pair, tmp_path):
+    code, out, err = run("diff", pair[0], saved_t5(tmp_path / "c", vocab_size=21))
+    assert (code, out) == (2, "")
+    assert "their kinds or vocabularies differ (20 and 21 pieces)" in err
+
+
+def test_info_describes_a_folder(run, pair):
+    code, out, _ = run("info", pair[0])
+    assert code == 0
+    for part in ("model_type", "t5", "parameters", "f32", "tied head", "d_model", "model.safetensors"):
+        assert part in out
+    facts = json.loads(run("info", pair[0], "--json")[1])
+    assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(pair[0]).values())
+    code, out, err = run("info", pair[0] / "absent")
+    assert (code, out) == (2, "")
+    assert "is no checkpoint: it has no config.json" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--norm", "grouped"], "--norm grouped cannot be written to files yet"),
+        (["--norm", "odd"], "--norm is 'odd'; it can be plain, calibrated or grouped"),
+        (["--calibration-text", "x"], "--calibration-text is for --norm calibrated"),
+        (["--max-shard", "big"], "--max-shard is 'big'; give a size such as 5GB"),
+        (["--dtype", "int4"], "the dtype is 'int4'"),
+        (["--noise", "0.1"], "noise keeps the function only where the sources are one network"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_writes_nothing(run, pair, tmp_path, options, message):
+    code, out, err = run("fuse", *pair, "--out", tmp_path / "c", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("1.5 MB", 1_500_000), ("1GiB", 2**30), ("700", 700), ("2k", 2000)]
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "5TBB", "1I"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="--max-shard is"):
+        parse_size(text)

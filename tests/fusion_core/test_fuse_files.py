@@ -1,0 +1,373 @@
+"""Fusion of files: the same as in memory, bit for bit, whatever the shards, dtypes and pieces."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+import fusion_core as fc
+from fusion_core import files
+from fusion_core.files import comparison, ranges, stream
+from fusion_core.fusion import Rule
+from fusion_core.t5.files import flat_names
+from tests.strategies.checkpoints import in_shards, replace_tensors, saved_t5, tensors_of
+from tests.strategies.networks import STYLES
+
+NARROW = {"d_model": 12, "num_heads": 3, "d_ff": 10}
+
+
+def fused(folders, out, **options):
+    """Plans and writes without a probe; the tensors that the safetensors library reads."""
+    files.write_fusion(files.plan_fusion(folders, **options), out, probe=False)
+    return tensors_of(out)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def in_memory(folders, weights=None):
+    params, config = fc.fuse([fc.load_pretrained(folder) for folder in folders], weights)
+    return {name: np.asarray(leaf) for name, leaf in flat_names(params).items()}, config
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_three_files_of_unequal_widths_fuse_as_in_memory_bit_for_bit(tmp_path, style):
+    a, b = saved_t5(tmp_path / "a", style), saved_t5(tmp_path / "b", style, 1, **NARROW)
+    weights = [0.3, 0.5, 0.2]
+    wanted, config = in_memory([a, b, a], weights)
+    found = fused([a, b, a], tmp_path / "c", weights=weights)
+    assert_same(found, wanted)
+    read, read_config = fc.load_pretrained(tmp_path / "c")
+    assert read_config == config
+    assert_same({name: np.asarray(leaf) for name, leaf in flat_names(read).items()}, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_blocks_of_scale_one_keep_their_bits(tmp_path, dtype):
+    a, b = (saved_t5(tmp_path / name, "v1.1", seed, dtype) for seed, name in enumerate("ab"))
+    found, left, right = fused([a, b], tmp_path / "c"), tensors_of(a), tensors_of(b)
+    name = "decoder.block.0.layer.2.DenseReluDense.wo.weight"
+    rows, columns = left[name].shape
+    assert found[name].dtype == left[name].dtype
+    assert found[name][:rows, :columns].tobytes() == left[name].tobytes()
+    assert found[name][rows:, columns:].tobytes() == right[name].tobytes()
+    assert not found[name][rows:, :columns].any()
+    assert not found[name][:rows, columns:].any()
+    assert (
+        found["shared.weight"].tobytes() == np.concatenate([left["shared.weight"], right["shared.weight"]], 1).tobytes()
+    )
+    half = (0.5 * left["lm_head.weight"].astype(np.float32)).astype(left["lm_head.weight"].dtype)
+    np.testing.assert_array_equal(found["lm_head.weight"][:, :16], half)
+
+
+def test_sources_in_shards_and_in_one_file_fuse_alike(tmp_path):
+    a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
+    wanted = fused([a, b], tmp_path / "whole")
+    assert_same(fused([in_shards(a), in_shards(b, 2)], tmp_path / "c"), wanted)
+
+
+def test_the_result_comes_in_shards_of_at_most_the_size_asked_for(tmp_path):
+    a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
+    wanted = fused([a, b], tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "whole").glob("*.safetensors")] == ["model.safetensors"]
+    limit = max(tensor.nbytes for tensor in wanted.values())
+    assert_same(fused([a, b], tmp_path / "c", largest_shard=limit), wanted)
+    index = json.loads((tmp_path / "c" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in wanted.values())
+    shards = sorted({*index["weight_map"].values()})
+    assert len(shards) > 3
+    assert shards == [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file in shards:
+        with safetensors.safe_open(tmp_path / "c" / file, "np") as opened:
+            assert opened.metadata() == {"format": "pt"}
+            inside = set(opened.keys())
+        assert inside == {name for name, where in index["weight_map"].items() if where == file}
+        assert sum(wanted[name].nbytes for name in inside) <= limit
+    read, _ = fc.load_pretrained(tmp_path / "c")
+    assert_same({name: np.asarray(leaf) for name, leaf in flat_names(read).items()}, wanted)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("bf16", ml_dtypes.bfloat16), ("f16", np.float16), ("f32", np.float32)])
+def test_a_dtype_that_is_asked_for_is_rounded_to_once(tmp_path, dtype, kind):
+    a, b = saved_t5(tmp_path / "a", "v1.1"), saved_t5(tmp_path / "b", "v1.1", 1)
+    wanted = {name: tensor.astype(kind) for name, tensor in in_memory([a, b])[0].items()}
+    assert_same(fused([a, b], tmp_path / "c", dtype=dtype), wanted)
+    named = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[dtype]
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["dtype"] == named
+
+
+def test_unequal_dtypes_meet_where_both_fit(tmp_path):
+    a, b, c = (saved_t5(tmp_path / str(kind), dtype=kind) for kind in ("bfloat16", "float16", None))
+    assert {tensor.dtype for tensor in fused([a, b], tmp_path / "ab").values()} == {np.dtype(np.float32)}
+    wide = saved_t5(tmp_path / "wide")
+    replace_tensors(wide, {name: tensor.astype(np.float32) for name, tensor in tensors_of(a).items()})
+    # widened first, then scaled: a scale in bfloat16 would lose bits that float32 has
+    assert_same(fused([a, c], tmp_path / "ac"), in_memory([wide, c])[0])
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
+    a = saved_t5(tmp_path / "a")
+    tensors = tensors_of(a)
+    tensors["shared.weight"][3, 4] = 1e6
+    replace_tensors(a, tensors)
+    with pytest.raises(fc.InputError, match=r"shared\.weight has an entry of 1e\+06, which F16 cannot hold"):
+        fused([a, a], tmp_path / "c", dtype="f16")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+# what the rules can say, beyond T5
+
+RULES = {
+    "block-diagonal": (Rule((0, 1), (1.0, 1.0, 0.5)), [(4, 3), (2, 5), (3, 1)]),
+    "rows": (Rule((0,), (1.0, 1.0)), [(4, 3), (2, 3)]),
+    "columns, scaled": (Rule((1,), (0.25, 0.75)), [(4, 3), (4, 2)]),
+    "vector": (Rule((0,), (1.0, 2.0)), [(5,), (3,)]),
+    "sum": (Rule((), (0.25, 0.5, 0.25)), [(7,), (7,), (7,)]),
+    "sum of matrices": (Rule((), (0.25, 0.75)), [(7, 2), (7, 2)]),
+    "scalar": (Rule((), (0.25, 0.75)), [(), ()]),
+    "packed columns": (Rule((0, 1), (1.0, 1.0), packed=((1, 3),)), [(2, 6), (3, 9)]),
+    "packed rows": (Rule((0, 1), (1.0, 0.5), packed=((0, 3),)), [(6, 2), (9, 3)]),
+    "three axes": (Rule((0, 2), (1.0, 1.0)), [(2, 3, 2), (1, 3, 4)]),
+}
+
+
+def entries_of(folder, blocks):
+    found = []
+    for i, block in enumerate(blocks):
+        safetensors.numpy.save_file({"x": block}, folder / f"{i}.safetensors")
+        found.append(ranges.read_header(folder / f"{i}.safetensors")["x"])
+    return tuple(found)
+
+
+@pytest.mark.parametrize("case", RULES)
+@pytest.mark.parametrize("chunk", [1, 60, 1 << 20])
+def test_rows_are_those_of_the_rule_in_memory_whatever_the_number_at_a_time(tmp_path, case, chunk):
+    rule, shapes = RULES[case]
+    rng = np.random.default_rng(0)
+    blocks = [np.asarray(rng.standard_normal(shape), np.float32) for shape in shapes]
+    tensor = stream.FusedTensor("x", rule, entries_of(tmp_path, blocks), "F32")
+    with ranges.Reader() as reader:
+        parts = [part.copy() for part in tensor.rows(reader, chunk)]
+    wanted = np.asarray(rule.embed([jnp.asarray(block) for block in blocks]))
+    np.testing.assert_array_equal(np.concatenate(parts).reshape(tensor.shape), wanted)
+    assert tensor.shape == wanted.shape
+    if chunk == 1:
+        assert all(len(part) == 1 for part in parts)
+
+
+@pytest.mark.parametrize("code", sorted(ranges.FLOATS))
+def test_an_entry_that_is_not_finite_is_seen_by_its_bits(code):
+    dtype = ranges.FLOATS[code]
+    largest = ml_dtypes.finfo(dtype).max
+    good = np.array([0.0, -0.0, 1.5, -3.0, largest, -largest], dtype)
+    assert ranges.all_finite(good)
+    assert ranges.all_finite(good[:0])
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        for position in range(len(good)):
+            changed = good.copy()
+            changed[position] = bad
+            assert not ranges.all_finite(changed)
+
+
+# noise
+
+
+def test_noise_keeps_the_function_and_tells_the_copies_apart(tmp_path):
+    a = saved_t5(tmp_path / "a", "v1.1")
+    plan = files.plan_fusion([a, a, a], noise=0.3, seed=1)
+    assert plan.equal
+    measured = files.write_fusion(plan, tmp_path / "c")
+    assert measured.largest < 2e-5 * measured.spread * 10
+    clean, noisy = in_memory([a, a, a])[0], tensors_of(tmp_path / "c")
+    for name, tensor in noisy.items():
+        noise = tensor - clean[name]
+        if name.split(".")[-2] in ("q", "k", "v", "o", "wi_0", "wi_1", "wo"):
+            blocks = noise.reshape(3, noise.shape[0] // 3, 3, noise.shape[1] // 3)
+            np.testing.assert_allclose(blocks.sum(axis=2), 0, atol=1e-6)
+            # no row of blocks repeats another's: otherwise the copies would train alike
+            for first, second in ((0, 1), (0, 2), (1, 2)):
+                shifted = np.roll(blocks[second], first - second, axis=1)
+                assert np.abs(blocks[first] - shifted).mean() > 0.1 * np.abs(noise).mean()
+            mean = np.abs(tensors_of(a)[name]).mean()
+            assert noise.std() == pytest.approx(0.3 * mean, rel=0.15)
+        else:
+            assert not noise.any(), name
+
+
+def test_noise_depends_on_seed_and_name_alone(tmp_path):
+    a = saved_t5(tmp_path / "a")
+    once = fused([a, a], tmp_path / "b", noise=0.1, seed=3)
+    assert_same(fused([a, a], tmp_path / "c", noise=0.1, seed=3, largest_shard=2000), once)
+    other = fused([a, a], tmp_path / "d", noise=0.1, seed=4)
+    q, k = (f"encoder.block.0.layer.0.SelfAttention.{name}.weight" for name in "qk")
+    assert (other[q] != once[q]).any()
+    off = once[q].shape[0] // 2, once[q].shape[1] // 2
+    scaled = once[q][: off[0], off[1] :] / once[q][: off[0], off[1] :].std()
+    assert np.abs(scaled - once[k][: off[0], off[1] :] / once[k][: off[0], off[1] :].std()).max() > 0.1
+
+
+def test_a_copy_of_a_checkpoint_is_the_same_network_and_another_is_not(tmp_path):
+    a, b, c = saved_t5(tmp_path / "a"), in_shards(saved_t5(tmp_path / "b")), saved_t5(tmp_path / "c", seed=1)
+    assert files.plan_fusion([a, b]).equal
+    assert files.plan_fusion([a, b]).exactness.startswith("exact")
+    assert not files.plan_fusion([a, c]).equal
+    assert files.plan_fusion([a, c]).exactness.startswith("not exact")
+    with pytest.raises(fc.InputError, match="only where the sources are one network"):
+        files.plan_fusion([a, c], noise=0.1)
+
+
+# the deviation from the mean
+
+
+def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
+    a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
+    plan = files.plan_fusion([a, b], [0.25, 0.75])
+    measured = files.write_fusion(plan, tmp_path / "c")
+    opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
+    batch = opened[0].architecture.probe(opened[0].config, 0)
+    ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
+    left, right, whole = (fc.forward(*fc.load_pretrained(c.folder), *ids) for c in opened)
+    difference = np.abs(whole - (0.25 * left + 0.75 * right))
+    assert measured.largest == pytest.approx(float(difference.max()), rel=1e-4)
+    assert measured.mean == pytest.approx(float(difference.mean()), rel=1e-4)
+    assert measured.largest > 0.01
+    assert measured.tokens == batch["targets"].size
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert f"at most {measured.largest:.3g}" in card
+    assert str(tmp_path) not in card
+    # a network with too many parameters to be compiled whole is computed one tensor at a time
+    np.testing.assert_allclose(comparison.logits_of(opened[0], batch, small=0), left, rtol=0, atol=1e-5)
+
+
+# tied embeddings, in every way they are saved
+
+
+def spelled(folder, *, values, copies=(), shared=True):
+    """Rewrites a checkpoint: ``values`` into config.json (None removes), copies of the embedding added."""
+    config = {k: v for k, v in (json.loads((folder / "config.json").read_text()) | values).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = tensors_of(folder)
+    tensors |= dict.fromkeys(copies, tensors["shared.weight"])
+    if not shared:
+        del tensors["shared.weight"]
+    replace_tensors(folder, tensors)
+    return folder
+
+
+EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+SPELLINGS = {
+    "v1.0": [
+        {"values": {"tie_word_embeddings": None, "scale_decoder_outputs": None}},
+        {"values": {"scale_decoder_outputs": None}, "copies": EMBEDDINGS},
+        {"values": {}, "copies": (*EMBEDDINGS, "lm_head.weight")},
+        {"values": {}, "copies": EMBEDDINGS, "shared": False},
+    ],
+    "v1.1": [
+        {"values": {"scale_decoder_outputs": None}},
+        {"values": {"tie_word_embeddings": True, "scale_decoder_outputs": False}, "copies": EMBEDDINGS},
+        {"values": {}, "copies": EMBEDDINGS[1:], "shared": False},
+    ],
+}
+
+
+@pytest.mark.parametrize(("style", "number"), [(style, i) for style in SPELLINGS for i in range(len(SPELLINGS[style]))])
+def test_every_way_of_saving_tied_embeddings_fuses_alike(tmp_path, style, number):
+    a, b = saved_t5(tmp_path / "a", style), saved_t5(tmp_path / "b", style, 1)
+    wanted, config = in_memory([a, b])
+    spelled(a, **SPELLINGS[style][number])
+    assert_same(fused([a, b], tmp_path / "c"), wanted)
+    assert files.open_checkpoint(tmp_path / "c").config == config
+
+
+def test_an_untied_head_that_is_saved_once_with_the_embedding_is_fused_apart(tmp_path):
+    a = saved_t5(tmp_path / "a", "v1.1")
+    tensors = tensors_of(a)
+    del tensors["lm_head.weight"]
+    replace_tensors(a, tensors)
+    found = fused([a, a], tmp_path / "c")
+    np.testing.assert_array_equal(found["lm_head.weight"], found["shared.weight"] / 2)
+
+
+def test_a_copy_of_the_embedding_that_differs_from_it_is_refused(tmp_path):
+    a = saved_t5(tmp_path / "a")
+    tensors = tensors_of(a)
+    tensors["decoder.embed_tokens.weight"] = tensors["shared.weight"] + 1
+    replace_tensors(a, tensors)
+    with pytest.raises(
+        fc.InputError, match=r"decoder\.embed_tokens\.weight should be a copy of shared\.weight, but differs"
+    ):
+        files.open_checkpoint(a)
+
+
+# diff and info
+
+
+def test_a_network_does_not_differ_from_itself_and_fused_from_its_source_by_rounding(tmp_path):
+    a = saved_t5(tmp_path / "a")
+    fused([a, a], tmp_path / "c")
+    same = files.compare(files.open_checkpoint(a), files.open_checkpoint(a))
+    assert (same.logits_largest, same.log_probabilities_largest, same.agreement) == (0.0, 0.0, 1.0)
+    assert same.equal == len(tensors_of(a))
+    grown = files.compare(files.open_checkpoint(a), files.open_checkpoint(tmp_path / "c"))
+    assert 0 <= grown.logits_largest < 1e-5
+    assert grown.losses[0] == pytest.approx(grown.losses[1], abs=1e-5)
+    assert grown.reshaped["shared.weight"] == ((20, 16), (20, 32))
+    assert not grown.equal
+
+
+def test_a_difference_is_measured_in_logits_nats_and_tensors(tmp_path):
+    a = saved_t5(tmp_path / "a", "v1.1")
+    tensors = tensors_of(a)
+    b = saved_t5(tmp_path / "b", "v1.1")
+    tensors["lm_head.weight"] = 2 * tensors["lm_head.weight"]
+    replace_tensors(b, tensors)
+    first, second = files.open_checkpoint(a), files.open_checkpoint(b)
+    found = files.compare(first, second)
+    batch = first.architecture.probe(first.config, 0)
+    ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
+    logits = np.asarray(fc.forward(*fc.load_pretrained(a), *ids), np.float64)
+    assert found.logits_largest == pytest.approx(np.abs(logits).max(), rel=1e-4)
+    assert found.logits_mean == pytest.approx(np.abs(logits).mean(), rel=1e-4)
+    assert found.agreement == 1.0
+    logs = np.asarray([jax.nn.log_softmax(jnp.asarray(scale * logits, jnp.float32)) for scale in (1, 2)])
+    assert found.log_probabilities_largest == pytest.approx(np.abs(logs[0] - logs[1]).max(), rel=1e-3)
+    picked = np.take_along_axis(logs, batch["targets"][None, ..., None].astype(int), axis=-1)
+    assert found.losses == pytest.approx([-picked[0].mean(), -picked[1].mean()], rel=1e-4)
+    assert list(found.different) == ["lm_head.weight"]
+    assert found.different["lm_head.weight"] == pytest.approx(np.abs(tensors["lm_head.weight"] / 2).max())
+
+
+def test_a_folder_is_described_by_its_headers(tmp_path):
+    a = in_shards(saved_t5(tmp_path / "a", "v1.1", dtype="bfloat16"), 2)
+    facts = files.describe(a)
+    tensors = tensors_of(a)
+    assert facts["parameters"] == sum(tensor.size for tensor in tensors.values())
+    assert facts["bytes"] == 2 * facts["parameters"]
+    assert facts["dtypes"] == {"BF16": len(tensors)}
+    assert {name: of["bytes"] for name, of in facts["files"].items()} == {
+        path.name: path.stat().st_size for path in a.glob("*.safetensors")
+    }
+    assert (facts["tied"], facts["supported"], facts["tokenizer"]["files"]) == (False, True, [])
+    (a / "config.json").write_text('{"model_type": "mamba"}')
+    unknown = files.describe(a)
+    assert (unknown["supported"], unknown["parameters"]) == (False, facts["parameters"])
+
+
+def test_the_plan_counts_what_is_written(tmp_path):
+    a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1, **NARROW)
+    plan = files.plan_fusion([a, b], dtype="bf16")
+    found = fused([a, b], tmp_path / "c", dtype="bf16")
+    assert plan.parameters == sum(tensor.size for tensor in found.values())
+    assert plan.nbytes == sum(tensor.nbytes for tensor in found.values())
+    assert {t.name: t.shape for t in plan.tensors} == {name: tensor.shape for name, tensor in found.items()}
+    assert plan.bytes_read == sum(math.prod(t.shape) * 4 for folder in (a, b) for t in tensors_of(folder).values())

@@ -1,0 +1,60 @@
+"""Checkpoint folders for the tests, and ways to damage them."""
+
+import json
+import pathlib
+
+import jax
+import safetensors.numpy
+
+import fusion_core as fc
+from tests.strategies.networks import random_t5, tiny
+
+ONE_LAYER = {"vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1}
+
+
+def saved_t5(folder, style="v1.0", seed=0, dtype=None, **changes) -> pathlib.Path:
+    """A random T5 of one layer in ``folder``."""
+    config = tiny(style, **{**ONE_LAYER, **changes})
+    params = random_t5(config, seed)
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    fc.save_pretrained(folder, params, config)
+    return pathlib.Path(folder)
+
+
+def tensors_of(folder):
+    """All tensors of a folder, read by the safetensors library."""
+    found = {}
+    for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
+        found |= safetensors.numpy.load_file(file)
+    return found
+
+
+def replace_tensors(folder, tensors):
+    safetensors.numpy.save_file(tensors, pathlib.Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+
+def in_shards(folder, number=3):
+    """The same checkpoint in several files with an index."""
+    folder = pathlib.Path(folder)
+    tensors = tensors_of(folder)
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(number):
+        file = f"model-{i + 1:05}-of-{number:05}.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in names[i::number]}, folder / file)
+        weight_map |= dict.fromkeys(names[i::number], file)
+    write_index(folder, weight_map)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def write_index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def raw_file(path, header, data=b"", length=None):
+    """A safetensors file with any header: JSON of a dict, or bytes, of a length that may lie."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
