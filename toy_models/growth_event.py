@@ -183,7 +183,8 @@ def changes_of_function(
     """
     loss, update = mlp.mse_loss(inputs, targets), UPDATES[optimizer]
     moved = jax.tree.map(lambda f, g, p: f * update(g, p), factors, jax.grad(loss)(params), params)
-    leaves, tree = jax.tree.flatten(moved)
+    leaves: list[Array] = jax.tree.leaves(moved)
+    tree: Any = jax.tree.structure(moved)
     predict = lambda p: mlp.forward(p, inputs)
 
     def along(i: int) -> Array:

@@ -6,12 +6,15 @@ import pytest
 from paper_figures import growth_prediction
 from paper_figures.growth_prediction import GREEDY, ONLINE, SHOWN
 from paper_figures.style import style
-from toy_models.when_to_grow import rules
+from tests.strategies.growth import measure_smoke
+from toy_models.when_to_grow import measure, rules
 
 
 @pytest.fixture(scope="module")
 def results():
-    return growth_prediction.compute("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "measure", measure_smoke)
+        return growth_prediction.compute("smoke")
 
 
 def changed(results, **arrays):
