@@ -11,10 +11,13 @@ A figure is a module. Its docstring is the caption: what is shown, and what one 
 
 from types import ModuleType
 
-from paper_figures import order_of_accuracy
+from paper_figures import growth_event, growth_prediction, order_of_accuracy, switching_function
 
 PRESETS = ("smoke", "full")
 
 FIGURES: dict[str, ModuleType] = {
     "order_of_accuracy": order_of_accuracy,
+    "growth_event": growth_event,
+    "switching_function": switching_function,
+    "growth_prediction": growth_prediction,
 }

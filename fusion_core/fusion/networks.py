@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.decoder.config import GPT2Config, LlamaConfig
@@ -134,7 +135,7 @@ def calibrate(
     unit, run = architecture.unit, architecture.run
     factors = norm_factors(
         mapping.embed([params for params, _ in networks]),
-        batch,
+        jax.tree.map(jnp.asarray, batch),
         tuple(getattr(c, architecture.width) for c in configs),
         lambda x, groups: unit(x, config, groups),
         lambda params, tokens, norm: run(params, config, tokens, norm),

@@ -6,6 +6,7 @@ import pytest
 import bea
 from bea.costate import run_phase
 from tests.bea.helpers import EXACT, distance, euler
+from tests.strategies.growth import derivative_at
 from tests.strategies.problems import tanh_loss, tanh_network
 from toy_models.when_to_grow import derivative
 
@@ -31,7 +32,7 @@ def test_reverse_mode_through_a_phase_keeps_about_two_roots_of_its_steps(x64):
 
 @pytest.fixture(scope="module")
 def predicted_against_measured():
-    return derivative.compute(largest=0.08, halvings=3)
+    return derivative_at(0.08, 3, 3)
 
 
 @pytest.mark.parametrize(("name", "order"), list(zip(derivative.NAMES, (1, 2, 3), strict=True)))

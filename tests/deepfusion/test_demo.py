@@ -428,7 +428,7 @@ def test_the_run_follows_the_online_rule(folder, tmp_path, monkeypatch, speed, l
         # kept: the trial's steps are the grown arm's, and are not done twice
         trained = {r["step"] for r in map(json.loads, records(tmp_path / "run")) if r["arm"] == "grown"}
         assert min(trained) == online.kept.grown_end
-        assert flops[1] == pytest.approx(flops[0] + 20 * large)
+        assert flops[1] == pytest.approx(flops[0] + (online.kept.grown_half - 70) * large)
     assert results["greedy"]["step"] == results["growth_steps"]["greedy"] == 40
     assert results["growth_steps"]["late"] > results["growth_steps"]["grown"]
     # found finished by a resumed run, which asks nothing and trains nothing again

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -221,7 +222,7 @@ def test_fused_decoders_have_the_shapes_of_the_fused_configuration():
 def test_a_sequence_beyond_gpt2s_positions_is_refused():
     config = small("gpt2")
     with pytest.raises(fc.InputError, match="a sequence of 21 tokens is longer than n_positions, 20"):
-        decoder.forward(random_params(config, 0), config, tokens(config, length=21))
+        decoder.forward(random_params(config, 0), config, jnp.asarray(tokens(config, length=21)))
 
 
 def test_the_loss_is_the_cross_entropy_of_the_next_token():

@@ -46,7 +46,7 @@ def outputs(params, config, tokens):
     if "ids" in tokens:
         return np.asarray(decoders.logits(params, config, tokens["ids"]))
     ids, targets = tokens["encoder_ids"], tokens["targets"]
-    return np.asarray(logits(params, config, ids, np.asarray(shifted_right(targets, config)), ids != 0))
+    return np.asarray(logits(params, config, ids, np.asarray(shifted_right(jnp.asarray(targets), config)), ids != 0))
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_the_first_calibrated_factor_is_the_least_squares_one():
     widths = [s.shape[1] for s in streams]
     ratio = np.sqrt(squares / (np.average(squares, axis=0, weights=widths)))
     np.testing.assert_allclose(rule.scales, (ratio.sum(axis=1) / (ratio**2).sum(axis=1)), rtol=1e-4)
-    assert np.ptp(rule.scales) > 0.01
+    assert np.ptp(rule.scales) > 0.005
 
 
 def test_grouped_fusion_nests():

@@ -8,43 +8,15 @@ import pytest
 import fusion_core as fc
 from fusion_core.t5 import parameter_shapes
 from tests.strategies.networks import random_mlp, tiny
-from toy_models import mlp
+from toy_models.growth_event import UPDATES, changes_of_function
 
 SIZES = (3, 5, 4, 4, 2)
-
-
-def factored(g):
-    """Second moments as Adafactor estimates them from one gradient."""
-    square = g * g
-    if g.ndim < 2:
-        return square
-    return jnp.outer(square.mean(axis=1), square.mean(axis=0)) / square.mean()
-
-
-# one update of each optimizer, from its first gradient
-UPDATES = {
-    "sgd": lambda g, p: -g,
-    "adam": lambda g, p: -g / jnp.sqrt(g * g + 1e-60),
-    "adafactor": lambda g, p: -g / jnp.sqrt(factored(g)) * jnp.sqrt(jnp.mean(p * p)),
-}
 
 
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-def change_of_function(params, factors, optimizer, x, y):
-    """Directional derivative of the outputs along one update of every layer alone."""
-    loss = lambda p: jnp.mean((mlp.forward(p, x) - y) ** 2)
-    update = jax.tree.map(lambda f, g, p: f * UPDATES[optimizer](g, p), factors, jax.grad(loss)(params), params)
-    leaves, tree = jax.tree.flatten(update)
-    changes = []
-    for i in range(len(leaves)):
-        alone = [leaf if j == i else jnp.zeros_like(leaf) for j, leaf in enumerate(leaves)]
-        changes.append(jax.jvp(lambda p: mlp.forward(p, x), (params,), (tree.unflatten(alone),))[1])
-    return changes
 
 
 @pytest.mark.parametrize("optimizer", UPDATES)
@@ -56,9 +28,9 @@ def test_with_the_factors_every_arrays_change_of_the_function_is_the_small_netwo
     grown, _ = fc.fuse([(params, config)] * copies)
     factors = fc.rate_factors(params, config, copies, optimizer)
     ones = jax.tree.map(lambda _: 1.0, factors)
-    before = change_of_function(params, ones, optimizer, x, y)
-    after = change_of_function(grown, factors, optimizer, x, y)
-    without = change_of_function(grown, ones, optimizer, x, y)
+    before = changes_of_function(params, ones, optimizer, x, y)
+    after = changes_of_function(grown, factors, optimizer, x, y)
+    without = changes_of_function(grown, ones, optimizer, x, y)
     for small, large, plain, factor in zip(before, after, without, jax.tree.leaves(factors), strict=True):
         np.testing.assert_allclose(large, small, rtol=1e-6, atol=1e-6 * float(jnp.abs(small).max()))
         np.testing.assert_allclose(factor * plain, small, rtol=1e-6, atol=1e-6 * float(jnp.abs(small).max()))

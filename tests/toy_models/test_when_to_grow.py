@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import growth_prediction
+from tests.strategies.growth import measure_smoke
 from toy_models.when_to_grow import measure, problems, tables
 
 
@@ -23,6 +24,7 @@ def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(caps
         "--folder",
         str(tmp_path),
     ]
+    monkeypatch.setattr(growth_prediction.measure, "measure", measure_smoke)
     assert growth_prediction.main([*arguments, "--json", str(tmp_path / "tables.json")]) == 0
     printed = capsys.readouterr().out
     assert "| look-ahead (lowest forecast) |" in printed
