@@ -48,7 +48,7 @@ def refused(run):
     return call
 
 
-@pytest.mark.parametrize("command", ["demo", "fuse", "figures", "info"])
+@pytest.mark.parametrize("command", ["demo", "diff", "fuse", "figures", "info"])
 def test_the_help_of_every_command_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -61,7 +61,7 @@ def test_the_help_names_every_command_and_where_to_start(run):
     code, out, _ = run("--help")
     assert code == 0
     assert "deepfusion demo" in out
-    for command in ("demo", "fuse", "figures", "info"):
+    for command in ("demo", "diff", "fuse", "figures", "info"):
         assert command in out
 
 

@@ -8,12 +8,12 @@ import shlex
 import sys
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fusion_core as fc
 from deepfusion import cli
+from tests.strategies.networks import logits
 
 WHY = "the example's checkpoints are written by transformers: pip install 'deepfusion[parity]'"
 with warnings.catch_warnings():
@@ -79,6 +79,4 @@ def test_the_fused_checkpoint_computes_in_transformers_what_fuse_computes_in_mem
             input_ids=torch.tensor(ids).long(), decoder_input_ids=torch.tensor(targets).long()
         ).logits.numpy()
     assert np.abs(theirs).mean() > 0.01
-    np.testing.assert_allclose(
-        fc.forward(params, config, jnp.asarray(ids), jnp.asarray(targets)), theirs, rtol=0, atol=2e-5
-    )
+    np.testing.assert_allclose(logits(params, config, ids, targets), theirs, rtol=0, atol=2e-5)

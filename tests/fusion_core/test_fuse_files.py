@@ -17,7 +17,7 @@ from fusion_core.files import comparison, ranges, stream
 from fusion_core.fusion import Rule
 from fusion_core.t5.files import flat_names
 from tests.strategies.checkpoints import in_shards, replace_tensors, saved_t5, tensors_of
-from tests.strategies.networks import STYLES
+from tests.strategies.networks import STYLES, logits
 
 NARROW = {"d_model": 12, "num_heads": 3, "d_ff": 10}
 
@@ -236,7 +236,7 @@ def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
     batch = opened[0].architecture.probe(opened[0].config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
-    left, right, whole = (fc.forward(*fc.load_pretrained(c.folder), *ids) for c in opened)
+    left, right, whole = (logits(*fc.load_pretrained(c.folder), *ids) for c in opened)
     difference = np.abs(whole - (0.25 * left + 0.75 * right))
     assert measured.largest == pytest.approx(float(difference.max()), rel=1e-4)
     assert measured.mean == pytest.approx(float(difference.mean()), rel=1e-4)
@@ -335,11 +335,11 @@ def test_a_difference_is_measured_in_logits_nats_and_tensors(tmp_path):
     found = files.compare(first, second)
     batch = first.architecture.probe(first.config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
-    logits = np.asarray(fc.forward(*fc.load_pretrained(a), *ids), np.float64)
-    assert found.logits_largest == pytest.approx(np.abs(logits).max(), rel=1e-4)
-    assert found.logits_mean == pytest.approx(np.abs(logits).mean(), rel=1e-4)
+    ours = np.asarray(logits(*fc.load_pretrained(a), *ids), np.float64)
+    assert found.logits_largest == pytest.approx(np.abs(ours).max(), rel=1e-4)
+    assert found.logits_mean == pytest.approx(np.abs(ours).mean(), rel=1e-4)
     assert found.agreement == 1.0
-    logs = np.asarray([jax.nn.log_softmax(jnp.asarray(scale * logits, jnp.float32)) for scale in (1, 2)])
+    logs = np.asarray([jax.nn.log_softmax(jnp.asarray(scale * ours, jnp.float32)) for scale in (1, 2)])
     assert found.log_probabilities_largest == pytest.approx(np.abs(logs[0] - logs[1]).max(), rel=1e-3)
     picked = np.take_along_axis(logs, batch["targets"][None, ..., None].astype(int), axis=-1)
     assert found.losses == pytest.approx([-picked[0].mean(), -picked[1].mean()], rel=1e-4)
