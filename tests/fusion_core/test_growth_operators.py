@@ -286,6 +286,18 @@ def test_new_units_of_aki_are_made_by_the_layer_above():
             np.testing.assert_array_equal(array, plain[name])
 
 
+def test_aki_takes_weight_and_bias_of_an_mlp_layer_from_one_layer():
+    """The input layer's bias has the shape of the next one's, its weight has not: both are copies."""
+    config = fc.MLPConfig((2, 3, 3, 3, 1))
+    params = random_mlp(config.sizes, 0)
+    grown, plain = (fc.grow(params, config, operator, factor=2)[0]["layers"] for operator in ("aki", "hypercloning"))
+    for i, above in enumerate((0, 2, 2, 3)):
+        for name in ("weight", "bias"):
+            rows = params["layers"][i][name].shape[0]
+            np.testing.assert_array_equal(grown[i][name][:rows], plain[i][name][:rows])
+            np.testing.assert_array_equal(grown[i][name][rows:], plain[above][name][rows:])
+
+
 def test_random_off_diagonal_keeps_the_diagonal_and_draws_the_rest_as_from_scratch():
     config = fc.MLPConfig((2, 40, 40, 1))
     params = random_mlp(config.sizes, 0)
