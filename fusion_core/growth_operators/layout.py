@@ -177,11 +177,13 @@ def rename(function: Callable[[str, Any], Any], params: Params) -> Params:
 def zero_sum_noise(config: Config, units: Units, grown: Params, size: int | float, seed: int) -> Params:
     r"""Adds noise that cancels over the copies which an array reads, so that the function stays what it was.
 
-    .. math:: \tilde W_{ij} = W'_{ij} + N_{ij} - \frac1{n_{h(j)}} \sum_{h(j') = h(j)} N_{ij'}
+    .. math::
+        \tilde W_{ij} = W'_{ij} + \sqrt{\tfrac{n}{n - 1}} \Big(N_{ij} - \frac1n \sum_{h(j') = h(j)} N_{ij'}\Big),
+        \qquad n = n_{h(j)}
 
-    Copies are equal in their values x, so that ``Ñ x = 0``; their outgoing weights are not, so that their gradients
-    differ. For two copies it is ``[[W + N₁, W − N₁], [W + N₂, W − N₂]]``. N is Gaussian, ``size`` times the mean absolute
-    entry of the array.
+    Copies are equal in their values x, so that the noise adds nothing; their outgoing weights are not, so that their gradients
+    differ. For two copies it is ``[[W + N₁, W − N₁], [W + N₂, W − N₂]]``. N is Gaussian, of standard deviation
+    ``size`` times the root mean square of the array's entries that are not zero.
     """
     return _noise(config, grown, size, seed, lambda axis, _: axis.reads, units, centred=True)
 
@@ -191,6 +193,12 @@ def copy_noise(config: Config, units: Units, grown: Params, size: int | float, s
     return _noise(
         config, grown, size, seed, lambda axis, array: not axis.reads and array.ndim == 2, units, centred=False
     )
+
+
+def _rms(array: Array) -> Array:
+    """Root mean square of the entries that are not zero: blocks that fusion leaves empty do not count."""
+    wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return jnp.sqrt(jnp.sum(wide * wide) / jnp.maximum(jnp.count_nonzero(wide), 1))
 
 
 def _noise(
@@ -214,11 +222,13 @@ def _noise(
             noise = np.moveaxis(rng.standard_normal(array.shape), number, -1)
             if centred:
                 same = (index[:, None] == index).astype(float)
-                noise = noise - noise @ (same / same.sum(axis=0))
+                counts = same.sum(axis=0)
+                # less the mean over the copies, at the standard deviation that it had; a unit without copies gets none
+                noise = (noise - noise @ (same / counts)) * np.sqrt(counts / np.maximum(counts - 1, 1))
             else:
                 noise = noise * (np.arange(len(index)) != first_copies(index))
             noise = np.moveaxis(noise, -1, number)
-            array = array + size * jnp.mean(jnp.abs(array)) * jnp.asarray(noise, array.dtype)
+            array = array + (size * _rms(array)).astype(array.dtype) * jnp.asarray(noise, array.dtype)
         return array
 
     return rename(leaf, grown)

@@ -24,7 +24,7 @@ class Request:
       width: the grown widths (an MLP's hidden ones, or a T5's by field).
       depth: the grown number of layers.
       seed: of all draws; None where none was given.
-      noise: of symmetry-breaking noise, in mean absolute entries of the array that it is added to; 0: none.
+      noise: of symmetry-breaking noise, in units of the root mean square of each array; 0: none.
 
     Raises:
       InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.

@@ -234,8 +234,8 @@ def grow(
       width: in its place, the grown widths: an MLP's hidden ones, ``(16, 16)``, or fields of a T5, ``{"d_ff": 96}``.
       depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers.
       seed: of what is drawn; needed where something is.
-      noise: to separate copies, in mean absolute entries of the array that it is added to; 0: none. It keeps the function
-        for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
+      noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
+        function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
 
     Returns:
       ``(params, config)`` of the grown network, in the dtype of params.

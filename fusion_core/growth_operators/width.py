@@ -127,10 +127,7 @@ def aki(config: Config, request: Request) -> Growth:
     factor = request.factor
     units = whole_copies(config, factor)
     copied, table = replicate(config, units), axes(config)
-    names = by_name(parameter_shapes(config))
-    above = {name: _name_above(name, config) for name in names}
-    # the layer above must have arrays of the same shape: not so for an MLP's input layer, and there is none at the top
-    above = {name: up if names.get(up) == names[name] else name for name, up in above.items()}
+    above = {name: _name_above(name, config) for name in by_name(parameter_shapes(config))}
     if all(name == up for name, up in above.items()):
         raise InputError(
             "aki finds no layer with one of the same shape above it, so that it would only copy units; use hypercloning, or "
@@ -156,10 +153,13 @@ def aki(config: Config, request: Request) -> Growth:
 
 
 def _name_above(name: str, config: Config) -> str:
+    """The array of the next layer that new units take their weights from; itself where there is none."""
     path = name.split(".")
     if isinstance(config, MLPConfig):
-        # the last layer makes no units
-        path[1] = str(min(int(path[1]) + 1, len(config.sizes) - 3)) if int(path[1]) < len(config.sizes) - 2 else path[1]
+        layer, sizes = int(path[1]), config.sizes
+        # both layers as a whole must be of one shape, and the last layer makes no units
+        if layer + 3 < len(sizes) and sizes[layer] == sizes[layer + 1] == sizes[layer + 2]:
+            path[1] = str(layer + 1)
     elif len(path) > 5 and path[-2] not in ("layer_norm", "relative_attention_bias"):
         depth = config.num_layers if path[0] == "encoder" else config.num_decoder_layers
         path[2] = str(min(int(path[2]) + 1, depth - 1))
