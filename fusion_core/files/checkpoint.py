@@ -97,7 +97,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         hint = "give the folder that save_pretrained wrote"
         if folder.suffix in PICKLES and folder.is_file():
             raise InputError(f"{folder} {CONVERT}")
-        raise InputError(f"{folder} is no checkpoint: it has no config.json; {hint}")
+        why = "it has no config.json" if folder.exists() else "there is no such folder"
+        raise InputError(f"{folder} is no checkpoint: {why}; {hint}")
     return read_json(folder / "config.json")
 
 

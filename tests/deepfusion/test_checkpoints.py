@@ -122,7 +122,7 @@ def test_info_describes_a_folder(run, pair):
     assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(pair[0]).values())
     code, out, err = run("info", pair[0] / "absent")
     assert (code, out) == (2, "")
-    assert "is no checkpoint: it has no config.json" in err
+    assert "is no checkpoint: there is no such folder" in err
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_checkpoints_that_do_not_fit_are_not_fused(refused, tmp_path, changes, m
 def test_fuse_refuses_what_is_no_checkpoint_too_few_and_weights_that_are_none(refused, tmp_path):
     a = save(tmp_path, "a", tiny("v1.0", **SMALL))
     out = ("--out", tmp_path / "c")
-    refused("is no checkpoint: it has no config.json", "fuse", a, tmp_path / "absent", *out)
+    refused("is no checkpoint: there is no such folder", "fuse", a, tmp_path / "absent", *out)
     refused("at least two networks, but got 1", "fuse", a, *out)
     refused("--weights is 'half'; give numbers with commas", "fuse", a, a, "--weights", "half", *out)
     refused("must be positive and sum to 1", "fuse", a, a, "--weights", "nan,1", *out)
