@@ -20,11 +20,11 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from fusion_core.t5 import init, token_loss
+from fusion_core.t5 import init
 from fusion_core.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_schedule
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 
 VOCABULARY, SOURCE, BATCH, RATE = 512, 64, 16, 0.02
 STYLES = {
@@ -66,10 +66,9 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
         def source(seed: int, width: int, share: float, style: str = style, sources: dict = sources) -> Any:
             key, config = (seed, width, share), config_of(style, width)
             if key not in sources:
-                loss = lambda p, b: token_loss(p, config, b["encoder_ids"], b["targets"])
                 optimizer = adafactor(t5_schedule())
                 state = init_state(init(config, seed, match_cross_attention=True), optimizer, RATE)
-                trainer = Trainer(loss, optimizer, BATCH, 10)
+                trainer = Trainer(t5_loss(config), optimizer, BATCH, 10)
                 state, _ = trainer.advance(state, train.with_seed(seed).batch, round(share * steps / 10) * 10)
                 sources[key] = jax.tree.map(jnp.asarray, state.params)
             return sources[key], config

@@ -89,7 +89,7 @@ def demo(
                 raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
             changes["text"] = tuple(str(path.resolve()) for path in text)
         settings = dataclasses.replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
-        from fusion_core.train.step import devices_for
+        from fusion_core.train.devices import devices_for
 
         devices_for(settings.batch)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

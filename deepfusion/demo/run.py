@@ -35,6 +35,7 @@ from fusion_core.train import (
     init_state,
     load_state,
     save_state,
+    t5_loss,
     t5_schedule,
 )
 from fusion_core.train.loop import graceful_interrupt
@@ -96,8 +97,7 @@ class DemoRun:
     # What is trained, and how.
 
     def _trainer(self, config: T5Config) -> Trainer:
-        loss = lambda params, batch: token_loss(params, config, batch["encoder_ids"], batch["targets"])
-        return Trainer(loss, self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
+        return Trainer(t5_loss(config), self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
 
     def _fresh(self, config: T5Config, name: str, rate: float) -> TrainState:
         params = init(config, self._seed(name), match_cross_attention=self.settings.match_cross_attention)
@@ -155,7 +155,7 @@ class DemoRun:
                 state, _ = trainer.advance(
                     state, self._stream(stream), stop, on_dispatch=lambda n: self.progress.advance(bar, n)
                 )
-                loss = trainer.evaluate(state.params, self.data.validation)
+                loss = trainer.evaluate(state.params, self.data.validation)["loss"]
                 record = {"arm": arm, "step": stop, "flops": flops(stop), "loss": loss}
                 if besides is not None:
                     record |= besides(state)
@@ -215,8 +215,8 @@ class DemoRun:
                 fused = self.fuse_states(states)
                 record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
                 for name, params in (("a", states[0].params), ("b", states[1].params)):
-                    record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
-                record["validation_fused"] = self.large.evaluate(fused.params, self.data.validation)
+                    record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)["loss"]
+                record["validation_fused"] = self.large.evaluate(fused.params, self.data.validation)["loss"]
                 if stop:
                     # before the first step Adafactor has no statistics to freeze
                     record |= self._measure(states, stop)
@@ -281,7 +281,7 @@ class DemoRun:
         """Mean losses on fresh batches: training text in another order than any network's, the same for all of a trial."""
         count, size = self.settings.trial_batches, self.settings.batch
         batches = [self._stream("trial")(trial.step * count + i, size) for i in range(count)]
-        return [trainer.evaluate(state.params, [batch]) for batch in batches]
+        return [trainer.evaluate(state.params, [batch])["loss"] for batch in batches]
 
     def _sources_at(self, step: int) -> tuple[TrainState, ...]:
         return load_state(self._source_file(step), self._fresh_sources())[0]
