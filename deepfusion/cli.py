@@ -18,6 +18,7 @@ from rich.table import Table
 
 from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
+from deepfusion.train import plan, train
 
 app = typer.Typer(
     name="deepfusion",
@@ -171,7 +172,9 @@ app.command()(fuse)
 app.command()(diff)
 app.command()(info)
 app.command(name="derive", help=EXAMPLES)(derive)
-COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info")
+app.command()(plan)
+app.command()(train)
+COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info", "plan", "train")
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:

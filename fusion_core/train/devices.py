@@ -33,8 +33,6 @@ def devices_for(batch_size: int, accumulate: int = 1) -> list[jax.Device]:
       InputError: the devices of all processes cannot share a batch of this size evenly, in ``accumulate`` parts each, or
         the processes have different numbers of devices.
     """
-    if batch_size < 1 or accumulate < 1:
-        raise InputError(f"the batch is {batch_size} and accumulate {accumulate}; both must be at least 1")
     devices, processes = jax.local_devices(), jax.process_count()
     if processes > 1:
         owners = [device.process_index for device in jax.devices()]
@@ -43,14 +41,21 @@ def devices_for(batch_size: int, accumulate: int = 1) -> list[jax.Device]:
             raise InputError(
                 f"the processes have {' and '.join(map(str, counts))} devices; give every process the same number"
             )
-    share = len(devices) * processes * accumulate
+    check_share(batch_size, accumulate, len(devices) * processes)
+    return devices
+
+
+def check_share(batch_size: int, accumulate: int, devices: int) -> None:
+    """Raises InputError where this many devices cannot share a batch evenly, in ``accumulate`` parts each."""
+    if batch_size < 1 or accumulate < 1:
+        raise InputError(f"the batch is {batch_size} and accumulate {accumulate}; both must be at least 1")
+    share = devices * accumulate
     if batch_size % share:
-        owners_said = f"{len(devices) * processes} device{'s' if len(devices) * processes > 1 else ''}"
+        owners = f"{devices} device{'s' if devices > 1 else ''}"
         parts = f" in {accumulate} parts each" if accumulate > 1 else ""
         raise InputError(
-            f"a batch of {batch_size} cannot be shared evenly by {owners_said}{parts}; take a multiple of {share}"
+            f"a batch of {batch_size} cannot be shared evenly by {owners}{parts}; take a multiple of {share}"
         )
-    return devices
 
 
 def local_rows(batch: Batch) -> Batch:

@@ -21,7 +21,7 @@ Feed = Iterator[tuple[Batch, Any]]
 
 
 class Interrupted(Exception):
-    """Ctrl-C came; the loop stopped between two dispatches. ``state`` and the data's ``position`` are whole and can be saved."""
+    """Ctrl-C came; the loop stopped between two dispatches. ``state`` and the data's ``position`` can be saved."""
 
     def __init__(self, state: TrainState, position: Any = None) -> None:
         super().__init__(f"interrupted at step {int(state.step)}")
@@ -78,6 +78,7 @@ class Dispatch(NamedTuple):
     Attributes:
       step: steps taken after it.
       metrics: of each of its steps: ``loss``, ``accuracy``, ``gradient_norm``, ``tokens``.
+      finished: steps that the devices had done when it was yielded: these, or those of the next dispatch too.
       position: where the data stands after it.
       idle: seconds of waiting for input, an upper bound: the time in which batches were built, where the device had
         finished before they were.
@@ -86,6 +87,7 @@ class Dispatch(NamedTuple):
 
     step: int
     metrics: dict[str, np.ndarray]
+    finished: int
     position: Any
     idle: float
     replicated: TrainState | None
@@ -157,20 +159,20 @@ class Trainer:
                 coming, coming_position, idle = batches()
             if _stop.is_set():
                 if pending is not None:
-                    yield _fetched(*pending, None)
+                    yield _fetched(*pending, step, None)
                 raise Interrupted(unreplicate(on_devices), position)
             on_devices, metrics = self._steps(on_devices, coming)
             position, waited = coming_position, idle
             if step + chunk < until:
                 coming, coming_position, idle = batches()
-                if not metrics["loss"].is_ready():  # type: ignore[attr-defined]
+                if not _ready(metrics):
                     idle = 0.0
             # one dispatch late, so that the device never waits for the host
             if pending is not None:
-                yield _fetched(*pending, None)
+                yield _fetched(*pending, step + chunk if _ready(metrics) else step, None)
             pending = (step + chunk, metrics, position, waited)
             if step + chunk == until or pause(step + chunk):
-                yield _fetched(*pending, on_devices)
+                yield _fetched(*pending, step + chunk, on_devices)
                 pending = None
 
     def advance(
@@ -214,7 +216,13 @@ class Trainer:
         return {name: float(value.addressable_shards[0].data[0]) for name, value in found.items()}
 
 
-def _fetched(step: int, metrics: Any, position: Any, idle: float, replicated: TrainState | None) -> Dispatch:
+def _ready(metrics: Any) -> bool:
+    return metrics["loss"].is_ready()
+
+
+def _fetched(
+    step: int, metrics: Any, position: Any, idle: float, finished: int, replicated: TrainState | None
+) -> Dispatch:
     """The item of a dispatch. Raises TrainingDiverged where it has a loss or a gradient that is not finite."""
     values = {name: np.asarray(value.addressable_shards[0].data[0]) for name, value in metrics.items()}
     loss, norm = values["loss"], values["gradient_norm"]
@@ -224,4 +232,4 @@ def _fetched(step: int, metrics: Any, position: Any, idle: float, replicated: Tr
         at = step - len(loss) + i
         what = f"loss of step {at} is {loss[i]}" if not np.isfinite(loss[i]) else f"gradient of step {at} is {norm[i]}"
         raise TrainingDiverged(f"the {what}; lower the learning rate", at)
-    return Dispatch(step, values, position, idle, replicated)
+    return Dispatch(step, values, max(step, finished), position, idle, replicated)

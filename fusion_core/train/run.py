@@ -202,11 +202,8 @@ class _Meter:
 
     def __init__(self, training: Training, step: int, rate: float) -> None:
         self.training, self.rate = training, rate
-        self._reset(step)
-
-    def _reset(self, step: int) -> None:
-        self.step, self.since, self.paused = step, time.perf_counter(), 0.0
-        self.idle = 0.0
+        self.finished, self.since, self.paused = step, time.perf_counter(), 0.0
+        self.idle, self.steps_per_second, self.input_wait = 0.0, 0.0, 0.0
         self.parts: list[dict[str, np.ndarray]] = []
 
     def pause(self, seconds: float) -> None:
@@ -220,26 +217,28 @@ class _Meter:
         training = self.training
         if done.step % training.cadence.log and done.replicated is None:
             return
-        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
-        steps = done.step - self.step
         mean = {name: float(np.mean(np.concatenate([p[name] for p in self.parts]))) for name in self.parts[0]}
-        # the pace of the model's own FLOPs: what is recomputed does not count
-        pace = steps * training.step_flops / seconds
+        self.parts = []
+        if done.finished > self.finished:  # else this dispatch was done when the record before it was written
+            seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
+            self.steps_per_second = (done.finished - self.finished) / seconds
+            self.input_wait = min(1.0, self.idle / seconds)
+            self.finished, self.since, self.paused, self.idle = done.finished, time.perf_counter(), 0.0, 0.0
+        # the model's own FLOPs: what is recomputed does not count
+        pace = self.steps_per_second * training.step_flops
         training._write(
             {
                 "node": training.name,
                 "step": done.step,
-                "steps": steps,
                 "flops": done.step * training.step_flops,
                 "loss": mean["loss"],
                 "accuracy": mean["accuracy"],
                 "gradient_norm": mean["gradient_norm"],
                 "learning_rate": self.rate * float(training.schedule(done.step - 1)),  # the largest of any array
-                "tokens_per_second": steps * training.step_tokens / seconds,
+                "steps_per_second": self.steps_per_second,
+                "tokens_per_second": self.steps_per_second * training.step_tokens,
                 "flops_per_second": pace,
                 "mfu": None if training.peak_flops is None else pace / training.peak_flops,
-                "input_wait": min(1.0, self.idle / seconds),
-                "seconds": seconds,
+                "input_wait": self.input_wait,
             }
         )
-        self._reset(done.step)
