@@ -156,7 +156,7 @@ class DemoRun:
                 state, _ = trainer.advance(
                     state, self._stream(stream), stop, on_dispatch=lambda n: self.progress.advance(bar, n)
                 )
-                loss = trainer.evaluate(state.params, self.data.validation)["loss"]
+                loss = trainer.evaluate(state.params, self.data.validation)
                 record = {"arm": arm, "step": stop, "flops": flops(stop), "loss": loss}
                 if besides is not None:
                     record |= besides(state)
@@ -212,8 +212,8 @@ class DemoRun:
                 fused = self.fuse_states(states)
                 record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
                 for name, params in (("a", states[0].params), ("b", states[1].params)):
-                    record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)["loss"]
-                record["validation_fused"] = self.large.evaluate(fused.params, self.data.validation)["loss"]
+                    record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
+                record["validation_fused"] = self.large.evaluate(fused.params, self.data.validation)
                 if stop:
                     # before the first step Adafactor has no statistics to freeze
                     record |= self._measure(states, stop)
@@ -279,7 +279,7 @@ class DemoRun:
         """Mean losses on fresh batches: training text in another order than any network's, the same for all of a trial."""
         count, size = self.settings.trial_batches, self.settings.batch
         batches = [self._stream("trial")(trial.step * count + i, size) for i in range(count)]
-        return [trainer.evaluate(state.params, [batch])["loss"] for batch in batches]
+        return [trainer.evaluate(state.params, [batch]) for batch in batches]
 
     def _sources_at(self, step: int) -> tuple[TrainState, ...]:
         return load_state(self._source_file(step), self._fresh_sources())[0]

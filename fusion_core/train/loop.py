@@ -205,7 +205,11 @@ class Trainer:
         names = ("loss", "accuracy", "gradient_norm", "tokens")
         return state, {name: np.concatenate([np.zeros(0), *(m[name] for m in measured)]) for name in names}
 
-    def evaluate(self, params: Params, batches: Sequence[Batch], *, replicated: bool = False) -> dict[str, float]:
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
+        """Mean loss over all tokens of the global batches, each of ``batch_size``."""
+        return self.scores(params, batches)["loss"]
+
+    def scores(self, params: Params, batches: Sequence[Batch], *, replicated: bool = False) -> dict[str, float]:
         """Mean ``loss`` and ``accuracy`` over all tokens of the global batches, each of ``batch_size``; ``tokens``.
 
         Args:

@@ -180,7 +180,7 @@ class Training:
             self.checkpoints.save(state, position=position)
 
     def _evaluate(self, replicated: TrainState, step: int) -> None:
-        found = self.trainer.evaluate(replicated.params, self.validation, replicated=True)
+        found = self.trainer.scores(replicated.params, self.validation, replicated=True)
         self._write(
             {
                 "node": self.name,

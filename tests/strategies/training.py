@@ -37,7 +37,7 @@ def fresh():
 
 def outcome(trained: Trainer, state, measured) -> dict[str, np.ndarray]:
     """Everything that a run gives, as flat arrays."""
-    loss = trained.evaluate(state.params, [batch(100, BATCH), batch(101, BATCH)])["loss"]
+    loss = trained.evaluate(state.params, [batch(100, BATCH), batch(101, BATCH)])
     found = {f"params.{name}": np.asarray(leaf) for name, leaf in files.flat_names(state.params).items()}
     return found | measured | {"evaluation": np.asarray(loss)}
 
