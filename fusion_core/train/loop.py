@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -124,8 +125,15 @@ class Trainer:
         self.batch_size = batch_size
         self.steps_per_dispatch = steps_per_dispatch
         self.devices = devices_for(batch_size, accumulate)
-        self._steps = train_steps(loss, optimizer, accumulate=accumulate, seed=seed)
+        self.seed = seed
+        self._steps = train_steps(loss, optimizer, accumulate=accumulate)
         self._evaluate = evaluate_step(loss)
+
+    def with_seed(self, seed: int) -> Trainer:
+        """The same with another seed of dropout; nothing is compiled again."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def dispatches(
         self, state: TrainState, feed: Feed, until: int, pause: Callable[[int], bool] = lambda step: False
@@ -147,6 +155,7 @@ class Trainer:
         if until < start or (until - start) % chunk:
             raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
         on_devices, position, pending = replicate(state, self.devices), None, None
+        seed = replicate(np.uint32(self.seed), self.devices)
 
         def batches() -> tuple[Batch, Any, float]:
             begun = time.perf_counter()
@@ -161,7 +170,7 @@ class Trainer:
                 if pending is not None:
                     yield _fetched(*pending, step, None)
                 raise Interrupted(unreplicate(on_devices), position)
-            on_devices, metrics = self._steps(on_devices, coming)
+            on_devices, metrics = self._steps(on_devices, coming, seed)
             position, waited = coming_position, idle
             if step + chunk < until:
                 coming, coming_position, idle = batches()

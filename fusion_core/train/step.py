@@ -64,19 +64,19 @@ def summed_gradients(
 
 
 def train_steps(
-    loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1, seed: int = 0
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
     """Several training steps in one dispatch, data-parallel over the devices of all processes.
 
-    The returned function takes a replicated state (which it consumes) and sharded batches (``devices.shard``), and
-    returns the new state and, for each step, ``loss`` (mean over the global batch's tokens, nats), ``accuracy`` (share of
-    tokens whose largest logit is the right one), ``gradient_norm`` and ``tokens``. Sums and counts are added over devices
-    before they are divided, so the result does not depend on the number of devices.
+    The returned function takes a replicated state (which it consumes), sharded batches (``devices.shard``) and a replicated
+    seed of dropout. It returns the new state and, for each step, ``loss`` (mean over the global batch's tokens, nats),
+    ``accuracy`` (share of tokens whose largest logit is the right one), ``gradient_norm`` and ``tokens``. Sums and counts
+    are added over devices before they are divided, so the result does not depend on the number of devices.
 
     The key of dropout is a function of (seed, step, device) alone, so that a run can be resumed anywhere.
     """
 
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def one(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(AXIS))
         grads, sums = jax.lax.psum(summed_gradients(loss, state.params, batch, key, accumulate), AXIS)
         tokens = sums["tokens"]
@@ -92,7 +92,9 @@ def train_steps(
         return TrainState(params, opt_state, state.step + 1, state.rates), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
-    return data_parallel(lambda state, batches: jax.lax.scan(one, state, batches), donate=(0,))
+    return data_parallel(
+        lambda state, batches, seed: jax.lax.scan(lambda s, batch: one(s, batch, seed), state, batches), donate=(0,)
+    )
 
 
 def evaluate_step(loss: Loss) -> Callable[[Params, Batch], dict[str, Array]]:

@@ -111,7 +111,9 @@ def test_the_trainers_loss_is_the_models_and_counts_what_is_right(style):
     assert float(sums["nll"]) == pytest.approx(float(wanted), rel=1e-6)
     assert float(sums["tokens"]) == float(count)
     decoder_ids = np.concatenate([np.zeros((3, 1), np.int32), batch["targets"][:, :-1]], axis=1)
-    logits = jax.jit(fc.forward, static_argnums=1)(params, config, batch["encoder_ids"], decoder_ids, batch["encoder_ids"] != 0)
+    logits = jax.jit(fc.forward, static_argnums=1)(
+        params, config, batch["encoder_ids"], decoder_ids, batch["encoder_ids"] != 0
+    )
     right = (np.asarray(logits).argmax(-1) == batch["targets"]) & (batch["targets"] != 0)
     assert float(sums["correct"]) == right.sum()
 
