@@ -168,6 +168,8 @@ def _run(
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
     with contextlib.ExitStack() as stack:
         view = stack.enter_context(view_of(notes))
+        for writer in writers:
+            stack.callback(writer.close)
         stack.enter_context(
             graceful_interrupt(lambda: view.note("Stopping at the next step; Ctrl-C again stops at once."))
         )

@@ -77,4 +77,8 @@ class TensorBoard:
         for name, value in record.items():
             if isinstance(value, int | float) and name != "step":
                 self._writers[node].add_scalar(name, value, record["step"])
-        self._writers[node].flush()
+
+    def close(self) -> None:
+        """Writes what is still in a queue."""
+        for writer in self._writers.values():
+            writer.close()

@@ -146,6 +146,7 @@ def test_a_dead_peer_stops_the_others_with_the_reason(cache, tmp_path, victim, s
     killed = time.monotonic()
     code, _, err = finished(both[1 - victim], seconds=60)
     took = time.monotonic() - killed
+    print(f"process {1 - victim} stopped {took:.1f} s after the other")
     finished(both[victim])
     assert took < PATIENCE + 30
     if victim == 1:
@@ -168,7 +169,7 @@ def test_a_full_disk_is_said_clearly_and_the_checkpoints_before_it_are_kept(cach
     done = subprocess.run(
         [sys.executable, "-c", command, str(tmp_path / "run")],
         cwd=runs.ROOT,
-        env=runs.environment(),  # without the cache, whose files are large too
+        env=runs.environment(cache=cache),  # where all is compiled already: a new file there would be too large as well
         capture_output=True,
         text=True,
         timeout=240,

@@ -407,5 +407,6 @@ def test_tensorboards_files_hold_the_records(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the extra: pip install 'deepfusion[tensorboard]'")
     board = TensorBoard(tmp_path)
     board.write({"node": "a", "step": 5, "loss": 1.5})
+    board.close()
     (file,) = (tmp_path / "a").iterdir()
     assert b"loss" in file.read_bytes()
