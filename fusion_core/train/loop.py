@@ -178,7 +178,8 @@ class Trainer:
                     idle = 0.0
             # one dispatch late, so that the device never waits for the host
             if pending is not None:
-                yield _fetched(*pending, step + chunk if _ready(metrics) else step, None)
+                done = _fetched(*pending, step, None)
+                yield done._replace(finished=step + chunk) if _ready(metrics) else done
             pending = (step + chunk, metrics, position, waited)
             if step + chunk == until or pause(step + chunk):
                 yield _fetched(*pending, step + chunk, on_devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -22,6 +23,7 @@ from fusion_core.train.step import TrainState
 from fusion_core.train.store import Checkpoints
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+WINDOW = 5  # records that the pace is taken over
 
 
 @runtime_checkable
@@ -202,8 +204,11 @@ class _Meter:
 
     def __init__(self, training: Training, step: int, rate: float) -> None:
         self.training, self.rate = training, rate
-        self.finished, self.since, self.paused = step, time.perf_counter(), 0.0
-        self.idle, self.steps_per_second, self.input_wait = 0.0, 0.0, 0.0
+        self.paused, self.idle = 0.0, 0.0
+        # (steps finished, seconds of training, of them waiting for input) at the last records: what one record measures
+        # depends on when the host looked
+        self.marks = collections.deque([(step, time.perf_counter(), 0.0)], maxlen=WINDOW)
+        self.compiling = True
         self.parts: list[dict[str, np.ndarray]] = []
 
     def pause(self, seconds: float) -> None:
@@ -219,13 +224,15 @@ class _Meter:
             return
         mean = {name: float(np.mean(np.concatenate([p[name] for p in self.parts]))) for name in self.parts[0]}
         self.parts = []
-        if done.finished > self.finished:  # else this dispatch was done when the record before it was written
-            seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
-            self.steps_per_second = (done.finished - self.finished) / seconds
-            self.input_wait = min(1.0, self.idle / seconds)
-            self.finished, self.since, self.paused, self.idle = done.finished, time.perf_counter(), 0.0, 0.0
+        mark = (done.finished, time.perf_counter() - self.paused, self.idle)
+        steps, seconds, idle = (now - before for now, before in zip(mark, self.marks[0], strict=True))
+        if self.compiling:  # the first record has the compilation in it, the next ones have not
+            self.marks.clear()
+            self.compiling = False
+        self.marks.append(mark)
+        steps_per_second = steps / max(seconds, 1e-9)
         # the model's own FLOPs: what is recomputed does not count
-        pace = self.steps_per_second * training.step_flops
+        pace = steps_per_second * training.step_flops
         training._write(
             {
                 "node": training.name,
@@ -235,10 +242,10 @@ class _Meter:
                 "accuracy": mean["accuracy"],
                 "gradient_norm": mean["gradient_norm"],
                 "learning_rate": self.rate * float(training.schedule(done.step - 1)),  # the largest of any array
-                "steps_per_second": self.steps_per_second,
-                "tokens_per_second": self.steps_per_second * training.step_tokens,
+                "steps_per_second": steps_per_second,
+                "tokens_per_second": steps_per_second * training.step_tokens,
                 "flops_per_second": pace,
                 "mfu": None if training.peak_flops is None else pace / training.peak_flops,
-                "input_wait": self.input_wait,
+                "input_wait": min(1.0, idle / max(seconds, 1e-9)),
             }
         )

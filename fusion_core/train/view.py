@@ -81,7 +81,7 @@ class View:
             parts.append(f"MFU {record['mfu']:.1%}")
         parts.append(f"waiting for input {record['input_wait']:.1%}")
         # the pace of the last record alone: the newest news
-        parts.append(f"left {duration((self._until - record['step']) / record['steps_per_second'])}")
+        parts.append(f"left {duration((self._until - record['step']) / max(record['steps_per_second'], 1e-9))}")
         return ", ".join(parts)
 
 
