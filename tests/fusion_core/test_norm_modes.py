@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
+from fusion_core.decoder.model import unit_layer
 from fusion_core.fusion import fused_config
+from fusion_core.fusion.calibration import Moments, NormKind, norm_factors
 from fusion_core.t5 import token_loss
 from fusion_core.t5.model import shifted_right, unit_rms
 from tests.strategies import decoders
@@ -130,6 +132,21 @@ def test_the_first_calibrated_factor_is_the_least_squares_one():
     ratio = np.sqrt(squares / (np.average(squares, axis=0, weights=widths)))
     np.testing.assert_allclose(rule.scales, (ratio.sum(axis=1) / (ratio**2).sum(axis=1)), rtol=1e-4)
     assert np.ptp(rule.scales) > 0.005
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_factors_from_moments_are_those_of_the_activations(centred):
+    """Least squares over the normed activations themselves, with a mean and scales that differ, padding left out."""
+    rng, widths, epsilon = np.random.default_rng(0), (6, 10), 0.1
+    streams = [jnp.asarray((i + 1) * rng.standard_normal((3, 7, n)) + i) for i, n in enumerate(widths)]
+    counts = jnp.asarray(rng.integers(0, 2, (3, 7)), jnp.float64)
+    unit = unit_layer if centred else unit_rms
+    moments = [{("norm",): Moments(x.mean(-1), x.var(-1), counts)} for x in streams]
+    found = norm_factors(moments, widths, NormKind(centred, epsilon))["norm",]
+    common = jnp.split(unit(jnp.concatenate(streams, axis=-1), epsilon), [widths[0]], axis=-1)
+    for factor, a, x in zip(found, common, streams, strict=True):
+        a, b = counts[..., None] * a, unit(x, epsilon)
+        assert factor == pytest.approx(float(jnp.vdot(a, b) / jnp.vdot(a, a)), rel=1e-12)
 
 
 def test_grouped_fusion_nests():
