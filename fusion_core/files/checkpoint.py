@@ -175,18 +175,25 @@ def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
 class LazyParams(dict[str, Any]):
     """A network's nested parameters whose arrays are read, as float32, each time they are asked for.
 
-    A function of params that is called outside jit so needs one tensor at a time in memory.
+    A function of params that is called outside jit so needs one tensor at a time in memory. A node's ``"path"`` is its
+    keys, as ``fusion_core.fusion.calibration`` marks norms.
     """
 
     def __init__(self, reader: Reader, tensors: Mapping[str, Entry], prefix: str = "") -> None:
         super().__init__()
         self._reader, self._tensors, self._prefix = reader, tensors, prefix
 
+    def __contains__(self, key: object) -> bool:
+        name = f"{self._prefix}{key}"
+        return name in self._tensors or any(other.startswith(f"{name}.") for other in self._tensors)
+
     def __missing__(self, key: str) -> Any:
+        if key == "path":
+            return tuple(self._prefix.split(".")[:-1])
         name = f"{self._prefix}{key}"
         entry = self._tensors.get(name)
         if entry is not None:
             return jnp.asarray(self._reader.whole(entry).astype(np.float32))
-        if not any(other.startswith(f"{name}.") for other in self._tensors):
+        if key not in self:
             raise KeyError(name)
         return LazyParams(self._reader, self._tensors, f"{name}.")

@@ -128,9 +128,11 @@ def test_info_describes_a_folder(run, pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--norm", "grouped"], "--norm grouped cannot be written to files yet"),
-        (["--norm", "odd"], "--norm is 'odd'; it can be plain, calibrated or grouped"),
-        (["--calibration-text", "x"], "--calibration-text is for --norm calibrated"),
+        (["--norm", "grouped"], "grouped norms cannot be written: Hugging Face's format has one norm"),
+        (["--norm", "odd"], "the norm mode is 'odd'; it can be plain or calibrated"),
+        (["--norm", "calibrated"], "--norm calibrated is fitted to text: give --calibration-text FILE"),
+        (["--norm", "calibrated", "--calibration-text", "absent.txt"], "absent.txt"),
+        (["--calibration-text", __file__.replace(".py", ".md")], "test_checkpoints.md"),
         (["--max-shard", "big"], "--max-shard is 'big'; give a size such as 5GB"),
         (["--dtype", "int4"], "the dtype is 'int4'"),
         (["--noise", "0.1"], "noise keeps the function only where the sources are one network"),
