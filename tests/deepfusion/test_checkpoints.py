@@ -9,7 +9,7 @@ from deepfusion import cli
 from deepfusion.checkpoints import parse_size
 from fusion_core.errors import InputError
 from fusion_core.text import train_tokenizer
-from tests.strategies.checkpoints import saved_t5, tensors_of
+from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
 
 
@@ -157,3 +157,25 @@ def test_sizes_are_read(text, size):
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="--max-shard is"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoders_are_fused_compared_on_text_and_described(run, kind, tmp_path):
+    text = " ".join(sentences(0, 60))
+    tokenizer = train_tokenizer([text], 300)
+    a, b = (saved_decoder(tmp_path / "ab"[i], kind, i, i, vocab_size=tokenizer.vocab_size) for i in range(2))
+    tokenizer.save(a)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    options = ["--norm", "calibrated", "--calibration-text", tmp_path / "text.txt"]
+    code, out, err = run("fuse", a, b, "--out", tmp_path / "c", "--json", *options)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["norm"] == "calibrated"
+    assert facts["deviation"]["largest"] > 0.01
+    code, out, err = run("diff", a, tmp_path / "c", "--text", tmp_path / "text.txt", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["text"]
+    assert len(found["reshaped"]) == len(facts["tensors"])
+    assert "cannot be fused yet" not in run("info", tmp_path / "c")[1]
+    assert json.loads(run("info", tmp_path / "c", "--json")[1])["supported"]
