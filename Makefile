@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## Train two tiny T5s on real text, decide when to grow
 	$(BIN)/deepfusion demo
 
 test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
