@@ -232,7 +232,8 @@ def grow(
       factor: an integer k ≥ 2. Width operators multiply all hidden widths by it (of a T5: d_model, d_ff and num_heads); depth
         operators the number of layers of each stack, or of an MLP's hidden-to-hidden layers.
       width: in its place, the grown widths: an MLP's hidden ones, ``(16, 16)``, or fields of a T5, ``{"d_ff": 96}``.
-      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers.
+      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers; or, for a T5's stacks
+        apart, of those that grow: ``{"num_layers": 8}``.
       seed: of what is drawn; needed where something is.
       noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
         function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
