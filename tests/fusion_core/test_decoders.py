@@ -116,6 +116,13 @@ def test_a_tied_head_may_be_saved_beside_the_embedding_or_instead_of_it(tied, in
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(tied):
+    folder, _, _, name = tied
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors[name] + np.float32(1e-3)})
+    with pytest.raises(fc.InputError, match=f"lm_head.weight should be a copy of {name}, but differs from it"):
+        fc.load_pretrained(folder)
+
+
 def test_the_bare_models_names_and_old_buffers_are_read(tied):
     """As in the released gpt2 files: no prefix, and the causal mask as a buffer."""
     folder, params, _, name = tied
@@ -152,7 +159,7 @@ def test_a_configuration_that_this_model_does_not_have_is_refused(kind, values, 
     ("change", "message"),
     [
         (lambda t: {n: x for n, x in t.items() if "wpe" not in n}, r"transformer\.wpe\.weight is missing"),
-        (lambda t: t | {"odd": np.ones(2, np.float32)}, r"unknown tensors \['transformer\.odd'\]"),
+        (lambda t: t | {"odd": np.ones(2, np.float32)}, r"unknown tensors \['odd'\]"),
         (lambda t: t | {"transformer.wpe.weight": np.ones((3, 8), np.float32)}, r"wpe\.weight has shape \(3, 8\)"),
         (lambda t: t | {"transformer.ln_f.bias": np.full(8, np.nan, np.float32)}, "not finite"),
     ],
