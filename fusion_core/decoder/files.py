@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from fusion_core.decoder.config import DecoderConfig, GPT2Config, LlamaConfig
+from fusion_core.decoder.config import DecoderConfig, GPT2Config, Llama3Rope, LlamaConfig
 from fusion_core.errors import InputError
 
 KINDS: dict[str, type] = {"llama": LlamaConfig, "gpt2": GPT2Config}
@@ -44,8 +44,12 @@ def config_to_json(config: DecoderConfig) -> dict[str, Any]:
                 f"a Llama with hidden_size {config.hidden_size} and num_attention_heads {config.num_attention_heads} cannot "
                 "be exported: transformers demands that the first is a multiple of the second; fuse sources with equal ratios"
             )
-        # transformers 5 reads rope_parameters, older versions rope_theta
-        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+        # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling
+        scaling = fields.pop("rope_scaling")
+        stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
+        fields |= {"rope_parameters": stretched | {"rope_theta": fields["rope_theta"]}}
+        if scaling:
+            fields["rope_scaling"] = stretched
     else:
         dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
         fields |= dropouts
@@ -61,10 +65,30 @@ def _llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
         filled["head_dim"] = values.get("hidden_size", 0) // heads
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"{origin}: rope_type is {kind!r}; only the 'default' rotary positions can be read here")
+    if kind not in ("default", "llama3"):
+        raise InputError(
+            f"{origin}: rope_type is {kind!r}; the rotary positions 'default' and 'llama3' can be read here"
+        )
+    turned = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if turned not in (None, 1):
+        raise InputError(
+            f"{origin}: partial_rotary_factor is {turned!r}; only heads that are turned whole can be read here"
+        )
     theta = rope.get("rope_theta", values.get("rope_theta"))
-    return filled if theta is None else filled | {"rope_theta": float(theta)}
+    if theta is not None:
+        filled["rope_theta"] = float(theta)
+    return filled | {"rope_scaling": _llama3_rope(rope, values, origin) if kind == "llama3" else None}
+
+
+def _llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Llama3Rope:
+    found: dict[str, Any] = {field.name: rope.get(field.name) for field in dataclasses.fields(Llama3Rope)}
+    length = "original_max_position_embeddings"
+    if found[length] is None:
+        found[length] = values.get(length)  # transformers 5 takes it from there, too
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{origin}: {name} of the 'llama3' rotary positions is {value!r}; it must be a number")
+    return Llama3Rope(**{name: float(value) for name, value in found.items()} | {length: found[length]})
 
 
 def config_from_json(values: dict[str, Any], origin: str = "config.json") -> DecoderConfig:
