@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from fusion_core.fusion import Rule, fused_config
-from tests.strategies.networks import STYLES, batch_of, logits, random_mlp, random_t5, tiny
+from tests.strategies.networks import STYLES, batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 from toy_models import mlp
 
 DTYPES = ("float32", "float64")
@@ -98,17 +98,6 @@ def maps():
         "v1.0": ([narrow("v1.0", 4, 1, 3), narrow("v1.0", 6, 2, 5)], None),
         "v1.1": ([narrow("v1.1", 4, 1, 3), narrow("v1.1", 6, 2, 5)], [0.25, 0.75]),
     }
-
-
-def random_like(shapes, seed):
-    """A tree of random arrays."""
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
-
-
-def inner(a, b):
-    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.fixture(scope="module", params=sorted(maps()))

@@ -16,7 +16,7 @@ from benchmarks import growth_operators as benchmark
 from fusion_core.growth_operators import GROWTH_OPERATORS, copied_units
 from fusion_core.growth_operators.layout import axes, by_name, first_copies, spaces
 from fusion_core.t5 import init, parameter_shapes
-from tests.strategies.networks import batch_of, logits, random_mlp, random_t5, tiny
+from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 
 CASES = benchmark.cases()
 T5_CASES = [case for case in CASES if case[2] != "MLP"]
@@ -87,16 +87,6 @@ LINEAR = [
         or (network == "T5 v1.0" and name in ("deep_fusion", "net2net_width", "aki", "identity_layers"))
     )
 ]
-
-
-def random_like(shapes, seed):
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
-
-
-def inner(a, b):
-    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def combine(u, v):

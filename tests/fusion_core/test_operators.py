@@ -13,8 +13,8 @@ import fusion_core as fc
 from fusion_core.fusion import fused_config, operators
 from fusion_core.fusion.conv import parameter_shapes
 from fusion_core.fusion.operators import table_map
-from tests.fusion_core.test_fusion import inner, mlp_output, random_like
-from tests.strategies.networks import random_mlp
+from tests.fusion_core.test_fusion import mlp_output
+from tests.strategies.networks import inner, random_like, random_mlp
 from toy_models import mlp
 
 

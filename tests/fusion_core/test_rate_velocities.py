@@ -123,5 +123,5 @@ def test_every_array_alone_moves_the_outputs_as_before_with_the_factor_and_off_b
             assert factor == pytest.approx(table(kind, name, k)[optimizer]), which
             sizes = [float(np.linalg.norm(v)) for v in (old, new)]
             assert sizes[0] > 1e-6, which
-            assert np.dot(old, new) / (sizes[0] * sizes[1]) == pytest.approx(1, abs=1e-10), which
-            assert sizes[1] / sizes[0] == pytest.approx(1 / factor, rel=1e-8), which
+            assert np.dot(old, new) / (sizes[0] * sizes[1]) == pytest.approx(1, abs=1e-13), which
+            assert sizes[1] / sizes[0] == pytest.approx(1 / factor, rel=1e-12), which
