@@ -33,7 +33,12 @@ def fused_t5_config(configs: Sequence[T5Config], norm: NormMode = "plain") -> T5
     Raises:
       InputError: depths, vocabularies or conventions differ.
     """
-    return added(configs, "d_model", ("d_ff", "num_heads"), ("num_layers", "num_decoder_layers"), norm)
+    depths = ("num_layers", "num_decoder_layers")
+    return added(configs, "d_model", ("d_ff", "num_heads"), depths, norm, _deepen)
+
+
+def _deepen(field: str, depth: int) -> str:
+    return f'"identity_layers", depth={{"{field}": {depth}}}) keeps its function; "stacking" in its place copies the layers'
 
 
 def t5_map(configs: Sequence[T5Config], weights: tuple[float, ...]) -> FusionMap:
