@@ -135,6 +135,12 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
     return documents
 
 
+def is_held_out(text: str, fraction: float, seed: int) -> bool:
+    """Whether a document is one of the ``fraction`` for validation; its content and the seed alone decide."""
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
 def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Train and validation documents: whole documents, about ``fraction`` of them for validation.
 
@@ -144,8 +150,7 @@ def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tup
     train: list[str] = []
     validation: list[str] = []
     for text in documents:
-        digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-        side = validation if int.from_bytes(digest[:8], "big") < fraction * 2**64 else train
+        side = validation if is_held_out(text, fraction, seed) else train
         side.append(text)
     for empty, full in ((validation, train), (train, validation)):
         if not empty:

@@ -35,7 +35,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, each ending with the end-of-sequence id."""
-        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch(list(texts))]
+        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; padding and end are left out, sentinels are shown."""
