@@ -128,7 +128,7 @@ def _text(
     limit = -1 if longest is None else longest
     lines: list[bytes] = []
     size, begin, rest = 0, offset, b""
-    while line := rest + file.readline(limit):
+    while line := rest + file.readline(limit - len(rest) if rest else limit):
         rest = b""
         ended = line.endswith(b"\n")
         if not ended and 0 < limit <= len(line):
