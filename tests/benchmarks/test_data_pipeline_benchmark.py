@@ -1,0 +1,16 @@
+"""The benchmark of the data pipeline in its smallest size: it measures and reports."""
+
+import json
+
+from benchmarks import data_pipeline
+
+
+def test_the_benchmark_measures_every_source_and_format(tmp_path, capsys):
+    path = tmp_path / "data.json"
+    assert data_pipeline.main(["--smoke", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert {".txt", ".jsonl", ".jsonl.gz"} <= result["reading_characters_per_s"].keys()
+    assert result["streamed"]["packed"]["source_filled"] > 0.8
+    assert result["ratio"]["packed_to_tokenising"] > 0
+    assert 0 <= result["device_waits"]["with_prefetch"] <= 1
+    assert "| packed to in memory with tokenising |" in capsys.readouterr().out
