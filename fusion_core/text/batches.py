@@ -59,9 +59,10 @@ def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: fl
     def cuts(items: int) -> np.ndarray:
         marks = np.zeros((n, items - 1), bool)
         marks[:, : spans - 1] = True
-        marks = np.concatenate([np.zeros((n, 1), bool), rng.permuted(marks, axis=1)], axis=1)
-        segment = np.cumsum(marks, axis=1)
-        return (segment[:, :, None] == np.arange(spans)).sum(axis=1)
+        edges = np.zeros((n, spans + 1), np.int64)
+        edges[:, 1:-1] = np.nonzero(rng.permuted(marks, axis=1))[1].reshape(n, spans - 1) + 1
+        edges[:, -1] = items
+        return np.diff(edges, axis=1)
 
     lengths = np.stack([cuts(length - noise), cuts(noise)], axis=2).reshape(n, 2 * spans)
     starts = np.zeros((n, length + 1), np.int64)
@@ -78,7 +79,8 @@ def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.nda
     ends = np.full((len(tokens), 1), EOS, tokens.dtype)
 
     def replace(mask: np.ndarray) -> np.ndarray:
-        begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+        begins = mask.copy()
+        begins[:, 1:] &= ~mask[:, :-1]
         ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1, dtype=tokens.dtype), tokens)
         keep = begins | ~mask
         return np.concatenate([ids[keep].reshape(len(tokens), -1), ends], axis=1)
