@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fusion_core.errors import InputError
 from fusion_core.text.documents import Place
-from fusion_core.text.sources import Batch, State
+from fusion_core.text.sources import Batch
 
 PATIENCE = 1000  # groups one after the other that give no row, until the text is called too short
 
@@ -42,22 +42,6 @@ def groups(texts: Sequence[str], characters: int, first: int) -> list[list[str]]
         found[-1].append(text)
         room -= len(text)
     return found
-
-
-def merge_states(states: Sequence[State]) -> State:
-    """The state of a run from those of its processes after the same step.
-
-    Raises:
-      InputError: they are of different runs or steps.
-    """
-    first = min(states, key=lambda state: state["from"]["number"])
-    for state in states:
-        for name in ("source", "step"):
-            if state[name] != first[name]:
-                raise InputError(
-                    f"states of {name} {first[name]} and {state[name]} cannot be merged; take those after one step"
-                )
-    return first | {"lanes": {lane: at for state in states for lane, at in state["lanes"].items()}}
 
 
 class Blocks:

@@ -3,6 +3,10 @@
 import collections
 import itertools
 import json
+import pathlib
+import socket
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -28,6 +32,7 @@ from fusion_core.text.lanes import deal, groups
 from fusion_core.text.packing import unpack, windows_of
 from tests.strategies.texts import documents, sentences
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 quick = settings(max_examples=10, derandomize=True, deadline=None)
 
 TOKENIZER = train_tokenizer(sentences(seed=0, n=300), 320)
@@ -233,9 +238,9 @@ def test_a_state_goes_on_identically(folder, n, packed, lanes, block, files):
 
 
 def test_the_state_is_small_after_epochs():
-    source = stream(block_documents=5)
+    source = stream(documents=TextList(TEXTS[:40]), block_documents=5)
     *_, (_, state) = first(source, 8, 60)
-    assert state["from"]["epoch"] >= 1
+    assert state["from"]["epoch"] >= 3
     assert len(json.dumps(state)) < 1000
 
 
@@ -307,6 +312,37 @@ def test_states_of_different_steps_or_of_one_process_alone_are_refused():
         stream().batches(8, a[0][1])
 
 
+GATHER = r"""
+import json, sys
+import jax
+rank, port, states = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+from fusion_core.text import gathered
+print(json.dumps(gathered(states[rank])))
+"""
+
+
+def test_processes_gather_their_states():
+    states = [first(stream(process_index=i, process_count=2), 16, 3)[-1][1] for i in range(2)]
+    states[1]["lanes"]["7"][2] += 10_000  # of another length
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", GATHER, str(rank), port, json.dumps(states)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running]
+    assert found == [merge_states(states)] * 2
+    assert fc.text.gathered(states[0]) == states[0]
+
+
 @pytest.mark.parametrize(("size", "lanes", "count"), [(0, 8, 1), (6, 8, 4), (8, 3, 2), (-4, 8, 1)])
 def test_a_batch_that_processes_cannot_share_is_refused(size, lanes, count):
     with pytest.raises(fc.InputError, match=f"cannot share a batch of {size} in {lanes} lanes"):
@@ -321,7 +357,8 @@ def test_windows_in_memory_are_shared_and_go_on(folder):
     state = json.loads(json.dumps(batches[2][1]))
     for i in range(2):
         half = fc.text.SpanCorruption(whole.windows, whole.last_id, 5, process_index=i, process_count=2)
-        for (batch, _), (part, _) in zip(batches[3:], first(half, 8, 3, state), strict=True):
+        for (batch, after), (part, own) in zip(batches[3:], first(half, 8, 3, state), strict=True):
+            assert merge_states([own, own]) == after
             same({name: array[4 * i : 4 * i + 4] for name, array in batch.items()}, part)
     with pytest.raises(fc.InputError, match="the state is of another text or other settings"):
         whole.batches(16, state)
