@@ -107,7 +107,7 @@ def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
     files: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
         if not path.exists():
-            raise InputError(f"there is no file or folder {path}; check the path given to --text")
+            raise InputError(f"there is no file or folder {path}; check the path")
         files += sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
     return files
 

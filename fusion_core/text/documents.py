@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +49,7 @@ class TextFiles:
 
     paths: Sequence[str | pathlib.Path]
     files: tuple[pathlib.Path, ...] = dataclasses.field(init=False)
+    sizes: tuple[int, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str | pathlib.Path):
@@ -55,6 +58,7 @@ class TextFiles:
         if not files:
             raise no_text(self.paths, 0)
         object.__setattr__(self, "files", tuple(files))
+        object.__setattr__(self, "sizes", tuple(file.stat().st_size for file in files))
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
         order = np.random.default_rng((seed, 2, epoch)).permutation(len(self.files))
@@ -65,7 +69,7 @@ class TextFiles:
             start = [0, 0]
 
     def fingerprint(self) -> str:
-        return _digest([(file.name, file.stat().st_size) for file in self.files])
+        return _digest([file.name for file in self.files], self.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,9 @@ class TextList:
             yield self.texts[number], number + 1
 
     def fingerprint(self) -> str:
-        return _digest(len(self.texts), sum(map(len, self.texts)))
+        return _digest(
+            len(self.texts), functools.reduce(lambda crc, text: zlib.crc32(text.encode(), crc), self.texts, 0)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

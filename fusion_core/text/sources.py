@@ -37,6 +37,15 @@ def check_share(process_index: int, process_count: int) -> None:
         raise InputError(f"process {process_index} of {process_count}; count processes from 0")
 
 
+def check_source(state: State, fingerprint: str) -> None:
+    """Raises InputError where a state was made by a source of another fingerprint."""
+    if state.get("source") != fingerprint:
+        raise InputError(
+            f"the state is of another text or other settings: {state.get('source')} instead of {fingerprint}; "
+            "use the run's own, or begin anew"
+        )
+
+
 def last_sentinel(tokenizer: Tokenizer) -> int:
     """The id of ``<extra_id_0>``, from which sentinels count down. Raises InputError where the tokenizer has none."""
     last = tokenizer.backend.token_to_id("<extra_id_0>")

@@ -7,6 +7,7 @@ it reads all of the text, but tokenises its own lanes' only, and the batch is th
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from fusion_core.text.batches import check_sentinels, corrupt, noise_masks, wind
 from fusion_core.text.documents import Documents, Place, blocks
 from fusion_core.text.lanes import Blocks, Lane
 from fusion_core.text.packing import corrupt_each, pack, windows_of
-from fusion_core.text.sources import Batch, State, check_noise, check_share, last_sentinel
+from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source, last_sentinel
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
 # of about so many rows a group is made: many, since its last row is half empty; few, since they are made in one go
@@ -87,7 +88,8 @@ class StreamedSpans:
 
     def fingerprint(self) -> str:
         """What the rows depend on, in a few characters."""
-        parts = (self.documents.fingerprint(), self.source, self.seed, self.target or self._window()[1])
+        tokenizer = hashlib.sha256(self.tokenizer.backend.to_str().encode()).hexdigest()[:12]
+        parts = (self.documents.fingerprint(), tokenizer, self.source, self.seed, self.target or self._window()[1])
         more = (int(self.packed), self.noise_density, self.mean_span, self.block_documents, self.block_characters)
         return " ".join(map(str, parts + more))
 
@@ -110,21 +112,22 @@ class StreamedSpans:
             )
         each = lanes // self.process_count
         mine = range(self.process_index * each, (self.process_index + 1) * each)
-        state = state or self._start(lanes)
-        self._check(state, lanes, mine)
+        fingerprint = self.fingerprint()
+        if state is None:
+            everywhere = {str(lane): [0, 0, 0] for lane in mine}
+            state = {
+                "source": fingerprint,
+                "step": 0,
+                "of": lanes,
+                "from": dataclasses.asdict(Place()),
+                "lanes": everywhere,
+            }
+        self._check(state, fingerprint, lanes, mine)
         return self._batches(state, lanes, mine, size // lanes)
 
-    def _start(self, lanes: int) -> State:
-        place = dataclasses.asdict(Place())
-        at = {str(lane): [0, 0, 0] for lane in range(lanes)}
-        return {"source": self.fingerprint(), "step": 0, "of": lanes, "from": place, "lanes": at}
-
-    def _check(self, state: State, lanes: int, mine: range) -> None:
-        if state.get("source") != self.fingerprint():
-            raise InputError(
-                f"the state is of another text or other settings: {state.get('source')} instead of {self.fingerprint()}; "
-                "use the run's own, or begin anew"
-            )
+    @staticmethod
+    def _check(state: State, fingerprint: str, lanes: int, mine: range) -> None:
+        check_source(state, fingerprint)
         if state["of"] != lanes:
             raise InputError(
                 f"the state has {state['of']} lanes, but these are {lanes}; keep batch and lanes as they were"

@@ -261,6 +261,7 @@ def test_going_on_tokenises_one_group_a_lane(monkeypatch):
     [
         ({"seed": 4}, "the state is of another text or other settings: "),
         ({"documents": TextList(TEXTS[1:])}, "the state is of another text or other settings: "),
+        ({"tokenizer": train_tokenizer(TEXTS, 320)}, "the state is of another text or other settings: "),
         ({"packed": False}, "the state is of another text or other settings: "),
         ({"lanes": 4}, "the state has 8 lanes, but these are 4; keep batch and lanes as they were"),
     ],
