@@ -38,7 +38,10 @@ def kind(path: pathlib.Path) -> str:
 
 def readable(path: pathlib.Path) -> bool:
     """Whether a folder's file is text by its name. Plain ``.json`` may be anything, compressed it is lines (C4's are)."""
-    return kind(path) in READABLE or (kind(path) == ".json" and path.suffix in COMPRESSED)
+    compressed = path.suffix in COMPRESSED
+    return (kind(path) in READABLE and (kind(path) != ".parquet" or not compressed)) or (
+        kind(path) == ".json" and compressed
+    )
 
 
 def extra(module: str, path: pathlib.Path) -> Any:
@@ -211,8 +214,10 @@ def read_file(
       InputError: the file is missing, damaged, cut off, not UTF-8, a line is not JSON with a ``text``, or a package for
         its kind is not installed; file and place are named.
     """
+    if kind(path) == ".parquet" and path.suffix in COMPRESSED:
+        raise InputError(f"{path} is a compressed .parquet, which cannot be entered anywhere; unpack it first")
     try:
-        if kind(path) == ".parquet" and path.suffix not in COMPRESSED:
+        if kind(path) == ".parquet":
             yield from _parquet(path, start)
             return
         with _opened(path) as file:

@@ -101,7 +101,7 @@ class Tokenizer:
           InputError: there is none, it is damaged, or a ``.model`` is not a unigram model as T5's are.
         """
         file = pathlib.Path(path)
-        if file.suffix not in (".json", ".model"):
+        if file.is_dir() or file.suffix not in (".json", ".model"):
             found = [file / name for name in ("tokenizer.json", "spiece.model") if (file / name).exists()]
             file = found[0] if found else file / "tokenizer.json"
         if not file.exists():

@@ -256,6 +256,13 @@ def test_a_parquet_without_text_is_refused(tmp_path, columns, message):
     refused(tmp_path / "a.parquet", message)
 
 
+def test_a_compressed_parquet_is_passed_over_in_folders_and_refused(tmp_path):
+    write(tmp_path / "a.txt", TEXTS)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
+    assert read_documents([tmp_path]) == TEXTS
+    refused(tmp_path / "a.parquet.gz", "is a compressed .parquet, which cannot be entered anywhere; unpack it first")
+
+
 @pytest.mark.parametrize(("name", "module"), [("a.txt.zst", "zstandard"), ("a.parquet", "pyarrow")])
 def test_a_missing_package_is_named_with_the_remedy(tmp_path, monkeypatch, name, module):
     path = write(tmp_path / name, TEXTS)
