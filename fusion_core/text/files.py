@@ -72,7 +72,8 @@ class _Zstd(io.RawIOBase):
                 if self.frame is not None:
                     raise EOFError("the compressed file ends before its end-of-stream marker was reached")
                 return 0
-            self.frame = self.frame or self.library.ZstdDecompressor().decompressobj()
+            # windows as large as the format has them (zstd --long=31); the file decides
+            self.frame = self.frame or self.library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             try:
                 self.ready = memoryview(self.frame.decompress(packed))
             except self.library.ZstdError as error:

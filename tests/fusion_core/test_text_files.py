@@ -103,6 +103,15 @@ def test_frames_of_zstd_follow_each_other(tmp_path):
     assert read_documents([tmp_path / "a.txt.zst"]) == ["one", "two"]
 
 
+def test_long_windows_and_skippable_frames_of_zstd_are_read(tmp_path):
+    long = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    skippable = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"skip"
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(skippable + packer.compress(b"long ") + packer.flush() + skippable + zst(b"window"))
+    assert read_documents([path]) == ["long window"]
+
+
 # Memory
 
 # generates, streams and measures in a process of its own; the memory of the imports does not count
