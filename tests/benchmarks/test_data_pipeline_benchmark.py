@@ -12,5 +12,5 @@ def test_the_benchmark_measures_every_source_and_format(tmp_path, capsys):
     assert {".txt", ".jsonl", ".jsonl.gz"} <= result["reading_characters_per_s"].keys()
     assert result["streamed"]["packed"]["source_filled"] > 0.8
     assert result["ratio"]["packed_to_tokenising"] > 0
-    assert 0 <= result["device_waits"]["with_prefetch"] <= 1
+    assert 0 <= result["device_waits"]["2 times"]["8 ahead"] <= 1
     assert "| packed to in memory with tokenising |" in capsys.readouterr().out
