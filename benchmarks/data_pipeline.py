@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = {name: getattr(arguments, name) for name in ("vocabulary", "source", "batch", "steps", "repeats")}
     if arguments.smoke:
         documents = documents[:60]
-        sizes = {"vocabulary": 500, "source": 64, "batch": 8, "steps": 4, "repeats": 1}
+        sizes = {"vocabulary": 400, "source": 64, "batch": 8, "steps": 4, "repeats": 1}
     with Console(stderr=True).status("") as status:
         result = compute(documents, **sizes, report=lambda what: status.update(what))
     hand_over(result, markdown(result), arguments.json)
