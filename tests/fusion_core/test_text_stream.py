@@ -7,7 +7,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -450,4 +449,3 @@ def test_a_damaged_file_is_named_when_it_is_reached(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\nbad\n')
     with pytest.raises(fc.InputError, match=r"a.jsonl, line 2: expected one JSON object a line"):
         first(stream(documents=TextFiles([tmp_path])), 8, 10)
-    assert threading.active_count() == 1
