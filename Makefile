@@ -18,14 +18,14 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data,corpora,c4]'
 	@touch $@
 
 demo: $(VENV)/.installed ## Train two tiny T5s on real text, decide when to grow, fuse, report (10 minutes on 2 cores)
 	$(BIN)/deepfusion demo
 
 test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -61,14 +61,17 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
     calibration = train.batch(10**6, BATCH)
     rows, seconds = [], time.perf_counter()
     for style in styles:
-        sources = {}
+        sources, trainers = {}, {}
 
-        def source(seed: int, width: int, share: float, style: str = style, sources: dict = sources) -> Any:
+        def source(
+            seed: int, width: int, share: float, style: str = style, sources: dict = sources, trainers: dict = trainers
+        ) -> Any:
             key, config = (seed, width, share), config_of(style, width)
+            if width not in trainers:  # which compiles
+                trainers[width] = Trainer(t5_loss(config), adafactor(t5_schedule()), BATCH, 10)
+            trainer = trainers[width]
             if key not in sources:
-                optimizer = adafactor(t5_schedule())
-                state = init_state(init(config, seed, match_cross_attention=True), optimizer, RATE)
-                trainer = Trainer(t5_loss(config), optimizer, BATCH, 10)
+                state = init_state(init(config, seed, match_cross_attention=True), trainer.optimizer, RATE)
                 state, _ = trainer.advance(state, train.with_seed(seed).batch, round(share * steps / 10) * 10)
                 sources[key] = jax.tree.map(jnp.asarray, state.params)
             return sources[key], config

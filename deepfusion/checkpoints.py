@@ -68,6 +68,8 @@ def _plan_facts(plan: FusionPlan) -> dict[str, Any]:
         "bytes": plan.nbytes,
         "dtypes": plan.dtypes,
         "shards": {file: sum(tensor.nbytes for tensor in tensors) for file, tensors in plan.shards.items()},
+        "norm": "calibrated" if plan.calibrated_on else "plain",
+        "calibrated_on": plan.calibrated_on,
         "exact": plan.equal,
         "exactness": plan.exactness,
         "tensors": [
@@ -111,15 +113,18 @@ def fuse(
         list[pathlib.Path], typer.Argument(help="Two or more checkpoint folders, Hugging Face's layout.")
     ],
     out: Annotated[pathlib.Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
-    norm: Annotated[str, typer.Option(help="'plain': every norm sees the sources' streams together.")] = "plain",
+    norm: Annotated[
+        str, typer.Option(help="'plain': every norm sees the sources' streams together; 'calibrated': so it does, with one "
+                               "factor per source and norm that undoes the rescaling on average.")
+    ] = "plain",
     calibration_text: Annotated[
-        pathlib.Path | None, typer.Option(help="Text on which --norm calibrated fits its scalars.")
+        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the mean, such as 0.3,0.7. Default: equal.")] = None,
     noise: Annotated[
         float, typer.Option(help="Self-fusion only: noise that keeps the function and lets the copies diverge in training.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of the windows of --calibration-text.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the sources'.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     probe: Annotated[bool, typer.Option(help="Measure the deviation from the mean, for the model card.")] = True,
@@ -132,6 +137,7 @@ def fuse(
     deepfusion fuse small-a small-b --out medium
     deepfusion fuse a b --weights 0.3,0.7 --dtype bf16 --out c
     deepfusion fuse a b --out c --dry-run              shapes, parameters, bytes, what is exact; writes nothing
+    deepfusion fuse a b --norm calibrated --calibration-text notes.txt --out c
     deepfusion fuse small small --noise 0.1 --out medium
                                                        self-fusion: the same function, twice the width
 
@@ -141,17 +147,25 @@ def fuse(
     """
     from fusion_core import files
     from fusion_core.errors import InputError
+    from fusion_core.text import read_documents
 
     numbers, largest = _parse_weights(weights), parse_size(max_shard)
-    if norm not in ("plain", "calibrated", "grouped"):
-        raise InputError(f"--norm is {norm!r}; it can be plain, calibrated or grouped")
-    if norm != "plain":
-        raise InputError(f"--norm {norm} cannot be written to files yet; leave it out for plain")
-    if calibration_text is not None:
-        raise InputError("--calibration-text is for --norm calibrated; leave it out")
+    if norm == "calibrated" and not calibration_text:
+        raise InputError("--norm calibrated is fitted to text: give --calibration-text FILE")
     if not dry_run:
         files.check_output(out)
-    plan = files.plan_fusion(sources, numbers, dtype=dtype, noise=noise, seed=seed, largest_shard=largest)
+    texts = read_documents(calibration_text) if calibration_text else None
+    with Console(stderr=True).status("reading headers" if texts is None else "calibrating the norms"):
+        plan = files.plan_fusion(
+            sources,
+            numbers,
+            dtype=dtype,
+            norm=norm,
+            calibration=texts,
+            noise=noise,
+            seed=seed,
+            largest_shard=largest,
+        )
     facts = _plan_facts(plan)
     if dry_run:
         print(json.dumps(facts)) if as_json else _print_plan(plan)
@@ -161,11 +175,7 @@ def fuse(
     if as_json:
         print(json.dumps({"out": str(out)} | facts | {"deviation": measured and dataclasses.asdict(measured)}))
         return
-    config = facts["config"]
-    print(
-        f"Wrote {out}: {len(sources)} sources, width {config['d_model']}, {config['num_heads']} heads, "
-        f"{plan.parameters:,} parameters."
-    )
+    print(f"Wrote {out}: {len(sources)} sources, {plan.parameters:,} parameters in {len(plan.shards)} file(s).")
     print(_deviation_sentence(measured))
 
 

@@ -1,6 +1,7 @@
 """Fusion operators, lean T5s and decoders, its data pipeline and a minimal trainer."""
 
 from fusion_core.decoder import GPT2Config as GPT2Config
+from fusion_core.decoder import Llama3Rope as Llama3Rope
 from fusion_core.decoder import LlamaConfig as LlamaConfig
 from fusion_core.errors import InputError as InputError
 from fusion_core.fusion import ConvConfig as ConvConfig

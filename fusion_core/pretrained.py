@@ -1,4 +1,7 @@
-"""Checkpoint folders of every architecture: the model type in ``config.json`` says who reads them."""
+"""Checkpoint folders of every architecture, whole in memory: one reader and one writer.
+
+``fusion_core.files`` reads and fuses them without loading them; its table of architectures says what each has in its files.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,69 @@ import json
 import pathlib
 from typing import Any
 
-from fusion_core.decoder import files as decoder_files
-from fusion_core.t5 import files as t5_files
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from fusion_core import atomic
+from fusion_core.decoder.config import GPT2Config, LlamaConfig
+from fusion_core.errors import InputError
+from fusion_core.files.architectures import ARCHITECTURES
+from fusion_core.files.checkpoint import open_checkpoint
+from fusion_core.files.ranges import Reader
 from fusion_core.t5.config import T5Config
+from fusion_core.t5.files import WEIGHTS, flat_names, nested
 
-
-def _model_type(folder: pathlib.Path) -> Any:
-    """What ``config.json`` says; None where it cannot be read, which the reader then explains."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-    return values.get("model_type") if isinstance(values, dict) else None
+# configuration -> what config.json calls it
+MODEL_TYPES: dict[type, str] = {T5Config: "t5", LlamaConfig: "llama", GPT2Config: "gpt2"}
 
 
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
     """Reads the checkpoint folder of a T5, Llama or GPT-2 in Hugging Face's layout.
+
+    Copies of the embedding that are saved beside it are passed over, and so are buffers of old files; Llamas and GPT-2s
+    without ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
 
     Returns:
       ``(params, config)``; params is a nested dict of arrays in Hugging Face's names, config a ``T5Config``,
       ``LlamaConfig`` or ``GPT2Config``.
 
     Raises:
-      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite.
+      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite; a copy of the
+        embedding differs from it.
     """
-    reader: Any = decoder_files if _model_type(pathlib.Path(path)) in decoder_files.KINDS else t5_files
-    return reader.load_pretrained(path)
+    checkpoint = open_checkpoint(path)
+    with Reader() as reader:
+        flat = {name: jnp.asarray(reader.whole(entry)) for name, entry in checkpoint.tensors.items()}
+    return nested(flat), checkpoint.config
+
+
+def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(values of config.json, tensors by name), checked."""
+    if type(config) not in MODEL_TYPES:
+        known = ", ".join(kind.__name__ for kind in MODEL_TYPES)
+        raise InputError(
+            f"no checkpoint holds a configuration of type {type(config).__name__}; those of {known} are written"
+        )
+    architecture = ARCHITECTURES[MODEL_TYPES[type(config)]]
+    values = architecture.write_config(config)  # it refuses what cannot be exported
+    expected, arrays = flat_names(architecture.shapes(config)), flat_names(params)
+    found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(f"{name} has shape {found.get(name)}, but the config says {expected.get(name)}")
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in arrays.items()}
+    return values | {"dtype": str(next(iter(tensors.values())).dtype)}, tensors
+
+
+def _write(folder: pathlib.Path, values: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_pretrained(folder: pathlib.Path, params: dict[str, Any], config: Any) -> None:
+    """Writes into an existing folder what ``save_pretrained`` writes into a new one."""
+    _write(folder, *_contents(params, config))
 
 
 def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: Any) -> None:
@@ -41,5 +81,6 @@ def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: An
       InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
       FileExistsError: ``path`` exists and is not an empty folder.
     """
-    writer: Any = t5_files if isinstance(config, T5Config) else decoder_files
-    writer.save_pretrained(path, params, config)
+    contents = _contents(params, config)  # before there is a folder
+    with atomic.new_folder(pathlib.Path(path)) as folder:
+        _write(folder, *contents)

@@ -22,6 +22,7 @@ from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.fusion import fusion_map, rate_factors
 from fusion_core.plan import GrowthMeter, GrowthPlan, Network, OnlineGrowth, Trial, factors_by_name, plan_growth
+from fusion_core.pretrained import write_pretrained
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import follow_rule, stops_of
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
@@ -411,7 +412,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     if not (folder / CHECKPOINT).exists():
         with atomic.new_folder(folder / CHECKPOINT) as temporary:
-            files.write_pretrained(temporary, grown.params, settings.large)
+            write_pretrained(temporary, grown.params, settings.large)
             Tokenizer.load(folder / TOKENIZER).save(temporary)
     return results
 

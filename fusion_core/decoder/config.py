@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from fusion_core.errors import InputError
@@ -16,6 +17,34 @@ def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{type(config).__name__}.{name} is {value!r}; it must be a positive integer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """How Llama 3.1 stretches its rotary positions to longer sequences (``rope_type`` "llama3" in Hugging Face's files).
+
+    Attributes:
+      factor: F ≥ 1, by which low frequencies are divided.
+      low_freq_factor: l; frequencies that turn fewer times in the original length are divided.
+      high_freq_factor: h > l; those that turn more often are kept. Between the two it is interpolated.
+      original_max_position_embeddings: the length L that the model was first trained on, in tokens.
+
+    Raises:
+      InputError: a value is outside its range.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ("original_max_position_embeddings",))
+        for name, least in (("factor", 1.0), ("low_freq_factor", 0.0), ("high_freq_factor", self.low_freq_factor)):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < least or (name == "high_freq_factor" and value == least):
+                above = "above low_freq_factor" if name == "high_freq_factor" else f"of at least {least}"
+                raise InputError(f"Llama3Rope.{name} is {value!r}; it must be a number {above}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +62,7 @@ class LlamaConfig:
       max_position_embeddings: the longest sequence meant; no array depends on it.
       rms_norm_eps: added to the mean square in RMSNorm.
       rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
+      rope_scaling: how the frequencies are stretched; None: they are not.
       attention_bias, mlp_bias: whether their matrices have biases.
       tie_word_embeddings: whether the head is the embedding.
       bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
@@ -52,6 +82,7 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: Llama3Rope | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False

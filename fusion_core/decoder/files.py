@@ -1,22 +1,13 @@
-"""Llama and GPT-2 checkpoints in Hugging Face's layout: ``config.json`` and ``model.safetensors`` (or shards)."""
+"""Llama and GPT-2 checkpoints in Hugging Face's layout: ``config.json``."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 import re
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
-
-from fusion_core import atomic
-from fusion_core.decoder.config import DecoderConfig, GPT2Config, LlamaConfig
-from fusion_core.decoder.model import Params, parameter_shapes
+from fusion_core.decoder.config import DecoderConfig, GPT2Config, Llama3Rope, LlamaConfig
 from fusion_core.errors import InputError
-from fusion_core.t5.files import WEIGHTS, _read_json, _read_tensors, flat_names, nested
 
 KINDS: dict[str, type] = {"llama": LlamaConfig, "gpt2": GPT2Config}
 # what a config.json may say beside our fields that changes the function: only these values can be read
@@ -53,8 +44,12 @@ def config_to_json(config: DecoderConfig) -> dict[str, Any]:
                 f"a Llama with hidden_size {config.hidden_size} and num_attention_heads {config.num_attention_heads} cannot "
                 "be exported: transformers demands that the first is a multiple of the second; fuse sources with equal ratios"
             )
-        # transformers 5 reads rope_parameters, older versions rope_theta
-        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+        # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling
+        scaling = fields.pop("rope_scaling")
+        stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
+        fields |= {"rope_parameters": stretched | {"rope_theta": fields["rope_theta"]}}
+        if scaling:
+            fields["rope_scaling"] = stretched
     else:
         dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
         fields |= dropouts
@@ -70,10 +65,30 @@ def _llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
         filled["head_dim"] = values.get("hidden_size", 0) // heads
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise InputError(f"{origin}: rope_type is {kind!r}; only the 'default' rotary positions can be read here")
+    if kind not in ("default", "llama3"):
+        raise InputError(
+            f"{origin}: rope_type is {kind!r}; the rotary positions 'default' and 'llama3' can be read here"
+        )
+    turned = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if turned not in (None, 1):
+        raise InputError(
+            f"{origin}: partial_rotary_factor is {turned!r}; only heads that are turned whole can be read here"
+        )
     theta = rope.get("rope_theta", values.get("rope_theta"))
-    return filled if theta is None else filled | {"rope_theta": float(theta)}
+    if theta is not None:
+        filled["rope_theta"] = float(theta)
+    return filled | {"rope_scaling": _llama3_rope(rope, values, origin) if kind == "llama3" else None}
+
+
+def _llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Llama3Rope:
+    found: dict[str, Any] = {field.name: rope.get(field.name) for field in dataclasses.fields(Llama3Rope)}
+    length = "original_max_position_embeddings"
+    if found[length] is None:
+        found[length] = values.get(length)  # transformers 5 takes it from there, too
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{origin}: {name} of the 'llama3' rotary positions is {value!r}; it must be a number")
+    return Llama3Rope(**{name: float(value) for name, value in found.items()} | {length: found[length]})
 
 
 def config_from_json(values: dict[str, Any], origin: str = "config.json") -> DecoderConfig:
@@ -100,73 +115,3 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> Dec
     # a list of end tokens, as newer files have, must be hashable here
     found = {n: tuple(v) if isinstance(v := values[n], list) else v for n in fields if n in values}
     return cls(**found)
-
-
-def load_pretrained(path: str | pathlib.Path) -> tuple[Params, DecoderConfig]:
-    """Reads a Llama or GPT-2 checkpoint folder.
-
-    A tied head that is saved beside the embedding is passed over; names without ``transformer.`` or ``model.`` in front,
-    as in old files of the bare model, are read too.
-
-    Returns:
-      ``(params, config)``; params is a nested dict of arrays in Hugging Face's names.
-
-    Raises:
-      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite.
-    """
-    folder = pathlib.Path(path)
-    if not (folder / "config.json").exists():
-        raise InputError(
-            f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote"
-        )
-    config = config_from_json(_read_json(folder / "config.json"), str(folder / "config.json"))
-    tensors = {name: tensor for name, tensor in _read_tensors(folder).items() if not UNUSED.search(name)}
-    prefix = "model." if isinstance(config, LlamaConfig) else "transformer."
-    tensors = {n if n.startswith((prefix, "lm_head.")) else prefix + n: t for n, t in tensors.items()}
-    embedding = f"{prefix}{'embed_tokens' if isinstance(config, LlamaConfig) else 'wte'}.weight"
-    if config.tie_word_embeddings:
-        head = tensors.pop("lm_head.weight", None)
-        if head is not None:
-            tensors.setdefault(embedding, head)
-    flat = {}
-    for name, shape in flat_names(parameter_shapes(config)).items():
-        if name not in tensors:
-            raise InputError(
-                f"{folder}: the tensor {name} is missing; config.json and the weights do not belong together"
-            )
-        tensor = tensors.pop(name)
-        if tensor.shape != shape:
-            raise InputError(f"{folder}: {name} has shape {tensor.shape}, but config.json says {shape}")
-        if not np.isfinite(tensor.astype(np.float32)).all():
-            raise InputError(f"{folder}: {name} has entries that are not finite; the checkpoint is of a diverged run")
-        flat[name] = jnp.asarray(tensor)
-    if tensors:
-        raise InputError(
-            f"{folder}: unknown tensors {sorted(tensors)[:3]}; this is not the network that config.json describes"
-        )
-    return nested(flat), config
-
-
-def write_pretrained(folder: pathlib.Path, params: Params, config: DecoderConfig) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` into an existing folder (see ``save_pretrained``)."""
-    values = config_to_json(config)  # first: it refuses what cannot be exported
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in flat_names(params).items()}
-    values["dtype"] = str(next(iter(tensors.values())).dtype)
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def save_pretrained(path: str | pathlib.Path, params: Params, config: DecoderConfig) -> None:
-    """Writes a checkpoint folder that transformers' ``AutoModelForCausalLM.from_pretrained`` reads, whole or not at all.
-
-    Raises:
-      InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
-      FileExistsError: ``path`` exists and is not an empty folder.
-    """
-    expected = flat_names(parameter_shapes(config))
-    found = {name: tuple(leaf.shape) for name, leaf in flat_names(params).items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise InputError(f"{name} has shape {found.get(name)}, but the config says {expected.get(name)}")
-    with atomic.new_folder(pathlib.Path(path)) as folder:
-        write_pretrained(folder, params, config)

@@ -42,15 +42,34 @@ def unit(x: Array, config: DecoderConfig, groups: tuple[int, ...]) -> Array:
     return unit_layer(x, config.layer_norm_epsilon, groups)
 
 
-def rotated(x_BxTxHxK: Array, theta: float) -> Array:
-    """Rotary positions: entries i and i + K/2 of the head at position t are turned by the angle ``t · θ^(-2i/K)``.
+def rotary_frequencies(config: LlamaConfig) -> np.ndarray:
+    r"""Angles by which the pairs of a head turn from one position to the next, in radians; [K/2], float32.
+
+    .. math::
+        f_i = \theta^{-2i/K}, \qquad f'_i = \big(s_i + (1 - s_i)/F\big) f_i, \qquad
+        s_i = \min\Big(1, \max\Big(0, \frac{L f_i / 2\pi - l}{h - l}\Big)\Big)
+
+    with ``f'`` in the place of f where ``rope_scaling`` gives F, l, h and L.
+    Source: Su et al. (2021); Grattafiori et al. (2024) and the code of Llama 3.1.
+    """
+    width, scaling = config.head_dim, config.rope_scaling
+    # float32, as the reference has it
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
+    if scaling is None:
+        return frequencies
+    turns = np.float32(scaling.original_max_position_embeddings / (2 * np.pi)) * frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - np.float32(low)) / np.float32(high - low), np.float32(0), np.float32(1))
+    return (kept + (1 - kept) / np.float32(scaling.factor)) * frequencies
+
+
+def rotated(x_BxTxHxK: Array, frequencies: np.ndarray) -> Array:
+    """Rotary positions: entries i and i + K/2 of the head at position t are turned by the angle ``t · frequencies[i]``.
 
     Source: Su et al. (2021); the pairing is Hugging Face's.
     """
-    length, width = x_BxTxHxK.shape[1], x_BxTxHxK.shape[3]
-    # float32, as the reference has it
-    frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-    angles = (np.arange(length, dtype=np.float32)[:, None] * frequencies)[:, None, :]
+    angles = (np.arange(x_BxTxHxK.shape[1], dtype=np.float32)[:, None] * frequencies)[:, None, :]
     cos, sin = (jnp.asarray(f(angles), x_BxTxHxK.dtype) for f in (np.cos, np.sin))
     first, second = jnp.split(x_BxTxHxK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -79,12 +98,12 @@ def _conv1d(weights: Params, x: Array) -> Array:
 
 def _llama(params: Params, config: LlamaConfig, ids: Array, norm: Norm) -> Array:
     model, (batch, length) = params["model"], ids.shape
-    x = model["embed_tokens"]["weight"][ids]
+    x, frequencies = model["embed_tokens"]["weight"][ids], rotary_frequencies(config)
     for i in range(config.num_hidden_layers):
         layer = model["layers"][str(i)]
         attention, mlp, inner = layer["self_attn"], layer["mlp"], norm(layer["input_layernorm"], x)
         q, k, v = (_linear(attention[f"{n}_proj"], inner).reshape(batch, length, -1, config.head_dim) for n in "qkv")
-        mixed = causal_attention(rotated(q, config.rope_theta), rotated(k, config.rope_theta), v)
+        mixed = causal_attention(rotated(q, frequencies), rotated(k, frequencies), v)
         x = x + _linear(attention["o_proj"], mixed)
         inner = norm(layer["post_attention_layernorm"], x)
         gate = jax.nn.silu(_linear(mlp["gate_proj"], inner))

@@ -9,10 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fusion_core.decoder import files as decoder_files
+from fusion_core.decoder.config import DecoderConfig, GPT2Config
+from fusion_core.decoder.model import forward as decoder_forward
+from fusion_core.decoder.model import parameter_shapes as decoder_shapes
 from fusion_core.errors import InputError
 from fusion_core.files.ranges import Entry
 from fusion_core.t5.config import T5Config
-from fusion_core.t5.files import UNUSED, config_from_json, config_to_json
+from fusion_core.t5.files import UNUSED, config_from_json, config_to_json, flat_names
 from fusion_core.t5.model import forward, parameter_shapes
 from fusion_core.text.batches import SpanCorruption
 from fusion_core.text.tokenizer import EOS, Tokenizer
@@ -31,7 +35,6 @@ class Architecture:
       aliases: configuration -> {name: the names under which files may have it instead, the first that is there counts}.
       copies: configuration -> {name: the tensor that it repeats}; files may have them, the fused ones do not.
       ignored: (configuration, name) -> whether files may have this tensor though the network does not read it.
-      input_axis: name of a block-diagonal weight -> the axis along which it reads; None: no noise is added to it.
       logits: (params, configuration, batch) -> logits [batch, target, vocabulary].
       probe: (configuration, seed) -> a small batch of random tokens.
       text: (texts, tokenizer, configuration, rows, seed) -> a batch of at most so many rows. Raises InputError.
@@ -43,7 +46,6 @@ class Architecture:
     aliases: Callable[[Any], Mapping[str, tuple[str, ...]]]
     copies: Callable[[Any], Mapping[str, str]]
     ignored: Callable[[Any, str], bool]
-    input_axis: Callable[[str], int | None]
     logits: Callable[[Any, Any, Batch], Any]
     probe: Callable[[Any, int], Batch]
     text: Callable[[list[str], Tokenizer, Any, int, int], Batch]
@@ -58,6 +60,7 @@ class Architecture:
         return used
 
 
+HEAD = "lm_head.weight"
 _EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -66,15 +69,19 @@ def _t5_aliases(config: T5Config) -> dict[str, tuple[str, ...]]:
     if config.tie_word_embeddings:
         return embedding
     # an unscaled head equal to the embedding is saved once
-    return embedding | {"lm_head.weight": ("shared.weight", *_EMBEDDINGS)}
+    return embedding | {HEAD: ("shared.weight", *_EMBEDDINGS)}
 
 
 def _t5_copies(config: T5Config) -> dict[str, str]:
-    return dict.fromkeys((*_EMBEDDINGS, *(("lm_head.weight",) if config.tie_word_embeddings else ())), "shared.weight")
+    return dict.fromkeys((*_EMBEDDINGS, *((HEAD,) if config.tie_word_embeddings else ())), "shared.weight")
 
 
-def _t5_input_axis(name: str) -> int | None:
-    return 1 if name.split(".")[-2] in ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo") else None
+def _check_pieces(tokenizer: Tokenizer, config: Any) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but the network {config.vocab_size}; they do not belong "
+            "together"
+        )
 
 
 def _shifted(config: T5Config, encoder_ids: np.ndarray, targets: np.ndarray) -> Batch:
@@ -96,11 +103,7 @@ def _t5_text(texts: list[str], tokenizer: Tokenizer, config: T5Config, rows: int
     last = tokenizer.backend.token_to_id("<extra_id_0>")
     if last is None:
         raise InputError("the tokenizer has no <extra_id_0>; T5's text is given with sentinels for the spans left out")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, but the network {config.vocab_size}; they do not belong "
-            "together"
-        )
+    _check_pieces(tokenizer, config)
     ids = tokenizer.encode(texts)
     documents = [x if len(x) and x[-1] == EOS else np.append(x, np.int32(EOS)) for x in ids]
     # short texts make short windows
@@ -114,6 +117,54 @@ def _t5_logits(params: Any, config: T5Config, batch: Batch) -> Any:
     return forward(params, config, jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"]))
 
 
+def _next_tokens(ids: np.ndarray) -> Batch:
+    return {"ids": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+def _decoder_probe(config: DecoderConfig, seed: int) -> Batch:
+    length = min(16, config.n_positions) if isinstance(config, GPT2Config) else 16
+    return _next_tokens(np.random.default_rng(seed).integers(0, config.vocab_size, (2, length + 1), np.int32))
+
+
+def _decoder_text(texts: list[str], tokenizer: Tokenizer, config: DecoderConfig, rows: int, seed: int) -> Batch:
+    """Windows of the texts, one after the other, drawn with the seed."""
+    _check_pieces(tokenizer, config)
+    stream = np.concatenate(tokenizer.encode(texts)).astype(np.int32)
+    length = min(64, len(stream) - 1, config.n_positions if isinstance(config, GPT2Config) else 64)
+    if length < 1:
+        raise InputError(f"the text has {len(stream)} tokens, but the next token of one is asked for; give more text")
+    windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+    order = np.random.default_rng(seed).permutation(len(windows))[:rows]
+    return _next_tokens(windows[order])
+
+
+def _decoder_logits(params: Any, config: DecoderConfig, batch: Batch) -> Any:
+    return decoder_forward(params, config, jnp.asarray(batch["ids"]))
+
+
+def _decoder(prefix: str, embedding: str) -> Architecture:
+    """Of decoder-only networks whose arrays, all but the head, are named ``prefix...``; the bare model's are not."""
+
+    def aliases(config: DecoderConfig) -> dict[str, tuple[str, ...]]:
+        bare = {name: (name.removeprefix(prefix),) for name in flat_names(decoder_shapes(config))}
+        return bare | ({embedding: (*bare[embedding], HEAD)} if config.tie_word_embeddings else {})
+
+    def copies(config: DecoderConfig) -> dict[str, str]:
+        return {HEAD: embedding} if config.tie_word_embeddings else {}
+
+    return Architecture(
+        read_config=decoder_files.config_from_json,
+        write_config=decoder_files.config_to_json,
+        shapes=decoder_shapes,
+        aliases=aliases,
+        copies=copies,
+        ignored=lambda config, name: bool(decoder_files.UNUSED.search(name)) or name in copies(config),
+        logits=_decoder_logits,
+        probe=_decoder_probe,
+        text=_decoder_text,
+    )
+
+
 # model_type in config.json -> the functions
 ARCHITECTURES: dict[str, Architecture] = {
     "t5": Architecture(
@@ -123,9 +174,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         aliases=_t5_aliases,
         copies=_t5_copies,
         ignored=lambda config, name: name == UNUSED or name in _t5_copies(config),
-        input_axis=_t5_input_axis,
         logits=_t5_logits,
         probe=_t5_probe,
         text=_t5_text,
     ),
+    "llama": _decoder("model.", "model.embed_tokens.weight"),
+    "gpt2": _decoder("transformer.", "transformer.wte.weight"),
 }

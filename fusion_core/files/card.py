@@ -34,14 +34,19 @@ def model_card(plan: FusionPlan, measured: Deviation | None, copied: Sequence[st
     lines += ["", "| tensors | number | parameters |", "|---|---|---|"]
     lines += [f"| {kind} | {len(sizes)} | {sum(sizes):,} |" for kind, sizes in kinds.items()]
     noise = (
-        f"on the block-diagonal weights, of standard deviation {plan.noise:g} in units of each weight's mean absolute entry, "
+        f"on every weight that reads activations, of standard deviation {plan.noise:g} in units of its root mean square, "
         f"seed {plan.seed}; it cancels over the copies"
         if plan.noise
         else "none"
     )
+    norm = (
+        f"calibrated (plain, with one factor per source and norm fitted to {plan.calibrated_on} tokens of text)"
+        if plan.calibrated_on
+        else "plain (every norm sees the sources' streams together)"
+    )
     lines += [
         "",
-        "- norm mode: plain (every norm sees the sources' streams together)",
+        f"- norm mode: {norm}",
         f"- noise: {noise}",
         f"- dtype: {', '.join(plan.dtypes).lower()}",
         f"- the mean is {plan.exactness}",

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from fusion_core.errors import InputError
@@ -172,21 +172,40 @@ def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
     return all(same_values(reader, a.tensors[name], b.tensors[name]) for name in a.tensors)
 
 
+def _float32(reader: Reader, entry: Entry, chunk: int = 1 << 20) -> Any:
+    """The tensor as a float32 array, in no more memory than that."""
+    room = np.empty(entry.size + 16, np.float32)
+    skip = -room.ctypes.data % 64 // 4  # JAX takes aligned memory as it is
+    values = room[skip : skip + entry.size]
+    for first in range(0, entry.size, chunk):
+        block = np.empty(min(chunk, entry.size - first), FLOATS[entry.dtype])
+        reader.into(entry, first, block)
+        values[first : first + block.size] = block
+    return jax.device_put(values.reshape(entry.shape), may_alias=True)
+
+
 class LazyParams(dict[str, Any]):
     """A network's nested parameters whose arrays are read, as float32, each time they are asked for.
 
-    A function of params that is called outside jit so needs one tensor at a time in memory.
+    A function of params that is called outside jit so needs one tensor at a time in memory. A node's ``"path"`` is its
+    keys, as ``fusion_core.fusion.calibration`` marks norms.
     """
 
     def __init__(self, reader: Reader, tensors: Mapping[str, Entry], prefix: str = "") -> None:
         super().__init__()
         self._reader, self._tensors, self._prefix = reader, tensors, prefix
 
+    def __contains__(self, key: object) -> bool:
+        name = f"{self._prefix}{key}"
+        return name in self._tensors or any(other.startswith(f"{name}.") for other in self._tensors)
+
     def __missing__(self, key: str) -> Any:
+        if key == "path":
+            return tuple(self._prefix.split(".")[:-1])
         name = f"{self._prefix}{key}"
         entry = self._tensors.get(name)
         if entry is not None:
-            return jnp.asarray(self._reader.whole(entry).astype(np.float32))
-        if not any(other.startswith(f"{name}.") for other in self._tensors):
+            return _float32(self._reader, entry)
+        if key not in self:
             raise KeyError(name)
         return LazyParams(self._reader, self._tensors, f"{name}.")

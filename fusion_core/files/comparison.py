@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.errors import InputError
@@ -15,6 +16,8 @@ from fusion_core.files.architectures import Batch
 from fusion_core.files.checkpoint import Checkpoint, LazyParams
 from fusion_core.files.ranges import FLOATS, Entry, Reader
 from fusion_core.files.tokenizers import check_same_tokenizer
+from fusion_core.fusion.calibration import Moments, Path, with_paths
+from fusion_core.fusion.networks import norm_moments
 from fusion_core.t5.files import nested
 from fusion_core.text.tokenizer import Tokenizer
 
@@ -54,6 +57,25 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
             tensors = {name: reader.whole(entry).astype(np.float32) for name, entry in checkpoint.tensors.items()}
             return np.asarray(_compiled(logits)(nested(tensors), checkpoint.config, batch))
         return np.asarray(logits(LazyParams(reader, checkpoint.tensors), checkpoint.config, batch))
+
+
+def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict[Path, Moments]:
+    """What every norm sees on the batch (``fusion_core.fusion.networks.norm_moments``), with memory as ``logits_of``."""
+    with Reader() as reader:
+        tokens = jax.tree.map(jnp.asarray, batch)
+        if checkpoint.parameters < small:
+            params = nested(
+                {name: reader.whole(entry).astype(np.float32) for name, entry in checkpoint.tensors.items()}
+            )
+            return jax.jit(lambda p, b: norm_moments(with_paths(p), checkpoint.config, b))(params, tokens)
+        return norm_moments(LazyParams(reader, checkpoint.tensors), checkpoint.config, tokens)
+
+
+def text_batch(checkpoints: Sequence[Checkpoint], texts: Sequence[str], rows: int, seed: int) -> Batch:
+    """Windows of text for the first checkpoint's network, with the tokenizer of the first that has one."""
+    having = [c.folder for c in checkpoints if (c.folder / "tokenizer.json").exists()]
+    tokenizer = Tokenizer.load((having or [checkpoints[0].folder])[0])
+    return checkpoints[0].architecture.text(list(texts), tokenizer, checkpoints[0].config, rows, seed)
 
 
 def deviation_from_mean(
@@ -139,11 +161,7 @@ def compare(
             f"{a.folder} and {b.folder} cannot be compared: their kinds or vocabularies differ ({a.config.vocab_size} and "
             f"{b.config.vocab_size} pieces)"
         )
-    if texts is None:
-        batch = a.architecture.probe(a.config, seed)
-    else:
-        having = [folder for folder in (a.folder, b.folder) if (folder / "tokenizer.json").exists()]
-        batch = a.architecture.text(list(texts), Tokenizer.load((having or [a.folder])[0]), a.config, rows, seed)
+    batch = a.architecture.probe(a.config, seed) if texts is None else text_batch([a, b], texts, rows, seed)
     ours, theirs = logits_of(a, batch), logits_of(b, batch)
     logs = [log_probabilities(logits) for logits in (ours, theirs)]
     first, second = (

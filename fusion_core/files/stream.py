@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,29 +18,23 @@ from fusion_core.errors import InputError
 from fusion_core.files.ranges import CODES, FLOATS, Entry, Reader, all_finite
 from fusion_core.fusion import Rule
 from fusion_core.fusion.linear import Placement
+from fusion_core.fusion.noise import cancelling, copy_generators
 
 CHUNK = 1 << 19  # bytes of the result that are put together at a time: they stay in a core's cache
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    r"""Noise on a block-diagonal weight that leaves the function alone where the sources are equal.
-
-    The blocks of one row sum to zero over the copies, ``Σ_j N_ij = 0``: the weight reads k equal parts ``(x, ..., x)``,
-    so that ``Σ_j (W δ_ij + N_ij) x = W x``. For two copies the rows are ``[W + N_1, −N_1]`` and ``[−N_2, W + N_2]``.
-    The numbers depend on the seed and on the tensor's name alone.
+class Noise(NamedTuple):
+    """Noise on a weight that leaves the function alone where the sources are equal: ``fusion_core.fusion.noise``.
 
     Attributes:
-      scale: standard deviation of each entry, in units of the weight's mean absolute entry.
+      scale: standard deviation of each entry, in units of the array's root mean square (scale included).
       seed: of all tensors' noise.
-    Source: t5_fusion.md, symmetry breaking.
+      array: number of this tensor in the network; it draws from (seed, array, copy).
     """
 
     scale: float
     seed: int
-
-    def generator(self, name: str) -> np.random.Generator:
-        return np.random.default_rng((self.seed, zlib.crc32(name.encode())))
+    array: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,23 +164,47 @@ class _SourceRows:
 
 
 class _NoiseRows:
-    """Draws a weight's noise in the order of its rows, whatever their number at a time."""
+    """A weight's noise from its first row to its last, whatever the number of rows at a time.
+
+    Where the copies lie side by side (the weight reads along its second axis) a row needs one row of each copy's draws.
+    Where they lie one below the other, the rows of every copy's part need the draws of all copies, which are drawn again
+    for each part.
+    """
 
     def __init__(self, tensor: FusedTensor, reader: Reader) -> None:
         assert tensor.noise is not None
-        self._copies = len(tensor.entries)
-        self._random = tensor.noise.generator(tensor.name)
-        entry = tensor.entries[0]
-        total, many = 0.0, max(1, CHUNK // (math.prod(entry.shape[1:]) * 4))
+        self._noise, self._copies, self._reads = tensor.noise, len(tensor.entries), tensor.rule.reads
+        self._part = tensor.shape[0] // self._copies  # rows, where the copies lie one below the other
+        self._row, self._generators = 0, self._start()
+        total, entry = 0.0, tensor.entries[0]
+        many = max(1, CHUNK // (math.prod(entry.shape[1:]) * 4))
         rows = _SourceRows(reader, (entry,), many)
         for row in range(0, entry.shape[0], many):
-            block = rows(0, row, min(many, entry.shape[0] - row))
-            total += float(np.abs(block.astype(np.float32)).sum(dtype=np.float64))
-        # taking the mean away leaves 1 − 1/k of the variance
-        self._scale = tensor.noise.scale * total / entry.size * (self._copies / (self._copies - 1)) ** 0.5
+            block = rows(0, row, min(many, entry.shape[0] - row)).astype(np.float32)
+            total += float(np.vdot(block, block))
+        squares = sum(scale * scale for scale in tensor.rule.scales)
+        self._size = tensor.noise.scale * math.sqrt(total * squares / (entry.size * self._copies))
+
+    def _start(self) -> list[np.random.Generator]:
+        return copy_generators(self._noise.seed, self._noise.array, self._copies)
+
+    def _drawn(self, shape: tuple[int, ...]) -> np.ndarray:
+        return cancelling(np.stack([random.standard_normal(shape, np.float32) for random in self._generators]))
 
     def add_to(self, part: np.ndarray) -> None:
-        noise = self._random.standard_normal((len(part), self._copies, part.shape[1] // self._copies), np.float32)
-        noise -= noise.mean(axis=1, keepdims=True)
-        wide = _wide(part.dtype)
-        part[...] = (part.astype(wide) + (self._scale * noise).reshape(part.shape).astype(wide)).astype(part.dtype)
+        wide = part.astype(_wide(part.dtype))
+        if self._reads == 1:
+            blocks = self._drawn((len(part), part.shape[1] // self._copies, *part.shape[2:]))
+            wide += (self._size * np.concatenate(list(blocks), axis=1)).astype(wide.dtype)
+        else:
+            self._add_below(wide)
+        part[...] = wide.astype(part.dtype)
+
+    def _add_below(self, rows: np.ndarray) -> None:
+        while len(rows):
+            copy, row = divmod(self._row, self._part)
+            if not row:
+                self._generators = self._start()
+            count = min(len(rows), self._part - row)
+            rows[:count] += (self._size * self._drawn((count, *rows.shape[1:]))[copy]).astype(rows.dtype)
+            rows, self._row = rows[count:], self._row + count

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.fusion import operators
-from fusion_core.fusion.agreement import NormMode
+from fusion_core.fusion.agreement import NormMode, unequal_depth
 from fusion_core.fusion.linear import FusionMap
 
 
@@ -56,10 +56,7 @@ def fused_conv_config(configs: Sequence[ConvConfig], norm: NormMode = "plain") -
     first = configs[0]
     for i, config in enumerate(configs[1:], start=2):
         if len(config.channels) != len(first.channels):
-            raise InputError(
-                f"cannot fuse depth {len(first.channels) - 1} with depth {len(config.channels) - 1} (networks 1 and {i}):"
-                " fusion widens only; bring them to the same depth first"
-            )
+            raise unequal_depth((len(first.channels) - 1, len(config.channels) - 1), i)
         for name, ours, theirs in (
             ("channels[0]", first.channels[0], config.channels[0]),
             ("kernel", first.kernel, config.kernel),

@@ -14,6 +14,7 @@ from fusion_core.decoder.model import unit as decoder_unit  # noqa: F401  (named
 from fusion_core.errors import InputError
 from fusion_core.fusion import operators
 from fusion_core.fusion.agreement import NormMode, added
+from fusion_core.fusion.calibration import NormKind
 from fusion_core.fusion.linear import FusionMap, Params
 
 LLAMA: operators.Table = {
@@ -90,3 +91,11 @@ def decoder_pass(params: Params, config: Any, batch: Any, norm: Any) -> Array:
     ids = jnp.asarray(batch["ids"])
     mask = jnp.ones(ids.shape, bool)
     return normed_forward(params, config, ids, lambda parts, x: norm(parts, x, mask))
+
+
+def llama_norm(config: LlamaConfig) -> NormKind:
+    return NormKind(centred=False, epsilon=config.rms_norm_eps)
+
+
+def gpt2_norm(config: GPT2Config) -> NormKind:
+    return NormKind(centred=True, epsilon=config.layer_norm_epsilon)

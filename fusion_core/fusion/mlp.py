@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.fusion import operators
-from fusion_core.fusion.agreement import NormMode
+from fusion_core.fusion.agreement import NormMode, unequal_depth
 from fusion_core.fusion.linear import FusionMap
 
 
@@ -43,10 +43,9 @@ def fused_mlp_config(configs: Sequence[MLPConfig], norm: NormMode = "plain") -> 
     for i, config in enumerate(configs[1:], start=2):
         sizes = config.sizes
         if len(sizes) != len(first):
-            raise InputError(
-                f"cannot fuse depth {len(first) - 1} with depth {len(sizes) - 1} (networks 1 and {i}): fusion widens "
-                "only; bring them to the same depth first"
-            )
+            deepest = max(len(first), len(sizes)) - 3  # hidden-to-hidden layers
+            deepen = f'"net2net_depth", depth={deepest}) keeps the function of a network of ReLU layers'
+            raise unequal_depth((len(first) - 1, len(sizes) - 1), i, deepen=deepen)
         if (sizes[0], sizes[-1]) != (first[0], first[-1]):
             raise InputError(
                 f"cannot fuse networks 1 and {i}: input and output widths are {(first[0], first[-1])} and "

@@ -13,7 +13,7 @@ import numpy as np
 from fusion_core.decoder.config import GPT2Config, LlamaConfig
 from fusion_core.errors import InputError
 from fusion_core.fusion.agreement import NORM_MODES, NormMode
-from fusion_core.fusion.calibration import norm_factors
+from fusion_core.fusion.calibration import Moments, NormKind, Path, norm_factors, watch, with_paths
 from fusion_core.fusion.conv import ConvConfig, conv_map, fused_conv_config
 from fusion_core.fusion.decoder import (
     decoder_pass,
@@ -21,13 +21,15 @@ from fusion_core.fusion.decoder import (
     fused_gpt2_config,
     fused_llama_config,
     gpt2_map,
+    gpt2_norm,
     llama_map,
+    llama_norm,
 )
 from fusion_core.fusion.linear import FusionMap, Params
 from fusion_core.fusion.mlp import MLPConfig, fused_mlp_config, mlp_map
 from fusion_core.fusion.noise import OFF_DIAGONAL, OffDiagonal, with_noise
 from fusion_core.fusion.operators import replace_scales
-from fusion_core.fusion.t5 import fused_t5_config, t5_map, t5_pass, t5_unit
+from fusion_core.fusion.t5 import fused_t5_config, t5_map, t5_norm, t5_pass, t5_unit
 from fusion_core.t5.config import T5Config
 
 Config = Any  # one of the keys of ARCHITECTURES
@@ -40,6 +42,7 @@ class Architecture(NamedTuple):
       fused_config: ``(configs, norm mode) -> config``, or InputError.
       fusion_map: ``(configs, weights) -> FusionMap``.
       width: the field of the residual stream's width; None: there are no norms.
+      kind: ``config -> NormKind``.
       unit: ``(x, config, groups)``, the norm without scale and bias.
       run: ``(params, config, batch, norm)``, the forward pass with any norm.
     """
@@ -47,15 +50,16 @@ class Architecture(NamedTuple):
     fused_config: Callable[..., Any]
     fusion_map: Callable[..., FusionMap]
     width: str | None = None
+    kind: Callable[..., NormKind] | None = None
     unit: Callable[..., Any] | None = None
     run: Callable[..., Any] | None = None
 
 
 # an architecture more is a line more
 ARCHITECTURES: dict[type, Architecture] = {
-    T5Config: Architecture(fused_t5_config, t5_map, "d_model", t5_unit, t5_pass),
-    LlamaConfig: Architecture(fused_llama_config, llama_map, "hidden_size", decoder_unit, decoder_pass),
-    GPT2Config: Architecture(fused_gpt2_config, gpt2_map, "n_embd", decoder_unit, decoder_pass),
+    T5Config: Architecture(fused_t5_config, t5_map, "d_model", t5_norm, t5_unit, t5_pass),
+    LlamaConfig: Architecture(fused_llama_config, llama_map, "hidden_size", llama_norm, decoder_unit, decoder_pass),
+    GPT2Config: Architecture(fused_gpt2_config, gpt2_map, "n_embd", gpt2_norm, decoder_unit, decoder_pass),
     MLPConfig: Architecture(fused_mlp_config, mlp_map),
     ConvConfig: Architecture(fused_conv_config, conv_map),
 }
@@ -127,19 +131,44 @@ def calibrate(
     Source: docs/t5_fusion.md; ``fusion_core.fusion.calibration`` has the equation.
     """
     configs = [config for _, config in networks]
-    config, mapping = fused_config(configs, "calibrated"), fusion_map(configs, weights)
-    architecture = _architecture(configs)
-    assert architecture.width is not None  # fused_config refuses networks without norms
+    fused_config(configs, "calibrated")  # which refuses networks without norms
+    tokens = jax.tree.map(jnp.asarray, batch)
+    watched = [
+        jax.jit(lambda p, b, config=config: norm_moments(with_paths(p), config, b))(params, tokens)
+        for params, config in networks
+    ]
+    return calibrated_map(configs, watched, weights)
+
+
+def norm_moments(params: Params, config: Config, batch: Any) -> dict[Path, Moments]:
+    """What every norm of one network sees on a batch; ``calibrated_map`` makes the factors of all sources' moments.
+
+    Args:
+      params: as ``with_paths`` gives them.
+      config: of the network.
+      batch: as in ``calibrate``.
+    """
+    architecture = _architecture([config] * 2)
     assert architecture.unit is not None
     assert architecture.run is not None
     unit, run = architecture.unit, architecture.run
-    factors = norm_factors(
-        mapping.embed([params for params, _ in networks]),
-        jax.tree.map(jnp.asarray, batch),
-        tuple(getattr(c, architecture.width) for c in configs),
-        lambda x, groups: unit(x, config, groups),
+    return watch(
+        params,
+        batch,
+        lambda x: unit(x, config, config.norm_groups),
         lambda params, tokens, norm: run(params, config, tokens, norm),
     )
+
+
+def calibrated_map(
+    configs: Sequence[Config], moments: Sequence[dict[Path, Moments]], weights: Sequence[float] | None = None
+) -> FusionMap:
+    """``calibrate`` from each source's ``norm_moments`` on one batch."""
+    config, mapping = fused_config(configs, "calibrated"), fusion_map(configs, weights)
+    architecture = _architecture(configs)
+    assert architecture.width is not None
+    assert architecture.kind is not None
+    factors = norm_factors(moments, [getattr(c, architecture.width) for c in configs], architecture.kind(config))
     # A LayerNorm's bias is added after the division, so it keeps its scale.
     old = {tuple(part.key for part in path): rule for path, rule in jax.tree_util.tree_leaves_with_path(mapping.rules)}
     scales = {(*path, "weight"): c for path, c in factors.items()}

@@ -26,17 +26,35 @@ OffDiagonal = Literal["zero", "random", "antisymmetric"]
 OFF_DIAGONAL: tuple[OffDiagonal, ...] = ("zero", "random", "antisymmetric")
 
 
-def _cancelling(drawn: np.ndarray, rule: Rule) -> np.ndarray:
-    """The draw less its mean over the copies that the array reads, at the standard deviation that it had."""
+def copy_generators(seed: int, array: int, copies: int) -> list[np.random.Generator]:
+    """One generator a copy for the noise of array number ``array``: what reads copy b is drawn from (seed, array, b).
+
+    So the noise can be drawn a few rows at a time along any axis, and is the same whatever their number.
+    """
+    return [np.random.default_rng((seed, array, copy)) for copy in range(copies)]
+
+
+def cancelling(blocks: np.ndarray) -> np.ndarray:
+    """Draws [copies, ...], less their mean over the copies, at the standard deviation that they had; float64."""
+    copies = len(blocks)
+    wide = blocks.astype(np.float64)
+    return math.sqrt(copies / (copies - 1)) * (wide - wide.mean(axis=0))
+
+
+def _antisymmetric(shape: tuple[int, ...], rule: Rule, seed: int, array: int) -> np.ndarray:
+    """The noise of one array, whose blocks along the axis that it reads sum to zero."""
     axis, copies = rule.reads, len(rule.scales)
     assert axis is not None
-    blocks = drawn.reshape(*drawn.shape[:axis], copies, -1, *drawn.shape[axis + 1 :])
-    centred = blocks - blocks.mean(axis=axis, keepdims=True)
-    return (math.sqrt(copies / (copies - 1)) * centred).reshape(drawn.shape)
+    block = (*shape[:axis], shape[axis] // copies, *shape[axis + 1 :])
+    drawn = [random.standard_normal(block, np.float32) for random in copy_generators(seed, array, copies)]
+    return np.concatenate(list(cancelling(np.stack(drawn))), axis=axis)
 
 
-def _between(drawn: np.ndarray, rule: Rule, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The draw with zeros where a source's own block stands."""
+def _between(
+    shape: tuple[int, ...], rule: Rule, shapes: Sequence[tuple[int, ...]], seed: int, array: int
+) -> np.ndarray:
+    """Normal numbers with zeros where a source's own block stands."""
+    drawn = np.random.default_rng((seed, array)).standard_normal(shape)
     for placement in rule.placements(shapes):
         drawn[placement.put] = 0
     return drawn
@@ -55,7 +73,7 @@ def with_noise(
       fused: what it gave.
       noise: standard deviation of the noise's entries, in units of the root mean square of the sources' entries in the
         same array (each source's times its scale).
-      seed: of the draws; array i draws from (seed, i) whatever the others' sizes.
+      seed: of the draws; array i draws from (seed, i, ...) whatever the others' sizes.
     """
     leaves, treedef = jax.tree.flatten(fused)
     rules = jax.tree.leaves(mapping.rules)
@@ -64,8 +82,10 @@ def with_noise(
         if (rule.reads is None) if kind == "antisymmetric" else (len(rule.axes) < 2):
             noisy.append(leaf)
             continue
-        drawn = np.random.default_rng((seed, i)).standard_normal(leaf.shape)
-        drawn = _cancelling(drawn, rule) if kind == "antisymmetric" else _between(drawn, rule, shapes)
+        antisymmetric = kind == "antisymmetric"
+        drawn = (
+            _antisymmetric(leaf.shape, rule, seed, i) if antisymmetric else _between(leaf.shape, rule, shapes, seed, i)
+        )
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         filled = sum(math.prod(shape) for shape in shapes)
         size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / filled)

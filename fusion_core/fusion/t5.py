@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from fusion_core.fusion import operators
 from fusion_core.fusion.agreement import NormMode, added
+from fusion_core.fusion.calibration import NormKind
 from fusion_core.fusion.linear import FusionMap, Params
 from fusion_core.t5.config import T5Config
 from fusion_core.t5.model import normed_forward, parameter_shapes, shifted_right, unit_rms
@@ -32,7 +33,12 @@ def fused_t5_config(configs: Sequence[T5Config], norm: NormMode = "plain") -> T5
     Raises:
       InputError: depths, vocabularies or conventions differ.
     """
-    return added(configs, "d_model", ("d_ff", "num_heads"), ("num_layers", "num_decoder_layers"), norm)
+    depths = ("num_layers", "num_decoder_layers")
+    return added(configs, "d_model", ("d_ff", "num_heads"), depths, norm, _deepen)
+
+
+def _deepen(field: str, depth: int) -> str:
+    return f'"identity_layers", depth={{"{field}": {depth}}}) keeps its function; "stacking" in its place copies the layers'
 
 
 def t5_map(configs: Sequence[T5Config], weights: tuple[float, ...]) -> FusionMap:
@@ -70,3 +76,7 @@ def t5_pass(params: Params, config: T5Config, batch: Any, norm: Any) -> Array:
 def t5_unit(x: Array, config: T5Config, groups: tuple[int, ...]) -> Array:
     """The norm without its scale."""
     return unit_rms(x, config.layer_norm_epsilon, groups)
+
+
+def t5_norm(config: T5Config) -> NormKind:
+    return NormKind(centred=False, epsilon=config.layer_norm_epsilon)

@@ -18,11 +18,21 @@ from fusion_core.t5.config import T5Config
 STACKS = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
 
 
-def _depths(config: Config, request: Request, depths: dict[str, int], *, multiple: bool) -> dict[str, int]:
+def grown_depths(config: Config, request: Request, depths: dict[str, int], *, multiple: bool = False) -> dict[str, int]:
     """The grown depth of every part, checked: above the present one, and a multiple of it where that is needed."""
-    grown = {name: request.depth or (request.factor or 1) * depth for name, depth in depths.items()}
+    wanted = request.depth
+    if isinstance(wanted, dict):
+        if not wanted or not wanted.keys() <= depths.keys() or isinstance(config, MLPConfig):
+            raise InputError(
+                f"depth is {wanted!r}; give a number of layers, or for a T5 the fields that grow, of "
+                f"{', '.join(STACKS.values())}: {{'num_layers': 8}}"
+            )
+        grown = depths | wanted
+    else:
+        grown = {name: wanted or (request.factor or 1) * depth for name, depth in depths.items()}
+        wanted = grown
     for name, depth in depths.items():
-        if grown[name] <= depth:
+        if name in wanted and grown[name] <= depth:
             raise InputError(f"depth is {grown[name]}, but {name} is {depth} already; give a larger one")
         if multiple and grown[name] % depth:
             raise InputError(
@@ -68,7 +78,7 @@ def stacking(config: Config, request: Request) -> Growth:
                 "at least two hidden layers, all of one width, or use net2net_depth"
             )
         depth = len(hidden) - 1
-        grown = _depths(config, request, {"the number of hidden-to-hidden layers": depth}, multiple=True)
+        grown = grown_depths(config, request, {"the number of hidden-to-hidden layers": depth}, multiple=True)
         copies = next(iter(grown.values())) // depth
 
         def embed(params: Params) -> Params:
@@ -77,7 +87,7 @@ def stacking(config: Config, request: Request) -> Growth:
 
         return Growth(MLPConfig((config.sizes[0], hidden[0], *hidden[1:] * copies, config.sizes[-1])), embed)
     depths = {name: getattr(config, name) for name in STACKS.values()}
-    grown = _depths(config, request, depths, multiple=True)
+    grown = grown_depths(config, request, depths, multiple=True)
     sources = {stack: np.arange(grown[name]) % depths[name] for stack, name in STACKS.items()}
     return _t5_blocks(config, sources, {stack: np.zeros(len(index), bool) for stack, index in sources.items()})
 
@@ -91,7 +101,7 @@ def _spread(small: int, grown: int) -> tuple[np.ndarray, np.ndarray]:
 def identity_layers(config: Config, request: Request) -> Growth:
     """Copies of blocks whose output projections are zero, each after its source."""
     depths = {name: getattr(config, name) for name in STACKS.values()}
-    grown = _depths(config, request, depths, multiple=False)
+    grown = grown_depths(config, request, depths)
     spread = {stack: _spread(depths[name], grown[name]) for stack, name in STACKS.items()}
     return _t5_blocks(
         config, {s: index for s, (index, _) in spread.items()}, {s: new for s, (_, new) in spread.items()}
@@ -105,7 +115,7 @@ def net2net_depth(config: Config, request: Request) -> Growth:
         raise InputError(
             "factor multiplies the number of hidden-to-hidden layers, of which this MLP has none; give depth"
         )
-    grown = _depths(config, request, {"the number of hidden-to-hidden layers": len(hidden) - 1}, multiple=False)
+    grown = grown_depths(config, request, {"the number of hidden-to-hidden layers": len(hidden) - 1})
     sources, new = _spread(len(hidden), next(iter(grown.values())) + 1)
     widths = [hidden[i] for i in sources]
 

@@ -22,7 +22,7 @@ class Request:
     Attributes:
       factor: multiple of the widths, or of the depth.
       width: the grown widths (an MLP's hidden ones, or a T5's by field).
-      depth: the grown number of layers.
+      depth: the grown number of layers, or that of some of a T5's stacks by field.
       seed: of all draws; None where none was given.
       noise: of symmetry-breaking noise, in units of the root mean square of each array; 0: none.
 
@@ -38,8 +38,13 @@ class Request:
     noise: Any = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("factor", 2), ("depth", 1), ("seed", 0)):
-            value = getattr(self, name)
+        depths = self.depth if isinstance(self.depth, dict) else {"depth": self.depth}
+        given = [
+            ("factor", self.factor, 2),
+            *((name, value, 1) for name, value in depths.items()),
+            ("seed", self.seed, 0),
+        ]
+        for name, value, least in given:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
         noise = self.noise

@@ -48,10 +48,10 @@ class GrowthOperator:
       summary: one line.
       source: of the method.
       grows: what becomes larger.
-      architectures: the configurations that it takes.
       takes: which of ``grow``'s factor, width and depth it takes.
       build: ``(config, request) -> Growth``, pure.
       properties: without noise.
+      architectures: the configurations that it takes.
       noisy: with noise; None: it takes none.
       random: it draws even without noise.
       refusal: for an architecture that it does not take, why, and what to use.
@@ -61,10 +61,10 @@ class GrowthOperator:
     summary: str
     source: str
     grows: Literal["width", "depth", "width or depth"]
-    architectures: tuple[type, ...]
     takes: tuple[str, ...]
     build: Callable[[Config, Request], Growth]
     properties: Properties
+    architectures: tuple[type, ...] = BOTH
     noisy: Properties | None = None
     random: bool = False
     refusal: str = ""
@@ -76,7 +76,6 @@ _OPERATORS = (
         summary="self-fusion: k copies side by side, zeros between them, the outputs averaged",
         source="Mazzawi et al. (2024)",
         grows="width",
-        architectures=BOTH,
         takes=("factor",),
         build=widen.deep_fusion,
         properties=Properties(True, "no", "with factors"),
@@ -87,7 +86,6 @@ _OPERATORS = (
         summary="every unit k times, every weight that reads copies divided by k",
         source="Samragh et al. (2024)",
         grows="width",
-        architectures=BOTH,
         takes=("factor",),
         build=widen.hypercloning,
         properties=Properties(True, "no", "with factors"),
@@ -98,7 +96,6 @@ _OPERATORS = (
         summary="new units are copies of random ones, outgoing weights divided by the number of copies",
         source="Chen, Goodfellow & Shlens (2016)",
         grows="width",
-        architectures=BOTH,
         takes=("factor", "width"),
         build=widen.net2net_width,
         properties=Properties(True, "no", "with factors"),
@@ -110,7 +107,6 @@ _OPERATORS = (
         summary="advanced knowledge initialization: as hypercloning, but new units are made by the layer above",
         source="Chen et al. (2022), bert2BERT",
         grows="width",
-        architectures=BOTH,
         takes=("factor",),
         build=widen.aki,
         properties=Properties(False, "in part", "no"),
@@ -120,7 +116,6 @@ _OPERATORS = (
         summary="self-fusion whose off-diagonal blocks are random as in a network from scratch",
         source="Mazzawi et al. (2024), as an initialization to compare with",
         grows="width",
-        architectures=BOTH,
         takes=("factor",),
         build=widen.random_off_diagonal,
         properties=Properties(False, "yes", "no"),
@@ -131,7 +126,6 @@ _OPERATORS = (
         summary="fusion with k − 1 networks from scratch",
         source="a baseline",
         grows="width",
-        architectures=BOTH,
         takes=("factor",),
         build=widen.random_block,
         properties=Properties(False, "no copies", "no"),
@@ -142,7 +136,6 @@ _OPERATORS = (
         summary="the large network from scratch",
         source="a baseline",
         grows="width or depth",
-        architectures=BOTH,
         takes=("factor", "width", "depth"),
         build=widen.random_init,
         properties=Properties(False, "no copies", "no"),
@@ -153,7 +146,6 @@ _OPERATORS = (
         summary="copies of all layers on top of them",
         source="Gong et al. (2019), StackedBERT",
         grows="depth",
-        architectures=BOTH,
         takes=("factor", "depth"),
         build=deepen.stacking,
         properties=Properties(False, "no copies", "no"),
@@ -232,7 +224,8 @@ def grow(
       factor: an integer k ≥ 2. Width operators multiply all hidden widths by it (of a T5: d_model, d_ff and num_heads); depth
         operators the number of layers of each stack, or of an MLP's hidden-to-hidden layers.
       width: in its place, the grown widths: an MLP's hidden ones, ``(16, 16)``, or fields of a T5, ``{"d_ff": 96}``.
-      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers.
+      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers; or, for a T5's stacks
+        apart, of those that grow: ``{"num_layers": 8}``.
       seed: of what is drawn; needed where something is.
       noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
         function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.

@@ -14,6 +14,8 @@ from fusion_core.errors import InputError
 from fusion_core.fusion.linear import Params
 from fusion_core.fusion.mlp import MLPConfig
 from fusion_core.fusion.networks import fused_config, fusion_map
+from fusion_core.fusion.noise import with_noise
+from fusion_core.growth_operators.depth import STACKS, grown_depths
 from fusion_core.growth_operators.layout import (
     Config,
     Units,
@@ -77,9 +79,22 @@ def _grown_widths(config: Config, request: Request, *, copied: bool) -> dict[str
 
 
 def _config_of(config: Config, grown: dict[str, int]) -> Config:
+    """The configuration at other widths; copies of a stream with grouped norms keep their groups."""
     if isinstance(config, MLPConfig):
         return MLPConfig((config.sizes[0], *grown.values(), config.sizes[-1]))
-    return dataclasses.replace(config, **{_width_of_space(space): size for space, size in grown.items()})
+    copies, rest = divmod(grown["d_model"], config.d_model)
+    if config.norm_groups and rest:
+        raise InputError(
+            f"d_model cannot grow from {config.d_model} to {grown['d_model']}, since the norms are grouped (norm_groups is "
+            f"{config.norm_groups}) and the new units belong to no group; give a multiple of {config.d_model}"
+        )
+    widths = {_width_of_space(space): size for space, size in grown.items()}
+    return dataclasses.replace(config, **widths, norm_groups=config.norm_groups * copies)
+
+
+def _copies(config: Config, factor: int) -> Config:
+    """The configuration of ``factor`` copies side by side."""
+    return fused_config([config] * factor, "grouped" if getattr(config, "norm_groups", ()) else "plain")
 
 
 def net2net_width(config: Config, request: Request) -> Growth:
@@ -101,24 +116,24 @@ def net2net_width(config: Config, request: Request) -> Growth:
 def hypercloning(config: Config, request: Request) -> Growth:
     """Whole copies; with noise, whose sum over the copies is zero."""
     units = whole_copies(config, request.factor)
-    return Growth(
-        fused_config([config] * request.factor),
-        replicate(config, units),
-        _function_preserving_noise(config, units, request),
-        units,
-    )
+    finish: Callable[[Params], Params] = lambda grown: grown
+    if request.noise:
+        finish = lambda grown: zero_sum_noise(config, units, grown, request.noise, request.seed)
+    return Growth(_copies(config, request.factor), replicate(config, units), finish, units)
 
 
 def deep_fusion(config: Config, request: Request) -> Growth:
-    """``fc.fuse`` of k copies; with noise, whose sum over the copies is zero."""
+    """``fc.fuse`` of k copies, with its antisymmetric noise if there is any."""
     factor = request.factor
-    units = whole_copies(config, factor)
     mapping = fusion_map([config] * factor)
+    finish: Callable[[Params], Params] = lambda grown: grown
+    if request.noise:
+        finish = lambda grown: with_noise(mapping, grown, "antisymmetric", request.noise, request.seed)
     return Growth(
-        fused_config([config] * factor),
+        _copies(config, factor),
         lambda params: mapping.embed([params] * factor),
-        _function_preserving_noise(config, units, request),
-        units,
+        finish,
+        whole_copies(config, factor),
     )
 
 
@@ -149,7 +164,7 @@ def aki(config: Config, request: Request) -> Growth:
 
         return rename(leaf, own)
 
-    return Growth(fused_config([config] * factor), embed, units=units)
+    return Growth(_copies(config, factor), embed, units=units)
 
 
 def _name_above(name: str, config: Config) -> str:
@@ -178,7 +193,7 @@ def random_block(config: Config, request: Request) -> Growth:
         return jax.tree.map(jnp.add, grown, mapping.embed([zero(others[0]), *others]))
 
     return Growth(
-        fused_config([config] * factor), lambda params: mapping.embed([params, *[zero(params)] * (factor - 1)]), finish
+        _copies(config, factor), lambda params: mapping.embed([params, *[zero(params)] * (factor - 1)]), finish
     )
 
 
@@ -209,16 +224,8 @@ def random_init(config: Config, request: Request) -> Growth:
             raise InputError(
                 "random_init cannot make an MLP deeper: the widths of the new layers are not said; give width"
             )
-        deepest = max(config.num_layers, config.num_decoder_layers)
-        if request.depth <= deepest:
-            raise InputError(f"depth is {request.depth}, but the network is {deepest} deep already; give a larger one")
-        grown = dataclasses.replace(config, num_layers=request.depth, num_decoder_layers=request.depth)
+        present = {name: getattr(config, name) for name in STACKS.values()}
+        grown = dataclasses.replace(config, **grown_depths(config, request, present))
     else:
         grown = _config_of(config, _grown_widths(config, request, copied=False))
     return Growth(grown, None, lambda params: fresh(grown, seed, jnp.result_type(*jax.tree.leaves(params))))
-
-
-def _function_preserving_noise(config: Config, units: Units, request: Request) -> Callable[[Params], Params]:
-    if not request.noise:
-        return lambda grown: grown
-    return lambda grown: zero_sum_noise(config, units, grown, request.noise, request.seed)

@@ -1,8 +1,6 @@
 """A lean T5 in plain JAX: configuration, model, Hugging Face files."""
 
 from fusion_core.t5.config import T5Config as T5Config
-from fusion_core.t5.files import load_pretrained as load_pretrained
-from fusion_core.t5.files import save_pretrained as save_pretrained
 from fusion_core.t5.flops import step_flops as step_flops
 from fusion_core.t5.model import forward as forward
 from fusion_core.t5.model import init as init

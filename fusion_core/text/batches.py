@@ -3,50 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fusion_core.errors import InputError
+from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source
 from fusion_core.text.tokenizer import EOS, SENTINELS, Tokenizer
 
 
 def span_counts(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """Number of noise tokens and of noise spans among ``length`` tokens."""
-    noise = min(max(round(length * noise_density), 1), length - 1)
-    return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
+    """Number of noise tokens and of noise spans among ``length`` tokens; products are rounded as T5 does, in float32."""
+    noise = min(max(round(float(np.float32(length) * np.float32(noise_density))), 1), length - 1)
+    return noise, min(max(round(float(np.float32(noise) / np.float32(mean_span))), 1), noise, length - noise)
 
 
+def corrupted_lengths(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
+    """Lengths of source and target of ``length`` tokens, end tokens included."""
+    if length < 2:
+        return length + 1, length + 1
+    noise, spans = span_counts(length, noise_density, mean_span)
+    return length - noise + spans + 1, noise + spans + 1
+
+
+@functools.cache
 def window_length(source: int, noise_density: float, mean_span: float) -> tuple[int, int]:
     """How many raw tokens give a corrupted source of at most ``source`` tokens, end token included, and their target's length.
 
     Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
     """
-
-    def lengths(raw: int) -> tuple[int, int]:
-        noise, spans = span_counts(raw, noise_density, mean_span)
-        return raw - noise + spans + 1, noise + spans + 1
-
     raw = 2
-    while lengths(raw + 1)[0] <= source:
+    while corrupted_lengths(raw + 1, noise_density, mean_span)[0] <= source:
         raw += 1
-    return raw, lengths(raw)[1]
+    return raw, corrupted_lengths(raw, noise_density, mean_span)[1]
+
+
+def check_sentinels(source: int, window: int, noise_density: float, mean_span: float) -> None:
+    """Raises InputError where a window has more spans than there are sentinels."""
+    if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
+        raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
 
 
 def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: float, mean_span: float) -> np.ndarray:
     """n masks of ``length`` tokens, true where a token is noise; spans alternate, beginning with one that is kept.
 
     All masks have the same number of noise tokens and of spans; the lengths of the spans are uniform over all ways to
-    cut that many tokens into that many non-empty pieces. Source: ``random_spans_noise_mask`` of T5.
+    cut that many tokens into that many non-empty pieces. A single token is kept. Source: ``random_spans_noise_mask`` of T5.
     """
+    if length < 2:
+        return np.zeros((n, length), bool)
     noise, spans = span_counts(length, noise_density, mean_span)
 
     def cuts(items: int) -> np.ndarray:
         marks = np.zeros((n, items - 1), bool)
         marks[:, : spans - 1] = True
-        marks = np.concatenate([np.zeros((n, 1), bool), rng.permuted(marks, axis=1)], axis=1)
-        segment = np.cumsum(marks, axis=1)
-        return (segment[:, :, None] == np.arange(spans)).sum(axis=1)
+        edges = np.zeros((n, spans + 1), np.int64)
+        edges[:, 1:-1] = np.nonzero(rng.permuted(marks, axis=1))[1].reshape(n, spans - 1) + 1
+        edges[:, -1] = items
+        return np.diff(edges, axis=1)
 
     lengths = np.stack([cuts(length - noise), cuts(noise)], axis=2).reshape(n, 2 * spans)
     starts = np.zeros((n, length + 1), np.int64)
@@ -63,7 +80,8 @@ def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.nda
     ends = np.full((len(tokens), 1), EOS, tokens.dtype)
 
     def replace(mask: np.ndarray) -> np.ndarray:
-        begins = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+        begins = mask.copy()
+        begins[:, 1:] &= ~mask[:, :-1]
         ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1, dtype=tokens.dtype), tokens)
         keep = begins | ~mask
         return np.concatenate([ids[keep].reshape(len(tokens), -1), ends], axis=1)
@@ -84,6 +102,8 @@ class SpanCorruption:
       seed: decides order and masks.
       noise_density: share of tokens that are noise.
       mean_span: mean length of a noise span, in tokens.
+      process_index: of this process, where ``batches`` are shared.
+      process_count: how many share them.
     """
 
     windows: np.ndarray
@@ -91,6 +111,12 @@ class SpanCorruption:
     seed: int
     noise_density: float = 0.15
     mean_span: float = 3.0
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        check_noise(self.noise_density, self.mean_span)
+        check_share(self.process_index, self.process_count)
 
     @classmethod
     def from_documents(
@@ -108,8 +134,7 @@ class SpanCorruption:
           InputError: the text is shorter than one window, or windows need more sentinels than there are.
         """
         window, _ = window_length(source, noise_density, mean_span)
-        if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
-            raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
+        check_sentinels(source, window, noise_density, mean_span)
         stream = np.concatenate(documents) if documents else np.zeros(0, np.int32)
         n = len(stream) // window
         if n < 1:
@@ -130,10 +155,34 @@ class SpanCorruption:
             rows[where - start] = order[where - first]
         return rows
 
-    def batch(self, step: int, size: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int, size: int) -> Batch:
         """The batch of ``step``: ``encoder_ids`` [size, source] and ``targets`` [size, target]."""
         tokens = self.windows[self._rows(step * size, size)]
         rng = np.random.default_rng((self.seed, 1, step))
         masks = noise_masks(rng, size, tokens.shape[1], self.noise_density, self.mean_span)
         source, target = corrupt(tokens, masks, self.last_id)
         return {"encoder_ids": source, "targets": target}
+
+    def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:
+        """This process's rows of ``batch(step, size)`` for step 0, 1, ... or from ``state`` on (``DataSource``).
+
+        Raises:
+          InputError: the processes cannot share the batch, or ``state`` is of another source or batch.
+        """
+        if size < 1 or size % self.process_count:
+            raise InputError(
+                f"{self.process_count} processes cannot share a batch of {size}; take a multiple of {self.process_count}"
+            )
+        content = zlib.crc32(np.ascontiguousarray(self.windows).data)
+        facts = (content, *self.windows.shape, self.seed, self.noise_density, self.mean_span, size)
+        source = " ".join(map(str, facts))
+        if state:
+            check_source(state, source)
+        return self._batches(size, source, state["step"] if state else 0)
+
+    def _batches(self, size: int, source: str, start: int) -> Iterator[tuple[Batch, State]]:
+        share = size // self.process_count
+        rows = slice(self.process_index * share, (self.process_index + 1) * share)
+        for step in itertools.count(start):
+            batch = self.batch(step, size)
+            yield {name: array[rows] for name, array in batch.items()}, {"source": source, "step": step + 1}

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import hashlib
 import importlib.util
 import inspect
-import json
 import pathlib
-import re
 import sysconfig
 import tokenize
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
+from fusion_core.text.files import COMPRESSED, READABLE, read_file, readable
 
 # The packages whose docstrings and texts are the default corpus, beside the standard library.
 DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "jax", "matplotlib")
 TEXT_SUFFIXES = (".rst", ".md")
-READABLE = (".txt", ".text", ".md", ".rst", ".jsonl")
 
 MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
 
@@ -102,68 +98,47 @@ def deduplicate(documents: Iterable[str]) -> list[str]:
     return kept
 
 
-def _read_bytes(path: pathlib.Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}; check the file, or leave it out") from None
-
-
-def _read_file(path: pathlib.Path) -> list[str]:
-    data = _read_bytes(path)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
-        ) from None
-    text = text.removeprefix("\ufeff")  # the byte order mark of some editors
-    kind = pathlib.Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if kind != ".jsonl":
-        # documents of one file are separated by two empty lines
-        return [part for part in re.split(r"\n[ \t]*\n[ \t]*\n", text.replace("\r\n", "\n")) if part.strip()]
-    documents = []
-    # not splitlines: strings in JSON may hold other line separators as they are
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"]
-            document.encode("utf-8")  # JSON can spell half a character
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}') from None
-        documents.append(document)
-    return documents
-
-
-def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
-    """Documents from files or folders of UTF-8 text, ``.gz`` or ``.jsonl`` (``{"text": ...}`` a line).
-
-    Documents within a text file are separated by two empty lines.
+def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
+    """The files among ``paths`` and, in the order of their paths, the files of text in the folders among them.
 
     Raises:
-      InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
+      InputError: a path is missing.
     """
     files: list[pathlib.Path] = []
     for path in map(pathlib.Path, paths):
         if not path.exists():
-            raise InputError(f"there is no file or folder {path}; check the path given to --text")
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file())
-            files += [p for p in inside if (pathlib.Path(p.stem).suffix if p.suffix == ".gz" else p.suffix) in READABLE]
-        else:
-            files.append(path)
-    documents = [text for file in files for text in _read_file(file) if text.strip()]
+            raise InputError(f"there is no file or folder {path}; check the path")
+        files += sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
+    return files
+
+
+def no_text(paths: Sequence[str | pathlib.Path], files: int) -> InputError:
+    """What to say where ``files`` files were read and nothing was in them."""
+    return InputError(
+        f"no text in {', '.join(map(str, paths))} ({files} files read); give files of UTF-8 text, or folders "
+        f"with files that end in {', '.join(READABLE)} (or these with {' or '.join(COMPRESSED)})"
+    )
+
+
+def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
+    """Documents from files or folders of UTF-8 text, ``.jsonl`` (``{"text": ...}`` a line), ``.gz``, ``.zst`` or ``.parquet``.
+
+    Documents within a text file are separated by two empty lines. All are held; ``TextFiles`` streams them.
+
+    Raises:
+      InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
+    """
+    files = text_files(paths)
+    documents = [text for file in files for text, _ in read_file(file) if text.strip()]
     if not documents:
-        raise InputError(
-            f"no text in {', '.join(map(str, paths))} ({len(files)} files read); give files of UTF-8 text, or folders "
-            f"with files that end in {', '.join(READABLE)} (or these with .gz)"
-        )
+        raise no_text(paths, len(files))
     return documents
+
+
+def is_held_out(text: str, fraction: float, seed: int) -> bool:
+    """Whether a document is one of the ``fraction`` for validation; its content and the seed alone decide."""
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -175,8 +150,7 @@ def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tup
     train: list[str] = []
     validation: list[str] = []
     for text in documents:
-        digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-        side = validation if int.from_bytes(digest[:8], "big") < fraction * 2**64 else train
+        side = validation if is_held_out(text, fraction, seed) else train
         side.append(text)
     for empty, full in ((validation, train), (train, validation)):
         if not empty:

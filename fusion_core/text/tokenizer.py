@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
+from fusion_core.text import spiece
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
+
+SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
+BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -35,7 +41,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, each ending with the end-of-sequence id."""
-        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch(list(texts))]
+        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; padding and end are left out, sentinels are shown."""
@@ -56,16 +62,92 @@ class Tokenizer:
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
+    def save_sentencepiece(self, path: pathlib.Path) -> None:
+        """Writes sentencepiece's ``.model`` (T5's ``spiece.model``): the pieces without sentinels, as T5's has them.
+
+        Raises:
+          InputError: the tokenizer is not a unigram model with T5's treatment of white space.
+        """
+        settings = json.loads(self.backend.to_str())
+        model, normalizer = settings["model"], settings["normalizer"] or {"type": None}
+        words = [step.get("type") for step in (settings["pre_tokenizer"] or {}).get("pretokenizers", [])]
+        if model.get("type") != "Unigram" or words != ["WhitespaceSplit", "Metaspace"]:
+            raise InputError(
+                f"a tokenizer of kind {model.get('type')} with {words or 'no'} splitting cannot be written for sentencepiece; "
+                "save its tokenizer.json"
+            )
+        if normalizer["type"] not in (None, "Precompiled"):
+            raise InputError(
+                f"a normalizer of kind {normalizer['type']} cannot be written for sentencepiece; save its tokenizer.json"
+            )
+        unknown = model["unk_id"]
+        kinds = {unknown: spiece.UNKNOWN, PAD: spiece.CONTROL, EOS: spiece.CONTROL}
+        kinds |= {i: spiece.BYTE for i, (text, _) in enumerate(model["vocab"]) if BYTE_PIECE.fullmatch(text)}
+        pieces = [
+            (text, float(score), kinds.get(i, spiece.NORMAL))
+            for i, (text, score) in enumerate(model["vocab"])
+            if not SENTINEL_PIECE.fullmatch(text)
+        ]
+        charsmap = normalizer.get("precompiled_charsmap")
+        charsmap = base64.b64decode(charsmap) if charsmap else spiece.white_space_map()
+        fallback = bool(model.get("byte_fallback"))
+        spiece.write_model(path, spiece.Model(tuple(pieces), fallback, (PAD, EOS, unknown), charsmap))
+
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> Tokenizer:
-        """Reads ``tokenizer.json`` from a folder. Raises InputError where it is missing or damaged."""
-        file = pathlib.Path(folder) / "tokenizer.json"
+    def load(cls, path: str | pathlib.Path) -> Tokenizer:
+        """Reads a tokenizer: a folder's ``tokenizer.json``, else its ``spiece.model``; or such a file itself.
+
+        Raises:
+          InputError: there is none, it is damaged, or a ``.model`` is not a unigram model as T5's are.
+        """
+        file = pathlib.Path(path)
+        if file.is_dir() or file.suffix not in (".json", ".model"):
+            found = [file / name for name in ("tokenizer.json", "spiece.model") if (file / name).exists()]
+            file = found[0] if found else file / "tokenizer.json"
         if not file.exists():
             raise InputError(f"there is no {file}; give the folder of a checkpoint with its tokenizer")
+        if file.suffix == ".model":
+            return cls(_from_sentencepiece(file))
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"{file} cannot be read ({error}); copy it again") from None
+
+
+def _unigram(vocab: Sequence[tuple[str, float]], unknown: int, byte_fallback: bool) -> tokenizers.Tokenizer:
+    """T5's tokenizer around a vocabulary: words from white space, an end token after each text."""
+    backend = tokenizers.Tokenizer(Unigram(list(vocab), unk_id=unknown, byte_fallback=byte_fallback))
+    metaspace: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace)]
+    )
+    backend.decoder = decoders.Metaspace(**metaspace)
+    if byte_fallback:
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(**metaspace)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+    )
+    return backend
+
+
+def _from_sentencepiece(file: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a ``.model``; sentinels are added where it has none, as transformers adds T5's."""
+    model = spiece.read_model(file)
+    if model.special != (PAD, EOS, UNK) or model.pieces[EOS][0] != "</s>":
+        raise InputError(
+            f"{file} has pad, end and unknown at {model.special}, but T5 at {(PAD, EOS, UNK)}; it is another network's"
+        )
+    vocab = [(text, score) for text, score, _ in model.pieces]
+    if not any(SENTINEL_PIECE.fullmatch(text) for text, _ in vocab):
+        vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
+    backend = _unigram(vocab, UNK, model.byte_fallback)
+    if model.charsmap:
+        backend.normalizer = normalizers.Precompiled(model.charsmap)
+    special = [text for text, _, kind in model.pieces if kind in (spiece.CONTROL, spiece.UNKNOWN)]
+    backend.add_special_tokens(special + [text for text, _ in vocab if SENTINEL_PIECE.fullmatch(text)])
+    own = [text for text, _, kind in model.pieces if kind == spiece.USER_DEFINED and not SENTINEL_PIECE.fullmatch(text)]
+    backend.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in own])
+    return backend
 
 
 def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokenizer:
@@ -124,18 +206,6 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
     # few digits, so that the file's reader, which rounds, gives the same tokenizer
     scores = [(trained.id_to_piece(i), round(trained.get_score(i), 6)) for i in range(trained.vocab_size())]
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
-    backend = tokenizers.Tokenizer(Unigram(scores + [(s, 0.0) for s in sentinels], unk_id=UNK, byte_fallback=True))
+    backend = _unigram(scores + [(s, 0.0) for s in sentinels], UNK, byte_fallback=True)
     backend.add_special_tokens(["<pad>", "</s>", "<unk>", *sentinels])
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True),
-        ]
-    )
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)]
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
-    )
     return Tokenizer(backend)

@@ -9,7 +9,7 @@ from deepfusion import cli
 from deepfusion.checkpoints import parse_size
 from fusion_core.errors import InputError
 from fusion_core.text import train_tokenizer
-from tests.strategies.checkpoints import saved_t5, tensors_of
+from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
 
 
@@ -128,9 +128,11 @@ def test_info_describes_a_folder(run, pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--norm", "grouped"], "--norm grouped cannot be written to files yet"),
-        (["--norm", "odd"], "--norm is 'odd'; it can be plain, calibrated or grouped"),
-        (["--calibration-text", "x"], "--calibration-text is for --norm calibrated"),
+        (["--norm", "grouped"], "grouped norms cannot be written: Hugging Face's format has one norm"),
+        (["--norm", "odd"], "the norm mode is 'odd'; it can be plain or calibrated"),
+        (["--norm", "calibrated"], "--norm calibrated is fitted to text: give --calibration-text FILE"),
+        (["--norm", "calibrated", "--calibration-text", "absent.txt"], "absent.txt"),
+        (["--calibration-text", __file__.replace(".py", ".md")], "test_checkpoints.md"),
         (["--max-shard", "big"], "--max-shard is 'big'; give a size such as 5GB"),
         (["--dtype", "int4"], "the dtype is 'int4'"),
         (["--noise", "0.1"], "noise keeps the function only where the sources are one network"),
@@ -155,3 +157,25 @@ def test_sizes_are_read(text, size):
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="--max-shard is"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoders_are_fused_compared_on_text_and_described(run, kind, tmp_path):
+    text = " ".join(sentences(0, 60))
+    tokenizer = train_tokenizer([text], 300)
+    a, b = (saved_decoder(tmp_path / "ab"[i], kind, i, i, vocab_size=tokenizer.vocab_size) for i in range(2))
+    tokenizer.save(a)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    options = ["--norm", "calibrated", "--calibration-text", tmp_path / "text.txt"]
+    code, out, err = run("fuse", a, b, "--out", tmp_path / "c", "--json", *options)
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["norm"] == "calibrated"
+    assert facts["deviation"]["largest"] > 0.01
+    code, out, err = run("diff", a, tmp_path / "c", "--text", tmp_path / "text.txt", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["text"]
+    assert len(found["reshaped"]) == len(facts["tensors"])
+    assert "cannot be fused yet" not in run("info", tmp_path / "c")[1]
+    assert json.loads(run("info", tmp_path / "c", "--json")[1])["supported"]

@@ -1,5 +1,6 @@
 """Llama and GPT-2: their files, what cannot be fused, and parity with Hugging Face's models in PyTorch."""
 
+import dataclasses
 import json
 import warnings
 
@@ -116,6 +117,13 @@ def test_a_tied_head_may_be_saved_beside_the_embedding_or_instead_of_it(tied, in
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(tied):
+    folder, _, _, name = tied
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors[name] + np.float32(1e-3)})
+    with pytest.raises(fc.InputError, match=f"lm_head.weight should be a copy of {name}, but differs from it"):
+        fc.load_pretrained(folder)
+
+
 def test_the_bare_models_names_and_old_buffers_are_read(tied):
     """As in the released gpt2 files: no prefix, and the causal mask as a buffer."""
     folder, params, _, name = tied
@@ -133,10 +141,77 @@ def test_old_files_of_llama_are_read(tmp_path):
     assert files.config_from_json(values) == small("llama", num_key_value_heads=2, head_dim=4)
 
 
+# frequencies that are kept, divided and between the two, at rope_theta 100 and a head width of 16
+LLAMA3 = decoder.Llama3Rope(8.0, 1.0, 4.0, 64)
+ROPE = {"rope_type": "llama3", **dataclasses.asdict(LLAMA3)}
+
+
+def test_the_frequencies_of_llama3_are_kept_divided_and_interpolated():
+    plain, stretched = (
+        decoder.model.rotary_frequencies(small("llama", head_dim=16, rope_scaling=scaling))
+        for scaling in (None, LLAMA3)
+    )
+    ratio = stretched / plain
+    turns = 64 * plain / (2 * np.pi)
+    between = (turns > 1) & (turns < 4)
+    assert between.sum() == 3
+    np.testing.assert_allclose(ratio[turns > 4], 1, rtol=1e-6)
+    np.testing.assert_allclose(ratio[turns < 1], 1 / 8, rtol=1e-6)
+    np.testing.assert_allclose(ratio[between], 1 / 8 + 7 / 8 * (turns[between] - 1) / 3, rtol=1e-6)
+
+
+def test_a_llama_with_stretched_positions_has_the_references_logits_alone_and_fused(reference, tmp_path):
+    config = small("llama, tied", head_dim=16, rope_scaling=LLAMA3, max_position_embeddings=512)
+    params, ids = random_params(config, 0), tokens(config, length=40)
+    fc.save_pretrained(tmp_path / "ours", params, config)
+    model, run = reference(tmp_path / "ours")
+    theirs = run(ids)
+    np.testing.assert_allclose(ours(params, config, ids), theirs, rtol=0, atol=TOLERANCE)
+    plain = ours(params, dataclasses.replace(config, rope_scaling=None), ids)
+    assert np.abs(plain - theirs).max() > 0.01
+    model.save_pretrained(tmp_path / "theirs")
+    assert fc.load_pretrained(tmp_path / "theirs")[1] == config
+    fused, fused_cfg = fc.fuse([(params, config)] * 2)
+    fc.save_pretrained(tmp_path / "twice", fused, fused_cfg)
+    np.testing.assert_allclose(reference(tmp_path / "twice")[1](ids), theirs, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_parameters": ROPE | {"rope_theta": 100.0}, "rope_theta": None, "rope_scaling": None},
+        {"rope_parameters": None},
+        {"rope_parameters": None, "rope_scaling": {k.replace("rope_", ""): v for k, v in ROPE.items()}},
+        {
+            "rope_parameters": {k: v for k, v in ROPE.items() if not k.startswith("original")},
+            "rope_scaling": None,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=["transformers 5", "transformers 4", "older", "length outside"],
+)
+def test_stretched_positions_are_read_in_new_and_old_spellings(rope):
+    config = small("llama", rope_scaling=LLAMA3)
+    values = files.config_to_json(config) | rope
+    assert files.config_from_json({k: v for k, v in values.items() if v is not None}) == config
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_type is 'llama3'"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "rope_type is 'yarn'; .* 'llama3' can be"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "low_freq_factor of .* is None; it must be",
+        ),
+        ("llama", {"rope_parameters": ROPE | {"factor": 0.5}}, r"Llama3Rope\.factor is 0\.5; it must be .* at least 1"),
+        (
+            "llama",
+            {"rope_parameters": ROPE | {"high_freq_factor": 1}},
+            "high_freq_factor is 1.0; .* above low_freq_factor",
+        ),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only heads that are turned whole"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ("llama", {"hidden_size": None}, "hidden_size is missing"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; only 'gelu_new'"),
@@ -152,7 +227,7 @@ def test_a_configuration_that_this_model_does_not_have_is_refused(kind, values, 
     ("change", "message"),
     [
         (lambda t: {n: x for n, x in t.items() if "wpe" not in n}, r"transformer\.wpe\.weight is missing"),
-        (lambda t: t | {"odd": np.ones(2, np.float32)}, r"unknown tensors \['transformer\.odd'\]"),
+        (lambda t: t | {"odd": np.ones(2, np.float32)}, r"unknown tensors \['odd'\]"),
         (lambda t: t | {"transformer.wpe.weight": np.ones((3, 8), np.float32)}, r"wpe\.weight has shape \(3, 8\)"),
         (lambda t: t | {"transformer.ln_f.bias": np.full(8, np.nan, np.float32)}, "not finite"),
     ],
@@ -180,6 +255,7 @@ def test_a_llama_that_transformers_would_refuse_is_not_written(tmp_path):
     [
         ("llama", {"head_dim": 8}, "head_dim is 6 and 8; it must agree"),
         ("llama", {"rope_theta": 500.0}, "rope_theta is 100.0 and 500.0"),
+        ("llama", {"rope_scaling": LLAMA3}, r"rope_scaling is None and Llama3Rope\(factor=8\.0, .*; it must agree"),
         ("llama", {"num_hidden_layers": 2}, r"depth 1 with depth 2 \(num_hidden_layers of networks 1 and 2\)"),
         (
             "llama",

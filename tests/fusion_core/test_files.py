@@ -100,6 +100,13 @@ def test_copies_of_the_embedding_and_a_tied_head_are_passed_over(tied, saved):
     assert_equal_trees(fc.load_pretrained(saved)[0], tied[0])
 
 
+@pytest.mark.parametrize("name", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
+def test_a_copy_of_the_embedding_that_differs_from_it_is_refused(saved, name):
+    embedding = tensors_of(saved)["shared.weight"]
+    change(saved, **{name.replace(".", "__"): embedding + np.float32(1e-3)})
+    refused(saved, f"{name} should be a copy of shared.weight, but differs from it; remove the one that is wrong")
+
+
 def test_a_bias_of_cross_attention_that_nothing_reads_is_passed_over(tied, saved):
     """The released v1.0 checkpoints carry one; the reference ignores it too."""
     bias = np.ones((8, 2), np.float32)
@@ -144,9 +151,9 @@ def refused(folder, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("folder", ["absent", "."])
-def test_a_folder_without_config_is_refused(tmp_path, folder):
-    refused(tmp_path / folder, "is no checkpoint: it has no config.json")
+@pytest.mark.parametrize(("folder", "why"), [("absent", "there is no such folder"), (".", "it has no config.json")])
+def test_a_folder_without_config_is_refused(tmp_path, folder, why):
+    refused(tmp_path / folder, f"is no checkpoint: {why}; give the folder that save_pretrained wrote")
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]"])
@@ -157,7 +164,7 @@ def test_a_damaged_config_is_refused(saved, content):
 
 def test_another_model_type_is_refused(saved):
     change_config(saved, model_type="bert")
-    refused(saved, "model_type is 'bert'; only 't5' can be read")
+    refused(saved, "model_type is 'bert'; only 't5', 'llama', 'gpt2' can be read")
 
 
 def test_an_unsupported_activation_is_refused(saved):
@@ -171,6 +178,19 @@ def test_a_truncated_weights_file_is_refused(saved, kept):
     assert file.stat().st_size > 5000
     file.write_bytes(file.read_bytes()[:kept])
     refused(saved, r"model\.safetensors cannot be read .*truncated or damaged")
+
+
+def test_a_header_that_lies_is_refused_by_the_loader_of_whole_networks(saved):
+    """The offsets of two tensors of one shape are the same bytes: every shape fits, and the file's size too."""
+    file = saved / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    block = "encoder.block.0.layer.0.SelfAttention."
+    header[f"{block}q.weight"]["data_offsets"] = header[f"{block}k.weight"]["data_offsets"]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    refused(saved, r"model\.safetensors cannot be read \(.* overlaps with .*truncated or damaged")
 
 
 def test_a_missing_weights_file_is_refused(saved):
@@ -235,6 +255,12 @@ def test_an_empty_folder_may_be_written_into(tied, tmp_path):
 def test_parameters_that_do_not_fit_the_configuration_are_not_saved(tied, tmp_path):
     with pytest.raises(fc.InputError, match=r"has shape \(24, 16\), but the config says \(25, 16\)"):
         fc.save_pretrained(tmp_path / "a", tied[0], tiny("v1.0", **SMALL, d_ff=25))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_no_checkpoint_holds_is_not_saved(tmp_path):
+    with pytest.raises(fc.InputError, match="type MLPConfig; those of T5Config, LlamaConfig, GPT2Config are written"):
+        fc.save_pretrained(tmp_path / "a", {}, fc.MLPConfig((1, 2, 1)))
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from fusion_core.fusion import Rule, fused_config
-from tests.strategies.networks import STYLES, batch_of, logits, random_mlp, random_t5, tiny
+from tests.strategies.networks import STYLES, batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 from toy_models import mlp
 
 DTYPES = ("float32", "float64")
@@ -97,17 +98,6 @@ def maps():
         "v1.0": ([narrow("v1.0", 4, 1, 3), narrow("v1.0", 6, 2, 5)], None),
         "v1.1": ([narrow("v1.1", 4, 1, 3), narrow("v1.1", 6, 2, 5)], [0.25, 0.75]),
     }
-
-
-def random_like(shapes, seed):
-    """A tree of random arrays."""
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
-
-
-def inner(a, b):
-    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.fixture(scope="module", params=sorted(maps()))
@@ -254,17 +244,35 @@ def shapes_only(config):
     return jax.tree.map(np.zeros, fc.t5.parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)), config
 
 
+def grown_as_told(message, params, config):
+    """What comes of the call of ``fusion_core.grow`` in an error message."""
+    call = re.search(r"fusion_core\.grow\(.*?\)", message)
+    assert call, message
+    return eval(call[0], {"fusion_core": fc, "params": params, "config": config})
+
+
+@pytest.mark.parametrize("operator", ["identity_layers", "stacking"])
 @pytest.mark.parametrize("field", ["num_layers", "num_decoder_layers"])
-def test_unequal_t5_depths_are_refused_and_both_are_named(field):
-    networks = [shapes_only(tiny(**{field: depth})) for depth in (2, 3)]
-    with pytest.raises(fc.InputError, match=rf"depth 2 with depth 3 \({field} of networks 1 and 2.*same depth"):
+@pytest.mark.parametrize("depths", [(1, 2), (2, 1)])
+def test_unequal_t5_depths_are_refused_and_what_is_said_to_do_makes_them_equal(depths, field, operator):
+    networks = [shapes_only(tiny(**{field: depth})) for depth in depths]
+    with pytest.raises(fc.InputError, match=rf"depth . with depth . \({field} of networks 1 and 2\)") as caught:
         fc.fuse(networks)
+    message, shallow = str(caught.value), depths.index(1)
+    assert f"depth {depths[0]} with depth {depths[1]}" in message
+    assert f"bring network {shallow + 1} to the same depth first" in message
+    assert '"stacking"' in message
+    networks[shallow] = grown_as_told(message.replace("identity_layers", operator), *networks[shallow])
+    assert getattr(fused_config([config for _, config in networks]), field) == 2
 
 
-def test_unequal_mlp_depths_are_refused_and_both_are_named():
-    deep = (2, 3, 3, 1)
-    with pytest.raises(fc.InputError, match=r"depth 2 with depth 3 \(networks 1 and 2\)"):
-        fc.fuse([MLP, (random_mlp(deep, 0), fc.MLPConfig(deep))])
+def test_unequal_mlp_depths_are_refused_and_what_is_said_to_do_makes_them_equal():
+    deep = (2, 3, 4, 3, 1)
+    networks = [(random_mlp(deep, 0), fc.MLPConfig(deep)), MLP]
+    with pytest.raises(fc.InputError, match=r"depth 4 with depth 2 \(networks 1 and 2\).* bring network 2") as caught:
+        fc.fuse(networks)
+    networks[1] = grown_as_told(str(caught.value), *MLP)
+    assert fc.fuse(networks)[1].sizes == (2, 6, 7, 6, 1)
 
 
 def test_mlps_of_other_inputs_or_outputs_are_refused():

@@ -16,7 +16,7 @@ from benchmarks import growth_operators as benchmark
 from fusion_core.growth_operators import GROWTH_OPERATORS, copied_units
 from fusion_core.growth_operators.layout import axes, by_name, first_copies, spaces
 from fusion_core.t5 import init, parameter_shapes
-from tests.strategies.networks import batch_of, logits, random_mlp, random_t5, tiny
+from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 
 CASES = benchmark.cases()
 T5_CASES = [case for case in CASES if case[2] != "MLP"]
@@ -89,16 +89,6 @@ LINEAR = [
 ]
 
 
-def random_like(shapes, seed):
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
-    rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
-
-
-def inner(a, b):
-    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
 def combine(u, v):
     return jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v)
 
@@ -164,6 +154,9 @@ def test_self_fusion_is_fuses():
     wanted, wanted_config = fc.fuse([(params, config)] * 3)
     grown, grown_config = fc.grow(params, config, "deep_fusion", factor=3)
     assert grown_config == wanted_config
+    jax.tree.map(np.testing.assert_array_equal, grown, wanted)
+    wanted, _ = fc.fuse([(params, config)] * 3, off_diagonal="antisymmetric", noise=0.3, seed=1)
+    grown, _ = fc.grow(params, config, "deep_fusion", factor=3, noise=0.3, seed=1)
     jax.tree.map(np.testing.assert_array_equal, grown, wanted)
 
 
@@ -483,6 +476,39 @@ def test_growth_keeps_the_dtype_and_has_the_shapes_of_its_configuration(case):
     assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {jnp.dtype(jnp.bfloat16)}
 
 
+# Grouped norms: copies of the stream keep their groups.
+
+GROUPED = tiny(norm_groups=(10, 6))
+TWOFOLD = [
+    *[(name, {"factor": 2}) for name in ("deep_fusion", "hypercloning", "net2net_width", "aki", "random_block")],
+    ("net2net_width", {"width": {"d_ff": 30, "num_heads": 3}}),
+    ("random_off_diagonal", {"factor": 2}),
+    ("random_init", {"factor": 2}),
+    ("stacking", {"factor": 2}),
+    ("identity_layers", {"depth": {"num_decoder_layers": 3}}),
+]
+
+
+@pytest.mark.parametrize(("operator", "sizes"), TWOFOLD)
+def test_growth_of_a_network_with_grouped_norms_keeps_the_groups_of_every_copy(operator, sizes):
+    params, batch = random_t5(GROUPED, 1), batch_of(GROUPED, 0)
+    grown, config = fc.grow(params, GROUPED, operator, seed=0, **sizes)
+    copies = config.d_model // GROUPED.d_model
+    assert config.norm_groups == (10, 6) * copies
+    if not GROWTH_OPERATORS[operator].properties.function_preserving:
+        return
+    of = lambda p, c: np.asarray(logits(p, c, batch["encoder_ids"], batch["targets"]))
+    before = of(params, GROUPED)
+    np.testing.assert_allclose(of(grown, config), before, rtol=0, atol=2e-5)
+    # the same arrays under one norm over the whole stream, as no operator may leave them
+    assert np.abs(of(grown, dataclasses.replace(config, norm_groups=())) - before).max() > 0.01
+
+
+def test_a_stream_with_grouped_norms_grows_in_whole_multiples_only():
+    with pytest.raises(fc.InputError, match=r"norm_groups is \(10, 6\).* give a multiple of 16"):
+        fc.grow({}, GROUPED, "random_init", width={"d_model": 24}, seed=0)
+
+
 # What is refused. Nothing here is compiled.
 
 MLP = fc.MLPConfig((2, 3, 3, 1))
@@ -509,7 +535,12 @@ T5 = tiny("v1.0")
         (fc.MLPConfig((2, 3, 1)), "net2net_depth", {"factor": 2}, "has none; give depth"),
         (fc.MLPConfig((2, 3, 4, 1)), "stacking", {"factor": 2}, r"hidden widths are \(3, 4\)"),
         (fc.MLPConfig((2, 3, 3, 1)), "aki", {"factor": 2}, "aki finds no layer with one of the same shape above it"),
-        (T5, "random_init", {"depth": 2, "seed": 0}, "depth is 2, but the network is 2 deep already"),
+        (T5, "random_init", {"depth": 2, "seed": 0}, "depth is 2, but num_layers is 2 already"),
+        (T5, "identity_layers", {"depth": {"num_heads": 4}}, "of num_layers, num_decoder_layers: {'num_layers': 8}"),
+        (T5, "identity_layers", {"depth": {}}, "depth is {}; give a number of layers"),
+        (T5, "identity_layers", {"depth": {"num_layers": 2.0}}, "num_layers is 2.0; it must be an integer"),
+        (T5, "stacking", {"depth": {"num_layers": 3}}, "cannot grow num_layers from 2 to 3"),
+        (MLP, "net2net_depth", {"depth": {"num_layers": 3}}, "depth is {'num_layers': 3}; give a number of layers"),
         (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make an MLP deeper"),
         (MLP, "net2net_width", {"width": (4,), "seed": 0}, r"width is \(4,\); give the 2 hidden widths"),
         (

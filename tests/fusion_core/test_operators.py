@@ -13,8 +13,8 @@ import fusion_core as fc
 from fusion_core.fusion import fused_config, operators
 from fusion_core.fusion.conv import parameter_shapes
 from fusion_core.fusion.operators import table_map
-from tests.fusion_core.test_fusion import inner, mlp_output, random_like
-from tests.strategies.networks import random_mlp
+from tests.fusion_core.test_fusion import mlp_output
+from tests.strategies.networks import inner, random_like, random_mlp
 from toy_models import mlp
 
 
@@ -145,15 +145,18 @@ def random_conv(config, seed):
     first=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_fused_convolutional_classifiers_output_the_weighted_mean(widths, first, seed):
+def test_fused_convolutional_classifiers_output_the_weighted_mean_and_lose_at_most_the_losses_mean(widths, first, seed):
     weights = np.asarray([first, *[1] * (len(widths) - 1)]) / (first + len(widths) - 1)
     configs = [fc.ConvConfig((2, *hidden), 3, 4) for hidden in widths]
     images = np.random.default_rng(seed).standard_normal((2, 2, 5, 5))
     with jax.enable_x64(True):
         networks = [(random_conv(c, (seed, i)), c) for i, c in enumerate(configs)]
         fused, config = fc.fuse(networks, weights.tolist())
-        mean = sum(w * conv_output(params, images) for w, (params, _) in zip(weights, networks, strict=True))
-        np.testing.assert_allclose(conv_output(fused, images), mean, rtol=0, atol=1e-13)
+        own, out = [conv_output(params, images) for params, _ in networks], conv_output(fused, images)
+        np.testing.assert_allclose(out, np.tensordot(weights, own, 1), rtol=0, atol=1e-13)
+        # Jensen, for a loss that is convex in the outputs
+        cross_entropy = lambda x: np.mean(np.log(np.exp(x).sum(-1)) - x[:, seed % 4])
+        assert cross_entropy(out) <= np.dot(weights, [cross_entropy(x) for x in own]) + 1e-14
     assert config.channels == (2, *(sum(c) for c in zip(*widths, strict=True)))
     assert jax.tree.map(jnp.shape, fused) == parameter_shapes(config)
 

@@ -7,6 +7,7 @@ import jax
 import safetensors.numpy
 
 import fusion_core as fc
+from tests.strategies.decoders import random_params, small
 from tests.strategies.networks import random_t5, tiny
 
 ONE_LAYER = {"vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1}
@@ -19,6 +20,13 @@ def saved_t5(folder, style="v1.0", seed=0, dtype=None, **changes) -> pathlib.Pat
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     fc.save_pretrained(folder, params, config)
+    return pathlib.Path(folder)
+
+
+def saved_decoder(folder, kind, i=0, seed=0, **changes) -> pathlib.Path:
+    """A random Llama or GPT-2 of one layer in ``folder``."""
+    config = small(kind, i, **changes)
+    fc.save_pretrained(folder, random_params(config, seed), config)
     return pathlib.Path(folder)
 
 

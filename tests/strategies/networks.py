@@ -78,3 +78,23 @@ def random_mlp(sizes, seed: int, dtype=jnp.float32):
         for n_in, n_out in itertools.pairwise(sizes)
     ]
     return {"layers": layers}
+
+
+def conv_logits(params, images):
+    """A convolutional classifier: convolutions that keep the size, tanh, the mean over the image, the linear head."""
+    x = images
+    for layer in params["convolutions"]:
+        x = jax.lax.conv_general_dilated(x, layer["weight"], (1, 1), "SAME")
+        x = jnp.tanh(x + layer["bias"][:, None, None])
+    return x.mean(axis=(2, 3)) @ params["head"]["weight"].T + params["head"]["bias"]
+
+
+def random_like(shapes, seed):
+    """A tree of random arrays."""
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
+
+
+def inner(a, b):
+    return sum(float(np.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

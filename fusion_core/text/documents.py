@@ -1,0 +1,180 @@
+"""Corpora as streams of documents: read in order, from any place on, never held whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.text.corpus import is_held_out, no_text, text_files
+from fusion_core.text.files import read_file
+
+LONGEST = 1 << 16  # characters of a document; a longer one is cut in several, which bounds memory
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """A corpus in a fixed order, which may differ from epoch to epoch."""
+
+    def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        """Documents of an epoch from ``position`` on, each with the position (a JSON value) after it; None is the start."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A few characters that tell this corpus from others, so that a run is not resumed on another text."""
+        ...
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """Files and folders of text (``read_file`` says which), streamed; the files come in another order every epoch.
+
+    Attributes:
+      paths: files or folders.
+
+    Raises:
+      InputError: a path is missing, or a folder has no file of text. What is wrong inside a file is said when it is read.
+    """
+
+    paths: Sequence[str | pathlib.Path]
+    files: tuple[pathlib.Path, ...] = dataclasses.field(init=False)
+    sizes: tuple[int, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str | pathlib.Path):
+            raise InputError(f"the paths are {self.paths!r}; give a list of paths")
+        files = text_files(self.paths)
+        if not files:
+            raise no_text(self.paths, 0)
+        object.__setattr__(self, "files", tuple(files))
+        object.__setattr__(self, "sizes", tuple(file.stat().st_size for file in files))
+
+    def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        order = np.random.default_rng((seed, 2, epoch)).permutation(len(self.files))
+        first, *start = position or (0, 0, 0)
+        for number in range(first, len(order)):
+            for text, (a, b) in read_file(self.files[order[number]], (start[0], start[1]), LONGEST):
+                yield text, [number, a, b]
+            start = [0, 0]
+
+    def fingerprint(self) -> str:
+        return _digest([file.name for file in self.files], self.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextList:
+    """Documents in memory."""
+
+    texts: Sequence[str]
+
+    def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        for number in range(position or 0, len(self.texts)):
+            yield self.texts[number], number + 1
+
+    def fingerprint(self) -> str:
+        return _digest(
+            len(self.texts), functools.reduce(lambda crc, text: zlib.crc32(text.encode(), crc), self.texts, 0)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The training or the held-out documents of a corpus, by ``split_documents``' rule: content and seed decide.
+
+    Attributes:
+      documents: the corpus.
+      fraction: share of the documents that is held out, between 0 and 1.
+      seed: of the split.
+      held_out: which part this is.
+    """
+
+    documents: Documents
+    fraction: float
+    seed: int
+    held_out: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise InputError(f"the held-out share is {self.fraction}; it must be between 0 and 1")
+
+    def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        for text, after in self.documents.read(seed, epoch, position):
+            if is_held_out(text, self.fraction, self.seed) == self.held_out:
+                yield text, after
+
+    def fingerprint(self) -> str:
+        return _digest(self.documents.fingerprint(), self.fraction, self.seed, self.held_out)
+
+
+def pieces(text: str, longest: int = LONGEST) -> Iterator[str]:
+    """The text in parts of at most ``longest`` characters, cut between words where there are any."""
+    start = 0
+    while len(text) - start > longest:
+        cut = text.rfind(" ", start + 1, start + longest) + 1 or start + longest
+        yield text[start:cut]
+        start = cut
+    yield text[start:] if start else text
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a block begins.
+
+    Attributes:
+      number: of the block in the endless sequence of epochs.
+      epoch: which.
+      index: of the block in its epoch.
+      position: of its first document (``Documents.read``).
+    """
+
+    number: int = 0
+    epoch: int = 0
+    index: int = 0
+    position: Any = None
+
+
+def blocks(
+    documents: Documents, seed: int, place: Place, most_documents: int, most_characters: int
+) -> Iterator[tuple[Place, list[str]]]:
+    """The endless sequence of blocks from ``place`` on: runs of documents, shuffled, that are held together.
+
+    A block ends with its epoch, with ``most_documents`` documents, or with the one that brings it to ``most_characters``.
+    The order within it is drawn from (seed, epoch, index).
+
+    Raises:
+      InputError: an epoch has no text.
+    """
+    while True:
+        reader = documents.read(seed, place.epoch, place.position)
+        empty = place.index == 0
+        ended = False
+        while not ended:
+            texts: list[str] = []
+            characters, after = 0, place.position
+            while len(texts) < most_documents and characters < most_characters:
+                text, after = next(reader, (None, None))
+                if text is None:
+                    ended = True
+                    break
+                if text and not text.isspace():
+                    texts += [part for part in pieces(text) if not part.isspace()]
+                    characters += len(text)
+            if texts:
+                empty = False
+                rng = np.random.default_rng((seed, 3, place.epoch, place.index))
+                yield place, [texts[i] for i in rng.permutation(len(texts))]
+                place = Place(place.number + 1, place.epoch, place.index + 1, after)
+        if empty:
+            raise InputError("there is no text in the corpus; give documents that are not empty")
+        place = Place(place.number, place.epoch + 1)

@@ -1,0 +1,233 @@
+"""One file of text, document by document: plain, ``.gz`` or ``.zst``, text or JSON lines, or ``.parquet``.
+
+Memory holds one document (one line of JSON), whatever the file's size. Every document comes with the position after it,
+two numbers, from which reading goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from fusion_core.errors import InputError
+
+READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".jsonl")
+COMPRESSED = (".gz", ".zst")
+JSON_LINES = (".jsonl", ".json")
+
+# (byte offset without compression, lines before it) of a text, (row group, row in it) of a .parquet
+Position = tuple[int, int]
+START: Position = (0, 0)
+
+PIECE = 1 << 20  # bytes looked at in one go
+BLANK = re.compile(rb"[ \t]*\r?\n")
+
+
+def kind(path: pathlib.Path) -> str:
+    """The suffix below compression: what the content is."""
+    return pathlib.Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def readable(path: pathlib.Path) -> bool:
+    """Whether a folder's file is text by its name. Plain ``.json`` may be anything, compressed it is lines (C4's are)."""
+    compressed = path.suffix in COMPRESSED
+    return (kind(path) in READABLE and (kind(path) != ".parquet" or not compressed)) or (
+        kind(path) == ".json" and compressed
+    )
+
+
+def extra(module: str, path: pathlib.Path) -> Any:
+    """An optional package, or the remedy."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise InputError(f"{path} needs {package} to be read; pip install 'deepfusion[corpora]'") from None
+
+
+class _Zstd(io.RawIOBase):
+    """The content of a ``.zst`` file, frame after frame. The library's own reader ends a cut file without a word."""
+
+    def __init__(self, file: io.BufferedIOBase, library: Any) -> None:
+        self.file, self.library = file, library
+        self.frame: Any = None
+        self.rest, self.ready = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            # little at a time: what is packed tightly grows a thousandfold
+            packed = self.rest or self.file.read(1 << 13)
+            if not packed:
+                if self.frame is not None:
+                    raise EOFError("the compressed file ends before its end-of-stream marker was reached")
+                return 0
+            # windows as large as the format has them (zstd --long=31); the file decides
+            self.frame = self.frame or self.library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            try:
+                self.ready = memoryview(self.frame.decompress(packed))
+            except self.library.ZstdError as error:
+                raise OSError(str(error)) from None
+            self.rest = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+        n = min(len(buffer), len(self.ready))
+        buffer[:n], self.ready = self.ready[:n], self.ready[n:]
+        return n
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(path.open("rb"))
+        if path.suffix == ".gz":
+            yield stack.enter_context(gzip.GzipFile(fileobj=plain))
+        elif path.suffix == ".zst":
+            yield io.BufferedReader(_Zstd(plain, extra("zstandard", path)), PIECE)
+        else:
+            yield plain
+
+
+def _skip(file: io.BufferedIOBase, offset: int) -> None:
+    """Moves to ``offset``; a compressed file is read up to there."""
+    if isinstance(file, io.BufferedReader) and file.seekable():
+        file.seek(offset)
+        return
+    while offset:
+        offset -= len(file.read(min(offset, PIECE))) or offset
+
+
+def _decoded(data: bytes, path: pathlib.Path, offset: int) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
+            "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
+        ) from None
+    return text.removeprefix("\ufeff") if offset == 0 else text  # the byte order mark of some editors
+
+
+def _cut(line: bytes) -> int:
+    """Where to cut a line without end: after its last space, or before its last character."""
+    last = next(i for i in reversed(range(len(line))) if line[i] & 0xC0 != 0x80 or i < len(line) - 4)
+    return line.rfind(b" ") + 1 or last
+
+
+def _text(
+    file: io.BufferedIOBase, path: pathlib.Path, start: Position, longest: int | None
+) -> Iterator[tuple[str, Position]]:
+    """Documents separated by two empty lines; one of ``longest`` bytes or more is cut, at a line's end if one comes soon."""
+    offset, number = start
+    limit = -1 if longest is None else longest
+    lines: list[bytes] = []
+    size, begin, rest = 0, offset, b""
+    while line := rest + file.readline(limit - len(rest) if rest else limit):
+        rest = b""
+        ended = line.endswith(b"\n")
+        if not ended and 0 < limit <= len(line):
+            cut = _cut(line)
+            line, rest = line[:cut], line[cut:]
+        lines.append(line)
+        offset, number, size = offset + len(line), number + ended, size + len(line)
+        parted = ended and len(lines) >= 3 and all(BLANK.fullmatch(x) for x in lines[-2:])
+        if parted or (longest is not None and size >= longest):
+            data = b"".join(lines[:-2]).removesuffix(b"\n").removesuffix(b"\r") if parted else b"".join(lines)
+            yield _decoded(data, path, begin).replace("\r\n", "\n"), (offset, number)
+            lines, size, begin = [], 0, offset
+    if lines:
+        text = _decoded(b"".join(lines), path, begin).replace("\r\n", "\n")
+        yield text, (offset, number)
+
+
+def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
+    offset, number = start
+    for line in file:
+        begin, offset, number = offset, offset + len(line), number + 1
+        if line.isspace():
+            continue
+        text = _decoded(line, path, begin)
+        try:
+            document = json.loads(text)["text"]
+            document.encode("utf-8")  # JSON can spell half a character
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}') from None
+        yield document, (offset, number)
+
+
+def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
+    """The column ``text``, row group by row group, in small batches."""
+    parquet = extra("pyarrow.parquet", path)
+    arrow = extra("pyarrow", path)
+    try:
+        # a buffer, or whole column chunks are held
+        with parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            if "text" not in names or not str(file.schema_arrow.field("text").type).endswith("string"):
+                columns = ", ".join(f"{n}: {file.schema_arrow.field(n).type}" for n in names)
+                raise InputError(
+                    f"{path} has no column text of strings, but {columns}; rename the column that has them"
+                )
+            group, done = start
+            for group in range(start[0], file.num_row_groups):
+                row = 0
+                for batch in file.iter_batches(256, row_groups=[group], columns=["text"], use_threads=False):
+                    if row + len(batch) > done:
+                        for i, text in enumerate(batch.column(0).to_pylist()[max(0, done - row) :], max(0, done - row)):
+                            if text is None:
+                                where = f"row group {group}, row {row + i}"
+                                raise InputError(
+                                    f"{path}, {where}: the text is null; drop such rows, or write an empty text"
+                                )
+                            yield text, (group, row + i + 1)
+                    row += len(batch)
+                done = 0
+    except arrow.ArrowException as error:
+        raise OSError(" ".join(str(error).split())) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, row group {group}: a text is not UTF-8 ({error}); write the file again") from None
+
+
+def read_file(
+    path: pathlib.Path, start: Position = START, longest: int | None = None
+) -> Iterator[tuple[str, Position]]:
+    """The documents of a file from ``start`` on, each with the position after it.
+
+    In ``.jsonl`` and ``.json`` a document is a line's ``text``, in ``.parquet`` a row's ``text``; in any other file two
+    empty lines separate documents. ``.gz`` and ``.zst`` are read without unpacking them first; going on inside one reads
+    it again up to there.
+
+    Args:
+      longest: bytes after which a document of a text file is cut, so that a file without empty lines is not held whole;
+        None cuts none.
+
+    Raises:
+      InputError: the file is missing, damaged, cut off, not UTF-8, a line is not JSON with a ``text``, or a package for
+        its kind is not installed; file and place are named.
+    """
+    if kind(path) == ".parquet" and path.suffix in COMPRESSED:
+        raise InputError(f"{path} is a compressed .parquet, which cannot be entered anywhere; unpack it first")
+    try:
+        if kind(path) == ".parquet":
+            yield from _parquet(path, start)
+            return
+        with _opened(path) as file:
+            _skip(file, start[0])
+            if kind(path) in JSON_LINES:
+                yield from _json(file, path, start)
+            else:
+                yield from _text(file, path, start, longest)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}; check the path") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}; check the file, or leave it out") from None

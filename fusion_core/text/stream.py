@@ -1,0 +1,182 @@
+"""Span corruption of a corpus that is streamed: shuffled, packed or joined, resumable anywhere, shared by processes.
+
+A batch takes as many rows from every lane (``lanes``). So a process that owns some of the lanes gives some of the batch's rows:
+it reads all of the text, but tokenises its own lanes' only, and the batch is the same whoever makes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.text.batches import check_sentinels, corrupt, noise_masks, window_length
+from fusion_core.text.documents import Documents, Place, blocks
+from fusion_core.text.lanes import Blocks, Lane
+from fusion_core.text.packing import corrupt_each, pack, windows_of
+from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source, last_sentinel
+from fusion_core.text.tokenizer import EOS, Tokenizer
+
+# of about so many rows a group is made: many, since its last row is half empty; few, since they are made in one go
+GROUP_ROWS = 64
+CHARACTERS = 4  # of a token, about
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedSpans:
+    """Batches of span corruption over a streamed corpus.
+
+    ``packed``: each document is corrupted on its own, in windows if it is longer than one, and rows hold many documents
+    (``packing``); every document's tokens come exactly once an epoch. Otherwise a group's documents are joined, each
+    ending with the end token, and cut into windows, as T5 has it; what is left of a group, less than a window, is left out
+    in that epoch.
+
+    Attributes:
+      documents: the corpus.
+      tokenizer: text to ids; must have sentinels.
+      source: length of a corrupted source.
+      seed: decides order and masks.
+      target: length of a target; None is what a window of ``source`` gives.
+      packed: many documents in a row, or windows of joined ones.
+      noise_density: share of tokens that are noise.
+      mean_span: mean length of a noise span, in tokens.
+      lanes: at most so many, a divisor of the batch, at least the number of processes.
+      block_documents: documents that are shuffled with each other, at most.
+      block_characters: their characters, at most.
+      process_index: of this process.
+      process_count: how many share the batch.
+
+    Raises:
+      InputError: a number out of range, windows that need more sentinels than there are, or a tokenizer without them.
+    """
+
+    documents: Documents
+    tokenizer: Tokenizer
+    source: int
+    seed: int
+    target: int | None = None
+    packed: bool = True
+    noise_density: float = 0.15
+    mean_span: float = 3.0
+    lanes: int = 8
+    block_documents: int = 8192
+    block_characters: int = 1 << 24
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("source", 3), ("lanes", 1), ("block_documents", 1), ("block_characters", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_share(self.process_index, self.process_count)
+        check_noise(self.noise_density, self.mean_span)
+        window, target = self._window()
+        check_sentinels(self.source, window, self.noise_density, self.mean_span)
+        if self.target is not None and self.target < target:
+            raise InputError(
+                f"a target of {self.target} is too short: a source of {self.source} has one of {target} tokens"
+            )
+        last_sentinel(self.tokenizer)
+
+    def _window(self) -> tuple[int, int]:
+        return window_length(self.source, self.noise_density, self.mean_span)
+
+    def fingerprint(self) -> str:
+        """What the rows depend on, in a few characters."""
+        tokenizer = hashlib.sha256(self.tokenizer.backend.to_str().encode()).hexdigest()[:12]
+        parts = (self.documents.fingerprint(), tokenizer, self.source, self.seed, self.target or self._window()[1])
+        more = (int(self.packed), self.noise_density, self.mean_span, self.block_documents, self.block_characters)
+        return " ".join(map(str, parts + more))
+
+    def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:
+        """This process's rows of the endless sequence of batches of ``size`` rows, from ``state`` on.
+
+        Returns:
+          Batches of ``size / process_count`` rows with the state after each, which has this process's lanes; ``merge_states``
+          joins those of all, and any number of processes can go on from that.
+
+        Raises:
+          InputError: the processes cannot share the batch, ``state`` is of another source or lacks lanes of this process;
+            while reading, whatever is wrong in the text.
+        """
+        lanes = math.gcd(size, self.lanes) if size > 0 else 0
+        if not lanes or lanes % self.process_count:
+            raise InputError(
+                f"{self.process_count} processes cannot share a batch of {size} in {self.lanes} lanes; the number of lanes "
+                f"and the batch must be multiples of {self.process_count}"
+            )
+        each = lanes // self.process_count
+        mine = range(self.process_index * each, (self.process_index + 1) * each)
+        fingerprint = self.fingerprint()
+        if state is None:
+            everywhere = {str(lane): [0, 0, 0] for lane in mine}
+            state = {
+                "source": fingerprint,
+                "step": 0,
+                "of": lanes,
+                "from": dataclasses.asdict(Place()),
+                "lanes": everywhere,
+            }
+        self._check(state, fingerprint, lanes, mine)
+        return self._batches(state, lanes, mine, size // lanes)
+
+    @staticmethod
+    def _check(state: State, fingerprint: str, lanes: int, mine: range) -> None:
+        check_source(state, fingerprint)
+        if state["of"] != lanes:
+            raise InputError(
+                f"the state has {state['of']} lanes, but these are {lanes}; keep batch and lanes as they were"
+            )
+        missing = [lane for lane in mine if str(lane) not in state["lanes"]]
+        if missing:
+            raise InputError(
+                f"the state has no lanes {missing}, it is another process's; save what merge_states makes of all states"
+            )
+
+    def _batches(self, state: State, lanes: int, mine: range, rows: int) -> Iterator[tuple[Batch, State]]:
+        at = {lane: tuple(state["lanes"][str(lane)]) for lane in mine}
+        reader = blocks(self.documents, self.seed, Place(**state["from"]), self.block_documents, self.block_characters)
+        shares = Blocks(reader, lanes, {lane: at[lane][0] for lane in mine})
+        characters = GROUP_ROWS * self._window()[0] * CHARACTERS
+        taking = {lane: Lane(shares, lane, at[lane], characters, self._rows) for lane in mine}
+        for step in itertools.count(state["step"] + 1):
+            parts = [part for lane in mine for part in taking[lane].take(rows)]
+            batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            place = shares.place_of(min(lane.block for lane in taking.values()))
+            yield (
+                batch,
+                {
+                    "source": state["source"],
+                    "step": step,
+                    "of": lanes,
+                    "from": dataclasses.asdict(place),
+                    "lanes": {str(i): [lane.block, lane.group, lane.row] for i, lane in taking.items()},
+                },
+            )
+
+    def _rows(self, lane: int, place: Place, group: int, texts: Sequence[str]) -> Batch:
+        """All rows of a group of documents, shuffled."""
+        rng = np.random.default_rng((self.seed, 4, place.epoch, place.index, lane, group))
+        window, target = self._window()
+        last = last_sentinel(self.tokenizer)
+        noise = self.noise_density, self.mean_span
+        ids = self.tokenizer.encode(texts)
+        if self.packed:
+            windows = [part for x in ids for part in windows_of(x[:-1] if len(x) and x[-1] == EOS else x, window)]
+            batch = pack(corrupt_each(rng, windows, last, *noise), self.source, self.target or target)
+        else:
+            stream = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+            n = len(stream) // window
+            batch = {name: np.zeros((0, 1), np.int32) for name in ("encoder_ids", "targets")}
+            if n:
+                masks = noise_masks(rng, n, window, *noise)
+                sources, targets = corrupt(stream[: n * window].reshape(n, window), masks, last)
+                padding = (self.target or target) - targets.shape[1]
+                batch = {"encoder_ids": sources, "targets": np.pad(targets, ((0, 0), (0, padding)))}
+        order = rng.permutation(len(batch["targets"]))
+        return {name: array[order] for name, array in batch.items()}
