@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 
 from fusion_core.errors import InputError
-
-Dtype = Literal["float32", "bfloat16"]
-AttentionKind = Literal["plain", "chunked"]
 
 QUERY_CHUNK = 64  # query positions of one chunk of memory-lean attention
 
@@ -35,11 +31,11 @@ class Compute:
       InputError: a value is not among these.
     """
 
-    dtype: Dtype = "float32"
+    dtype: str = "float32"
     remat: bool = False
     scan: bool = False
     loss_chunk: int | None = None
-    attention: AttentionKind = "plain"
+    attention: str = "plain"
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:

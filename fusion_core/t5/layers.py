@@ -55,15 +55,9 @@ def rms_norm(weight_D: Array, x_BxTxD: Array, epsilon: float, groups: tuple[int,
     return unit_rms(x_BxTxD, epsilon, groups) * scales
 
 
-def relative_buckets(queries: int, keys: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
-    """Bucket of the distance (key position − query position), an integer matrix [queries, keys].
-
-    Half of the buckets hold exact distances, the others grow logarithmically up to ``relative_attention_max_distance``.
-    Bidirectional: the upper half of the buckets is for keys after the query. Causal: later keys share bucket 0.
-    Source: Raffel et al. (2020), section 2.1; same numbers as the reference implementation.
-    """
+def _buckets(distance: np.ndarray, config: T5Config, *, bidirectional: bool) -> np.ndarray:
+    """Bucket of every distance (key position − query position)."""
     buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
-    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
     result = np.zeros_like(distance)
     if bidirectional:
         buckets //= 2
@@ -80,12 +74,39 @@ def relative_buckets(queries: int, keys: int, config: T5Config, *, bidirectional
     return result + np.where(distance < exact, distance, np.minimum(logarithmic, buckets - 1))
 
 
+def relative_buckets(queries: int, keys: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
+    """Bucket of the distance (key position − query position), an integer matrix [queries, keys].
+
+    Half of the buckets hold exact distances, the others grow logarithmically up to ``relative_attention_max_distance``.
+    Bidirectional: the upper half of the buckets is for keys after the query. Causal: later keys share bucket 0.
+    Source: Raffel et al. (2020), section 2.1; same numbers as the reference implementation.
+    """
+    return _buckets(np.arange(keys)[None, :] - np.arange(queries)[:, None], config, bidirectional=bidirectional)
+
+
 def position_bias(weight: Array, buckets: np.ndarray) -> Float[Array, "heads queries keys"]:
     """Bias per head of every (query, key) pair; ``weight`` is [number of buckets, heads]."""
     # A one-hot product: its gradient is a product, where a gather's would be a scatter over all pairs.
     one_hot = (buckets.reshape(-1, 1) == np.arange(weight.shape[0])).astype(np.float32)
     table = jnp.asarray(one_hot, weight.dtype) @ weight
     return table.T.reshape(weight.shape[1], *buckets.shape)
+
+
+def self_bias(
+    weight: Array, length: int, config: T5Config, *, bidirectional: bool
+) -> Float[Array, "heads length length"]:
+    """``position_bias`` of all pairs of a sequence, from the biases of its 2·length − 1 distances.
+
+    The one-hot matrix of all pairs would be a constant of 33 MB in the program for 512 tokens and 32 buckets.
+    """
+    distances = np.arange(1 - length, length)
+    by_distance = position_bias(weight, _buckets(distances[None, :], config, bidirectional=bidirectional))
+    # One distance too many, repeated, and read in rows one shorter: each row begins one distance before the last.
+    period = 2 * length
+    heads = weight.shape[1]
+    rows = jnp.broadcast_to(jnp.pad(by_distance, ((0, 0), (0, 0), (0, 1))), (heads, length, period))
+    skewed = rows.reshape(heads, length * period)[:, : length * (period - 1)].reshape(heads, length, period - 1)
+    return skewed[:, :, length - 1 :]
 
 
 def keys_for(key: Key, places: int) -> list[Key]:
@@ -112,5 +133,7 @@ def feed_forward(weights: Params, config: T5Config, x_BxTxD: Array, key: Key = N
         gate = jax.nn.gelu(x_BxTxD @ weights["wi_0"]["weight"].T, approximate=True)
         hidden = gate * (x_BxTxD @ weights["wi_1"]["weight"].T)
     else:
-        hidden = jax.nn.relu(x_BxTxD @ weights["wi"]["weight"].T)
+        hidden = x_BxTxD @ weights["wi"]["weight"].T
+        # ReLU, with a NaN kept; jax.nn.relu is the same, but has no Taylor series (jax.experimental.jet)
+        hidden = jnp.where(hidden <= 0, 0, hidden)
     return dropout(hidden, config.dropout_rate, key) @ weights["wo"]["weight"].T

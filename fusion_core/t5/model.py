@@ -21,7 +21,7 @@ from fusion_core.t5.attention import PairBias, pair_bias
 from fusion_core.t5.attention import attention as attention
 from fusion_core.t5.compute import Compute
 from fusion_core.t5.config import T5Config
-from fusion_core.t5.layers import Key, Params, dropout, keys_for, wide_dtype
+from fusion_core.t5.layers import Key, Params, dropout, keys_for, self_bias, wide_dtype
 from fusion_core.t5.layers import feed_forward as feed_forward
 from fusion_core.t5.layers import position_bias as position_bias
 from fusion_core.t5.layers import relative_buckets as relative_buckets
@@ -99,9 +99,7 @@ def _without_position_bias(block: Params) -> Params:
 def _positions(stack: Params, length: int, config: T5Config, *, causal: bool) -> Array:
     """Position bias [H, T, T] of a stack's self-attention, in float32 at least, with the causal mask where it is one."""
     weight = stack["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["weight"]
-    bias = position_bias(
-        weight.astype(wide_dtype(weight.dtype)), relative_buckets(length, length, config, bidirectional=not causal)
-    )
+    bias = self_bias(weight.astype(wide_dtype(weight.dtype)), length, config, bidirectional=not causal)
     if not causal:
         return bias
     return bias + np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED).astype(bias.dtype)
@@ -244,9 +242,10 @@ def batch_loss(
     Raises:
       InputError: the batch has one of the two segments without the other.
     """
-    encoder_segments, target_segments = batch.get("encoder_segments"), batch.get("target_segments")
+    arrays = {name: jnp.asarray(ids) for name, ids in batch.items()}
+    encoder_ids, targets = arrays["encoder_ids"], arrays["targets"]
+    encoder_segments, target_segments = arrays.get("encoder_segments"), arrays.get("target_segments")
     _check_segments(encoder_segments, target_segments)
-    encoder_ids, targets = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["targets"])
     decoder_ids = shifted_right(targets, config, target_segments)
     mask, counted = None, targets != config.pad_token_id
     if target_segments is None:
