@@ -140,7 +140,10 @@ def ours(name: str, arguments: argparse.Namespace, *, streamed: bool = False) ->
     smoke = arguments.smoke
     config, device = config_of(name, smoke), jax.local_devices()[0].device_kind
     size, source, target = (4, 12, 6) if smoke else (arguments.batch, SOURCE, TARGET)
-    way = Compute("bfloat16", arguments.remat, arguments.scan, arguments.loss_chunk, arguments.attention)
+    way = Compute(
+        dtype="bfloat16", remat=arguments.remat, scan=arguments.scan, reverse_only=True,
+        loss_chunk=arguments.loss_chunk, attention=arguments.attention,
+    )  # fmt: skip
     rows = []
     for micro in [2] if smoke else arguments.microbatch:
         step, state = our_step(config, way, micro)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from fusion_core.t5.compute import QUERY_CHUNK
 from fusion_core.t5.config import T5Config
 from fusion_core.t5.layers import Key, Params, broadcast_over, dropout, wide_dtype
+from fusion_core.t5.products import Product, product
 
 MASKED = -1e9  # added to a logit of attention that must not be; finite, so that a fully masked row stays finite
 
@@ -86,6 +87,7 @@ def attention(
     memory_BxSxD: Array | None,
     bias: Array | PairBias | None,
     key: Key = None,
+    multiply: Product = product,
 ) -> Array:
     """Multi-head attention of x on itself, or on ``memory``.
 
@@ -97,6 +99,7 @@ def attention(
       bias: position bias and mask. An array, broadcastable to [B, H, T, S]: all pairs are held at once. A ``PairBias``:
         a chunk of them at a time.
       key: drops attention probabilities at ``config.dropout_rate``.
+      multiply: activations and weights.
     """
     heads, width = config.num_heads, config.d_kv
     q_w, k_w, v_w = (weights[n]["weight"] for n in "qkv")
@@ -106,10 +109,10 @@ def attention(
         return (part.reshape(*part.shape[:2], heads, width) for part in jnp.split(flat, parts, axis=-1))
 
     if memory_BxSxD is None:
-        q, k, v = split(x_BxTxD @ jnp.concatenate([q_w, k_w, v_w]).T, 3)
+        q, k, v = split(multiply(x_BxTxD, jnp.concatenate([q_w, k_w, v_w])), 3)
     else:
-        (q,) = split(x_BxTxD @ q_w.T, 1)
-        k, v = split(memory_BxSxD @ jnp.concatenate([k_w, v_w]).T, 2)
+        (q,) = split(multiply(x_BxTxD, q_w), 1)
+        k, v = split(multiply(memory_BxSxD, jnp.concatenate([k_w, v_w])), 2)
     mix: Any = _mixed_in_chunks if isinstance(bias, PairBias) else _mixed
     mixed = mix(q, k, v, bias, config.dropout_rate, key)
-    return mixed.reshape(*mixed.shape[:2], heads * width) @ weights["o"]["weight"].T
+    return multiply(mixed.reshape(*mixed.shape[:2], heads * width), weights["o"]["weight"])

@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from fusion_core.errors import InputError
+from fusion_core.t5.products import Product, product, reverse_product
 
 QUERY_CHUNK = 64  # query positions of one chunk of memory-lean attention
 
@@ -22,6 +23,9 @@ class Compute:
         operations for a memory that no longer grows with the width of what a block holds inside.
       scan: one compiled block for all layers, with their parameters stacked inside the step, instead of a copy a layer:
         compile time no longer grows with depth. Slower on a CPU (docs/t5.md), for the stacking and the lost fusions.
+      reverse_only: gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a step
+        (``products``). Gradients and Hessian-vector products by forward over reverse work as before; ``jax.jvp`` of the
+        loss does not. For training; bea's theory may need the default.
       loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; None: all of the batch.
       attention: "plain" holds the matrix of all pairs [batch, heads, target, source]; "chunked" only that of 64 query
         positions at a time, which the backward pass computes again.
@@ -34,6 +38,7 @@ class Compute:
     dtype: str = "float32"
     remat: bool = False
     scan: bool = False
+    reverse_only: bool = False
     loss_chunk: int | None = None
     attention: str = "plain"
     z_loss: float = 0.0
@@ -50,6 +55,11 @@ class Compute:
             )
         if not 0 <= self.z_loss < float("inf"):
             raise InputError(f"Compute.z_loss is {self.z_loss}; it must be zero or positive, and finite")
+
+    @property
+    def multiply(self) -> Product:
+        """The product of activations and weights."""
+        return reverse_product if self.reverse_only else product
 
     def activations(self, params_dtype: jnp.dtype) -> jnp.dtype:
         """The dtype of activations for parameters of ``params_dtype``."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fusion_core.t5.config import T5Config
+from fusion_core.t5.products import Product, product
 
 Params = dict[str, Any]
 Key = Array | None  # of jax.random; None: nothing drops
@@ -127,13 +128,15 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
     return jnp.where(kept, x * (2**16 / (2**16 - threshold)), 0)
 
 
-def feed_forward(weights: Params, config: T5Config, x_BxTxD: Array, key: Key = None) -> Array:
+def feed_forward(
+    weights: Params, config: T5Config, x_BxTxD: Array, key: Key = None, multiply: Product = product
+) -> Array:
     """``wo act(wi x)``, or ``wo (gelu(wi_0 x) · wi_1 x)`` where gated; a key drops units of the hidden layer."""
     if config.gated:
-        gate = jax.nn.gelu(x_BxTxD @ weights["wi_0"]["weight"].T, approximate=True)
-        hidden = gate * (x_BxTxD @ weights["wi_1"]["weight"].T)
+        gate = jax.nn.gelu(multiply(x_BxTxD, weights["wi_0"]["weight"]), approximate=True)
+        hidden = gate * multiply(x_BxTxD, weights["wi_1"]["weight"])
     else:
-        hidden = x_BxTxD @ weights["wi"]["weight"].T
+        hidden = multiply(x_BxTxD, weights["wi"]["weight"])
         # ReLU, with a NaN kept; jax.nn.relu is the same, but has no Taylor series (jax.experimental.jet)
         hidden = jnp.where(hidden <= 0, 0, hidden)
-    return dropout(hidden, config.dropout_rate, key) @ weights["wo"]["weight"].T
+    return multiply(dropout(hidden, config.dropout_rate, key), weights["wo"]["weight"])

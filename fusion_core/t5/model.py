@@ -1,8 +1,8 @@
 """T5 as pure functions of a nested dict of arrays, in Hugging Face's names and PyTorch's orientation (out × in).
 
 Suffixes name axes: B batch, T target length, S source length, D d_model, H heads, V vocabulary. Around this file:
-``layers`` (norm, positions, feed-forward, dropout), ``attention``, ``loss``, ``parameters`` (shapes and initialisation),
-``compute`` (precision and memory).
+``products``, ``layers`` (norm, positions, feed-forward, dropout), ``attention``, ``loss``, ``parameters`` (shapes and
+initialisation), ``compute`` (precision, memory and speed).
 """
 
 from __future__ import annotations
@@ -27,28 +27,37 @@ from fusion_core.t5.layers import position_bias as position_bias
 from fusion_core.t5.layers import relative_buckets as relative_buckets
 from fusion_core.t5.layers import rms_norm as rms_norm
 from fusion_core.t5.layers import unit_rms as unit_rms
-from fusion_core.t5.loss import head_logits, token_sums
+from fusion_core.t5.loss import token_sums
 from fusion_core.t5.parameters import init as init
 from fusion_core.t5.parameters import parameter_shapes as parameter_shapes
+from fusion_core.t5.products import Product, product
 
 Norm = Callable[[Params, Array], Array]  # (a norm's arrays, activations) -> normed activations
 Bias = Array | PairBias | None
 
 
 def _block(
-    weights: Params, config: T5Config, norm: Norm, x: Array, bias: Bias, memory: Array | None, cross: Bias, key: Key
+    weights: Params,
+    config: T5Config,
+    norm: Norm,
+    multiply: Product,
+    x: Array,
+    bias: Bias,
+    memory: Array | None,
+    cross: Bias,
+    key: Key,
 ) -> Array:
     """One layer: self-attention, cross-attention where there is a memory, feed-forward; each normed, then added to x."""
     rate, layers = config.dropout_rate, weights["layer"]
     keys = iter(keys_for(key, 6))
-    inner = norm(layers["0"]["layer_norm"], x)
-    x = x + dropout(attention(layers["0"]["SelfAttention"], config, inner, None, bias, next(keys)), rate, next(keys))
+    parts, inner = layers["0"]["SelfAttention"], norm(layers["0"]["layer_norm"], x)
+    x = x + dropout(attention(parts, config, inner, None, bias, next(keys), multiply), rate, next(keys))
     if memory is not None:
         parts, inner = layers["1"]["EncDecAttention"], norm(layers["1"]["layer_norm"], x)
-        x = x + dropout(attention(parts, config, inner, memory, cross, next(keys)), rate, next(keys))
+        x = x + dropout(attention(parts, config, inner, memory, cross, next(keys), multiply), rate, next(keys))
     last = layers["1" if memory is None else "2"]
-    inner = norm(last["layer_norm"], x)
-    return x + dropout(feed_forward(last["DenseReluDense"], config, inner, next(keys)), rate, next(keys))
+    parts, inner = last["DenseReluDense"], norm(last["layer_norm"], x)
+    return x + dropout(feed_forward(parts, config, inner, next(keys), multiply), rate, next(keys))
 
 
 def _stack(
@@ -74,7 +83,7 @@ def _stack(
         weights, layer_key = parts
         if compute.dtype != "float32":
             weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
-        return _block(weights, config, norm, x, biases[0], memory, biases[1], layer_key), None
+        return _block(weights, config, norm, compute.multiply, x, biases[0], memory, biases[1], layer_key), None
 
     if compute.remat:
         layer = jax.checkpoint(layer, prevent_cse=not compute.scan)
@@ -187,7 +196,7 @@ def forward(
     """
     _check_segments(encoder_segments, decoder_segments)
     ids = (encoder_ids, decoder_ids, encoder_mask, encoder_segments, decoder_segments)
-    return head_logits(*_hidden(params, config, _norm(config), compute, *ids, key))
+    return compute.multiply(*_hidden(params, config, _norm(config), compute, *ids, key))
 
 
 def normed_forward(
@@ -195,7 +204,7 @@ def normed_forward(
 ) -> Array:
     """``forward`` with any norm: a calibration watches what the norms see."""
     ids = (encoder_ids, decoder_ids, encoder_mask, None, None)
-    return head_logits(*_hidden(params, config, norm, Compute(), *ids, None))
+    return product(*_hidden(params, config, norm, Compute(), *ids, None))
 
 
 def _check_segments(encoder_segments: Any, decoder_segments: Any) -> None:
@@ -254,7 +263,8 @@ def batch_loss(
         counted &= target_segments != 0
     ids = (encoder_ids, decoder_ids, mask, encoder_segments, target_segments)
     hidden, head = _hidden(params, config, _norm(config), compute, *ids, key)
-    sums = token_sums(hidden, head, targets, counted, z_loss=compute.z_loss, chunk=compute.loss_chunk)
+    z_loss, chunk = compute.z_loss, compute.loss_chunk
+    sums = token_sums(hidden, head, targets, counted, z_loss=z_loss, chunk=chunk, multiply=compute.multiply)
     return sums["total"], {name: sums[name] for name in ("tokens", "nll", "correct")}
 
 

@@ -12,15 +12,17 @@ from jax.experimental import jet
 import fusion_core as fc
 from fusion_core.t5 import Compute, batch_loss, init, parameter_shapes, token_loss
 from fusion_core.t5.layers import broadcast_over, position_bias, relative_buckets, self_bias
+from fusion_core.t5.products import product, reverse_product
 from tests.strategies.networks import STYLES, batch_of, logits, once, random_t5, tiny
 from tests.strategies.packing import documents, packed, rows
 
 COMPUTES = {
     "scanned": Compute(scan=True),
     "rematerialised": Compute(remat=True),
+    "reverse mode only": Compute(reverse_only=True),
     "loss in chunks": Compute(loss_chunk=4),
     "attention in chunks": Compute(attention="chunked"),
-    "all of them": Compute(scan=True, remat=True, loss_chunk=4, attention="chunked"),
+    "all of them": Compute(scan=True, remat=True, reverse_only=True, loss_chunk=4, attention="chunked"),
 }
 CONFIG = tiny("v1.1", norm_groups=(10, 6), num_decoder_layers=1)  # grouped norms, gated units, an untied head
 TEXTS = documents(CONFIG, 3, [(9, 4), (5, 7), (11, 3), (4, 6)])
@@ -296,3 +298,21 @@ def test_scanned_and_rematerialised_layers_drop_the_same_units(plain):
 
     expected, found = losses()
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+# The product for training
+
+
+def test_the_product_for_training_has_the_gradient_and_curvature_of_the_plain_one_but_no_forward_mode():
+    rng = np.random.default_rng(0)
+    # wide: the smaller factor goes left; narrow: it does not
+    for outputs, inputs in ((40, 3), (3, 40)):
+        arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 5, inputs), (outputs, inputs))]
+        found = []
+        for multiply in (product, reverse_product):
+            loss = lambda x, w, f=multiply: jnp.sum(jnp.sin(f(x, w)))
+            gradient = jax.grad(loss, (0, 1))
+            found.append((gradient(*arrays), jax.jvp(gradient, arrays, arrays)[1]))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), *found)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(reverse_product, arrays, arrays)

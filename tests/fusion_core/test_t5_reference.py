@@ -25,11 +25,14 @@ COMPUTES = {
     "plain": Compute(),
     "scanned": Compute(scan=True),
     "rematerialised": Compute(remat=True),
+    "reverse mode only": Compute(reverse_only=True),
     "loss in chunks": Compute(loss_chunk=5),
     "attention in chunks": Compute(attention="chunked"),
     "z-loss": Compute(z_loss=Z_LOSS),
     "packed": Compute(),
-    "packed, and all of them": Compute(scan=True, remat=True, loss_chunk=5, attention="chunked", z_loss=Z_LOSS),
+    "packed, and all of them": Compute(
+        scan=True, remat=True, reverse_only=True, loss_chunk=5, attention="chunked", z_loss=Z_LOSS
+    ),
 }
 
 
