@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,11 +15,24 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.runs.schema import DataSettings
-from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
+from fusion_core.text import (
+    Batch,
+    DataSource,
+    Part,
+    SpanCorruption,
+    StreamedSpans,
+    TextFiles,
+    Tokenizer,
+    default_corpus,
+    read_documents,
+    split_documents,
+    train_tokenizer,
+)
 from fusion_core.text.batches import window_length
-from fusion_core.train.loop import Feed, feed_by_step
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
+LOOKED_AT = 20_000  # documents of a streamed text from which a tokenizer is trained
+FRESH_SEED = 10**9
 
 
 def write_tokens(folder: pathlib.Path, tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> None:
@@ -46,50 +60,53 @@ def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError(f"{folder / TOKENS} cannot be read ({error}); remove {folder}, it is made again") from None
 
 
-class Stepped:
-    """Span corruption as the trainer's data: its position is the step."""
-
-    def __init__(self, source: SpanCorruption) -> None:
-        self.source = source
-
-    def batches(self, size: int, state: Any = None) -> Feed:
-        """This process's rows of the batches from a position on."""
-        return feed_by_step(self.source.batch, 0 if state is None else int(state), size)
-
-
 class RunData:
     """The tokenizer of a run, and the batches of its nodes."""
 
     def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
         self.settings, self.seed, self.folder = settings, seed, folder
-        if jax.process_index() == 0 and not (folder / TOKENS).exists():
+        ready = folder / (TOKENIZER if settings.stream else TOKENS)
+        if jax.process_index() == 0 and not ready.exists():
             self._prepare(note)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices("the text is tokenized")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self._ids = read_tokens(folder)
+        self._ids = {} if settings.stream else read_tokens(folder)
         # what a checkpoint must agree on
         self.digest = hashlib.sha256((folder / TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()[:16]
+
+    def _part(self, held_out: bool) -> Part:
+        """The streamed training or validation documents."""
+        return Part(TextFiles(self.settings.text), self.settings.validation_share, self.seed, held_out)
 
     def _prepare(self, note: Callable[[str], None]) -> None:
         settings = self.settings
         note("reading the text")
-        documents = read_documents(settings.text) if settings.text else default_corpus(settings.packages)
-        train, validation = split_documents(documents, settings.validation_share, self.seed)
+        if settings.stream:
+            train = [text for text, _ in itertools.islice(self._part(False).read(self.seed, 0), LOOKED_AT)]
+        else:
+            documents = read_documents(settings.text) if settings.text else default_corpus(settings.packages)
+            train, validation = split_documents(documents, settings.validation_share, self.seed)
         if settings.tokenizer:
             tokenizer = Tokenizer.load(settings.tokenizer)
         else:
             note(f"training the tokenizer, {settings.vocab} pieces")
             tokenizer = train_tokenizer(train, settings.vocab, self.seed)
-        note("tokenizing")
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.folder / TOKENIZER, ignore_errors=True)  # of an attempt that was cut off
-        write_tokens(self.folder, tokenizer, train, validation)
+        if settings.stream:
+            with atomic.new_folder(self.folder / TOKENIZER) as temporary:
+                tokenizer.save(temporary)
+        else:
+            note("tokenizing")
+            write_tokens(self.folder, tokenizer, train, validation)
 
-    def _source(self, part: str, length: int, batch: int, seed: int) -> SpanCorruption:
-        windows = len(self._ids[part]) // window_length(length, SpanCorruption.noise_density, SpanCorruption.mean_span)[0]
+    def _held(self, part: str, length: int, batch: int, seed: int) -> SpanCorruption:
+        windows = (
+            len(self._ids[part]) // window_length(length, SpanCorruption.noise_density, SpanCorruption.mean_span)[0]
+        )
         if windows < batch:
             raise InputError(
                 f"the {part} text has {windows} windows of {length} source tokens, but a batch needs {batch}; give more "
@@ -97,12 +114,34 @@ class RunData:
             )
         return SpanCorruption.from_documents([self._ids[part]], self.tokenizer, length, seed)
 
-    def training(self, length: int, batch: int, seed: int) -> Stepped:
-        """Training batches, in the order and with the masks of the seed. Raises InputError where the text is too short."""
-        return Stepped(self._source("train", length, batch, seed))
+    def _streamed(self, held_out: bool, length: int, seed: int) -> StreamedSpans:
+        return StreamedSpans(self._part(held_out), self.tokenizer, length, seed, packed=self.settings.packed)
 
-    def validation(self, length: int, batch: int) -> list[Any]:
-        """The batches of every evaluation: no window twice, at least one batch."""
-        held_out = self._source("validation", length, batch, self.seed)
-        count = min(self.settings.validation_batches * batch, len(held_out.windows)) // batch
-        return [held_out.batch(i, batch) for i in range(count)]
+    def training(self, length: int, batch: int, seed: int) -> DataSource:
+        """This process's training batches, in the order and with the masks of the seed.
+
+        Raises:
+          InputError: the text is too short.
+        """
+        whole = (
+            self._streamed(False, length, seed) if self.settings.stream else self._held("train", length, batch, seed)
+        )
+        return dataclasses.replace(whole, process_index=jax.process_index(), process_count=jax.process_count())
+
+    def validation(self, length: int, batch: int) -> list[Batch]:
+        """The global batches of every evaluation, at least one; no window of a text in memory comes twice."""
+        count = self.settings.validation_batches
+        if self.settings.stream:
+            drawn = self._streamed(True, length, self.seed).batches(batch)
+            return [rows for rows, _ in itertools.islice(drawn, count)]
+        held_out = self._held("validation", length, batch, self.seed)
+        return [held_out.batch(i, batch) for i in range(min(count * batch, len(held_out.windows)) // batch)]
+
+    def fresh(self, length: int, batch: int, number: int, count: int) -> list[Batch]:
+        """Global batches of training text in an order that is no node's; other ones for every ``number``."""
+        seed = FRESH_SEED + self.seed
+        if self.settings.stream:
+            drawn = self._streamed(False, length, seed + number).batches(batch)
+            return [rows for rows, _ in itertools.islice(drawn, count)]
+        source = self._held("train", length, batch, seed)
+        return [source.batch(number * count + i, batch) for i in range(count)]

@@ -26,8 +26,7 @@ from fusion_core.train.run import CHECKPOINTS, METRICS, Training
 from fusion_core.train.store import Checkpoints
 
 PLAN, RESULTS, RULE = "plan.json", "results.json", "online.json"
-# fresh batches that a trial of growing is judged on, and their seed, which is no node's
-TRIAL_BATCHES, TRIAL_SEED = 16, 10**9
+TRIAL_BATCHES = 16  # fresh ones that a trial of growing is judged on
 
 
 def run_plan(
@@ -120,7 +119,9 @@ def _train(shop: Workshop, nodes: dict[str, Resolved], resolved: Resolved) -> No
     shop.begin(node.name, first, first + node.steps)
     state = training.to(start, first + node.steps)
     seconds = time.perf_counter() - seconds
-    shop.finish(resolved, state, **_facts(resolved, state, start=first, flops=node.steps * resolved.step_flops, seconds=seconds))
+    shop.finish(
+        resolved, state, **_facts(resolved, state, start=first, flops=node.steps * resolved.step_flops, seconds=seconds)
+    )
 
 
 class _Group:
@@ -146,8 +147,6 @@ class _Group:
                 cost_limit=group.grown.cost_limit,
             )
         )
-        fresh = shop.data.training(group.grown.length, group.grown.batch, TRIAL_SEED + shop.plan.seed)
-        self.batch = fresh.source.batch
 
     def _told(self, growth: OnlineGrowth) -> None:
         if jax.process_index() == 0:
@@ -183,9 +182,8 @@ class _Group:
         return fused_state(self.shop, self.fuse, self.sources, states)
 
     def _losses(self, training: Training, state: TrainState, trial: Trial) -> list[float]:
-        batches = [
-            self.batch(trial.step * TRIAL_BATCHES + i, training.trainer.batch_size) for i in range(TRIAL_BATCHES)
-        ]
+        grown = self.group.grown
+        batches = self.shop.data.fresh(grown.length, grown.batch, trial.step, TRIAL_BATCHES)
         return [training.trainer.evaluate(state.params, [batch]) for batch in batches]
 
     def source_losses(self, trial: Trial, step: int) -> list[list[float]]:
@@ -295,5 +293,3 @@ def collect(shop: Workshop, nodes: dict[str, Resolved]) -> dict[str, Any]:
             "final": validation[-1][1] if validation else None,
         }
     return {"name": shop.plan.name, "nodes": found, "provenance": provenance()}
-
-

@@ -108,12 +108,16 @@ def auto_group(plan: Plan, grown: TrainNode) -> Auto:
     sources = [plan.node(name) for name in dict.fromkeys(fuse.sources)]
     for source in sources:
         if not isinstance(source, TrainNode) or source.model is None or source.steps is not None:
-            raise InputError(f"{owner}needs sources that begin with a model and have steps = 'auto'; {source.name} is not such")
+            raise InputError(
+                f"{owner}needs sources that begin with a model and have steps = 'auto'; {source.name} is not such"
+            )
         if (source.batch, source.length) != (grown.batch, grown.length):
             raise InputError(f"{owner}needs equal batch and length in all of the group; {source.name} has others")
     for node in (*sources, grown):
         if isinstance(node, TrainNode) and node.schedule.kind == "cosine":
-            raise InputError(f"node {node.name}: a cosine needs to know its end; with steps = 'auto' take another schedule")
+            raise InputError(
+                f"node {node.name}: a cosine needs to know its end; with steps = 'auto' take another schedule"
+            )
     return Auto(tuple(s for s in sources if isinstance(s, TrainNode)), fuse, grown)
 
 

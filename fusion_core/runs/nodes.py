@@ -14,12 +14,12 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.fusion import fuse, fusion_map, rate_factors
+from fusion_core.pretrained import write_pretrained
 from fusion_core.runs.cost import shapes_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved, target_length
 from fusion_core.runs.optimizers import optimizer_of, schedule_of
 from fusion_core.runs.schema import FuseNode, OptimizerSettings, Plan, TrainNode
-from fusion_core.t5 import files
 from fusion_core.t5.config import T5Config
 from fusion_core.t5.model import init
 from fusion_core.train import Trainer, TrainState, fuse_states, init_state, t5_loss
@@ -92,10 +92,12 @@ class Workshop:
             folder = self.folder_of(resolved.name)
             if not (folder / MODEL).exists() and not resolved.config.norm_groups:
                 with atomic.new_folder(folder / MODEL) as temporary:
-                    files.write_pretrained(temporary, state.params, resolved.config)
+                    write_pretrained(temporary, state.params, resolved.config)
                     self.data.tokenizer.save(temporary)
             elif resolved.config.norm_groups:
-                self.note(f"node {resolved.name}: grouped norms have no Hugging Face format; its checkpoint is all there is")
+                self.note(
+                    f"node {resolved.name}: grouped norms have no Hugging Face format; its checkpoint is all there is"
+                )
             done = {"step": int(state.step), "work": work, **facts}
             atomic.write_text(folder / DONE, json.dumps(done, indent=2) + "\n")
         self.together(f"node {resolved.name} is finished")
@@ -112,7 +114,11 @@ def identity(shop: Workshop, resolved: Resolved) -> dict[str, Any]:
     """What a checkpoint of the node belongs to: all that decides its numbers, in JSON's types."""
     settings = dataclasses.asdict(resolved.node)
     settings.pop("cadence", None)
-    settings |= {"run_seed": shop.plan.seed, "config": dataclasses.asdict(resolved.config), "tokenizer": shop.data.digest}
+    settings |= {
+        "run_seed": shop.plan.seed,
+        "config": dataclasses.asdict(resolved.config),
+        "tokenizer": shop.data.digest,
+    }
     return json.loads(json.dumps(settings))
 
 
@@ -163,10 +169,10 @@ def training_of(
     seed = shop.seed(node)
     counted = (begin, steps) if node.schedule.restart or node.schedule.kind == "cosine" else ()
     optimizer = dataclasses.replace(node.optimizer, rate=None)  # the rate is in the state
-    kind = (resolved.config, optimizer, node.schedule, counted, offset, node.batch, node.accumulate)
+    kind = (resolved.config, node.compute, optimizer, node.schedule, counted, offset, node.batch, node.accumulate)
     if kind not in shop.trainers:
         shop.trainers[kind] = Trainer(
-            t5_loss(resolved.config),
+            t5_loss(resolved.config, node.compute),
             optimizer_of(node.optimizer, own),
             node.batch,
             shop.plan.steps_per_dispatch,
@@ -230,8 +236,8 @@ def fused_state(
 def save_result(shop: Workshop, resolved: Resolved, state: TrainState) -> None:
     """Writes the state of a node that does not train."""
     if jax.process_index() == 0:
-        store = Checkpoints(shop.folder_of(resolved.name) / CHECKPOINTS, identity(shop, resolved), pinned=[int(state.step)])
+        store = Checkpoints(
+            shop.folder_of(resolved.name) / CHECKPOINTS, identity(shop, resolved), pinned=[int(state.step)]
+        )
         store.save(jax.tree.map(np.asarray, state), position=None)
         store.wait()
-
-

@@ -20,7 +20,7 @@ from fusion_core.runs.schema import (
     ScheduleSettings,
     TrainNode,
 )
-from fusion_core.t5.config import T5Config
+from fusion_core.t5 import Compute, T5Config
 from fusion_core.text.tokenizer import SENTINELS, Tokenizer
 from fusion_core.train.run import Cadence
 
@@ -59,7 +59,9 @@ def plan_from(values: dict[str, Any], path: pathlib.Path) -> Plan:
             nodes.append(node)
     if len(nodes) == len(tables) and not unknown:
         rest: dict[str, Any] = {k: values[k] for k in ("seed", "steps_per_dispatch") if k in values}
-        plan = reader.make(Plan, "", {"name": values.get("name", path.stem), "nodes": tuple(nodes), "data": data, **rest})
+        plan = reader.make(
+            Plan, "", {"name": values.get("name", path.stem), "nodes": tuple(nodes), "data": data, **rest}
+        )
     if reader.errors:
         raise InputError(f"{path} is no plan that can be run:\n  " + "\n  ".join(reader.errors))
     return plan
@@ -175,6 +177,7 @@ class _Reader:
         for field, dataclass in (
             ("optimizer", OptimizerSettings),
             ("schedule", ScheduleSettings),
+            ("compute", Compute),
             ("cadence", Cadence),
         ):
             if field in values:
@@ -187,8 +190,8 @@ class _Reader:
 
     def model(self, owner: str, value: Any, vocabulary: int) -> T5Config | None:
         """A configuration from a name, or a table of its fields, which may have a name too."""
-        fields: dict[str, Any] | None = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, dict) else None
-        if fields is None:
+        fields: dict[str, Any] = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict):
             self.errors.append(f"{owner}: model is {value!r}; it must be a name or a table")
             return None
         known = [f.name for f in dataclasses.fields(T5Config)]
@@ -196,7 +199,7 @@ class _Reader:
             return None
         try:
             if "name" in fields:
-                config = T5Config.named(fields.pop("name"), **fields)
+                config = T5Config.named(**fields)
             else:
                 config = T5Config(**{"vocab_size": vocabulary, **fields})
         except InputError as error:

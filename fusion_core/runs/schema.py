@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fusion_core.errors import InputError
 from fusion_core.fusion.agreement import NORM_MODES
 from fusion_core.fusion.noise import OFF_DIAGONAL
-from fusion_core.t5.config import T5Config
+from fusion_core.t5 import Compute, T5Config
 from fusion_core.text.corpus import DEFAULT_PACKAGES
 from fusion_core.train.run import Cadence
 from fusion_core.train.schedules import Schedule, constant_schedule, cosine_schedule, t5_schedule
@@ -48,6 +48,8 @@ class DataSettings:
       vocab: its pieces, without the sentinels.
       validation_share: of the documents, for validation.
       validation_batches: of every evaluation.
+      stream: read the text as it is needed, never hold it whole; the tokenizer, if it is trained, sees its beginning.
+      packed: with ``stream``: rows hold many documents that do not see each other.
     """
 
     text: tuple[str, ...] = ()
@@ -56,10 +58,16 @@ class DataSettings:
     vocab: int = 4096
     validation_share: float = 0.05
     validation_batches: int = 16
+    stream: bool = False
+    packed: bool = False
 
     def __post_init__(self) -> None:
         _whole("data.", vocab=self.vocab, validation_batches=self.validation_batches)
         _number("data.", 0.0, 0.5, validation_share=self.validation_share)
+        if self.stream and not self.text:
+            raise InputError("data.stream is for text of yours; give data.text, or leave it out")
+        if self.packed and not self.stream:
+            raise InputError("data.packed needs data.stream = true")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +135,9 @@ class ScheduleSettings:
         """The schedule over this many steps. Raises InputError where the warm-up does not fit into them."""
         if self.kind == "rsqrt":
             return t5_schedule(self.warmup)
-        return cosine_schedule(steps, self.warmup, self.end) if self.kind == "cosine" else constant_schedule(self.warmup)
+        return (
+            cosine_schedule(steps, self.warmup, self.end) if self.kind == "cosine" else constant_schedule(self.warmup)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +156,7 @@ class TrainNode:
       length: tokens of a source sequence.
       seed: of initialisation, order of the data, masks and dropout.
       match_cross_attention: see ``fusion_core.t5.init``.
+      compute: precision, memory and speed, see ``fusion_core.t5.Compute``.
       optimizer, schedule, cadence: see there.
     """
 
@@ -160,14 +171,17 @@ class TrainNode:
     length: int = 512
     seed: int = 0
     match_cross_attention: bool = False
-    optimizer: OptimizerSettings = OptimizerSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
-    cadence: Cadence = Cadence()
+    compute: Compute = dataclasses.field(default_factory=Compute)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = dataclasses.field(default_factory=ScheduleSettings)
+    cadence: Cadence = dataclasses.field(default_factory=Cadence)
 
     def __post_init__(self) -> None:
         owner = f"node {self.name}: "
         if (self.model is None) == (not self.source_node):
-            raise InputError(f"{owner}give either a model, for a random start, or from = NODE, to go on with its network")
+            raise InputError(
+                f"{owner}give either a model, for a random start, or from = NODE, to go on with its network"
+            )
         if self.steps is not None:
             _whole(owner, steps=self.steps)
         if self.budget is not None:
@@ -218,7 +232,9 @@ class FuseNode:
         _number(owner, 0.0, noise=self.noise)
         _whole(owner, 0, seed=self.seed)
         if (self.off_diagonal == "zero") != (self.noise == 0):
-            raise InputError(f"{owner}noise is {self.noise} with off_diagonal = {self.off_diagonal!r}; give both or none")
+            raise InputError(
+                f"{owner}noise is {self.noise} with off_diagonal = {self.off_diagonal!r}; give both or none"
+            )
         if self.off_diagonal == "antisymmetric" and len(set(self.sources)) > 1:
             raise InputError(f"{owner}antisymmetric noise is for copies of one source; take off_diagonal = 'random'")
 

@@ -8,15 +8,18 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.train.devices import Batch, host_copy
-from fusion_core.train.loop import Dispatch, Feed, Interrupted, Trainer, TrainingDiverged
+from fusion_core.text.prefetch import prefetch
+from fusion_core.text.sources import Batch, DataSource
+from fusion_core.text.states import gathered
+from fusion_core.train.devices import host_copy
+from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import Metrics, Record
 from fusion_core.train.schedules import Schedule
 from fusion_core.train.step import TrainState
@@ -24,13 +27,6 @@ from fusion_core.train.store import Checkpoints
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 WINDOW = 5  # records that the pace is taken over
-
-
-@runtime_checkable
-class Data(Protocol):
-    """Training data that can be resumed: this process's rows of batches of ``size``, from a position of its own on."""
-
-    def batches(self, size: int, state: Any = None) -> Feed: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Training:
 
     name: str
     trainer: Trainer
-    data: Data
+    data: DataSource
     validation: Sequence[Batch]
     folder: pathlib.Path
     run: dict[str, Any]
@@ -143,25 +139,28 @@ class Training:
             self.metrics.keep(lambda record: record["step"] <= int(state.step))
         if int(state.step) >= until:
             return state
-        feed = self.data.batches(self.trainer.batch_size, position)
+        source = self.data.batches(self.trainer.batch_size, position)
         meter = _Meter(self, int(state.step), max(float(rate) for rate in jax.tree.leaves(state.rates)))
         due = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint
         evaluated = lambda step: bool(self.validation) and (step == until or not step % self.cadence.evaluate)
+        pause = lambda step: due(step) or evaluated(step)
         try:
-            for done in self.trainer.dispatches(state, feed, until, lambda step: due(step) or evaluated(step)):
-                meter.add(done)
-                if done.replicated is None:
-                    continue
-                begun = time.perf_counter()
-                if evaluated(done.step):
-                    self._evaluate(done.replicated, done.step)
-                if due(done.step):
-                    state = host_copy(done.replicated)
-                    self._save(state, done.position)
-                meter.pause(time.perf_counter() - begun)
+            with prefetch(source, self.trainer.steps_per_dispatch) as feed:
+                for done in self.trainer.dispatches(state, feed, until, pause):
+                    meter.add(done)
+                    if done.replicated is None:
+                        continue
+                    begun = time.perf_counter()
+                    if evaluated(done.step):
+                        self._evaluate(done.replicated, done.step)
+                    if due(done.step):
+                        state = host_copy(done.replicated)
+                        self._save(state, gathered(done.position))
+                    meter.pause(time.perf_counter() - begun)
             self.checkpoints.wait()
         except Interrupted as stopped:
-            if stopped.position is not None:
+            # of several processes each has stopped where it was: the last checkpoint is what they have in common
+            if stopped.position is not None and jax.process_count() == 1:
                 self._save(jax.tree.map(np.asarray, stopped.state), stopped.position)
             self.checkpoints.wait()
             raise

@@ -41,7 +41,8 @@ class Stepped:
     """``training.batch`` as data."""
 
     def batches(self, size, state=None):
-        return feed_by_step(training.batch, 0 if state is None else state, size)
+        steps = feed_by_step(training.batch, 0 if state is None else state["step"], size)
+        return ((batch, {"source": "tests", "step": step}) for batch, step in steps)
 
 
 def run_of(
