@@ -17,7 +17,9 @@ from rich.table import Table
 
 PlanFile = Annotated[pathlib.Path, typer.Argument(help="A plan in TOML; docs/train.md and examples/plans show how.")]
 Devices = Annotated[int, typer.Option(help="That share every batch.", min=1)]
-Tflops = Annotated[float | None, typer.Option(help="Peak of one device, in 10¹² FLOP/s, for the MFU.")]
+Tflops = Annotated[
+    float | None, typer.Option(help="Peak of one device, in 10¹² FLOP/s, for the MFU. Default: known ones'.")
+]
 
 # An A100's bfloat16 peak and what a well-fed T5 reaches of it
 PEAK, UTILIZATION = 312.0, 0.4

@@ -20,7 +20,7 @@ from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved, target_length
 from fusion_core.runs.optimizers import optimizer_of, schedule_of
 from fusion_core.runs.schema import FuseNode, OptimizerSettings, Plan, TrainNode
-from fusion_core.t5.config import T5Config
+from fusion_core.t5 import Compute, T5Config, peak_flops
 from fusion_core.t5.model import init
 from fusion_core.train import Trainer, TrainState, fuse_states, init_state, t5_loss
 from fusion_core.train.run import CHECKPOINTS, Training
@@ -39,7 +39,7 @@ class Workshop:
     Attributes:
       plan, folder: of the run.
       data: its text.
-      peak_flops: of all devices, a second; None: not known.
+      peak_flops: of all devices, a second; None: what is known of their kind.
       show, note, begin: see ``fusion_core.train.run`` and ``fusion_core.train.view``.
     """
 
@@ -189,11 +189,17 @@ def training_of(
         schedule=schedule,
         step_tokens=node.batch * (node.length + target_length(node.length)),
         step_flops=resolved.step_flops,
-        peak_flops=shop.peak_flops,
+        peak_flops=shop.peak_flops or _peak(node.compute),
         show=shop.show,
         note=shop.note,
         pinned=pinned,
     )
+
+
+def _peak(compute: Compute) -> float | None:
+    """Of all devices together, where it is known."""
+    one = peak_flops(jax.devices()[0].device_kind, compute.dtype)
+    return None if one is None else one * jax.device_count()
 
 
 def _count(opt_state: Any) -> int:

@@ -198,10 +198,8 @@ class _Reader:
         if self.unknown(f"{owner}: model", fields, [*known, "name"]):
             return None
         try:
-            if "name" in fields:
-                config = T5Config.named(**fields)
-            else:
-                config = T5Config(**{"vocab_size": vocabulary, **fields})
+            own = {"vocab_size": vocabulary, **fields}
+            config = T5Config.named(**fields) if "name" in fields else T5Config(**own)
         except InputError as error:
             self.errors.append(f"{owner}: {error}")
             return None

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -147,6 +148,7 @@ def refusal(file, devices=None):
         (SOURCES.replace("seed = 1", "batch = '8'"), "node b: batch is '8'; it must be a whole number"),
         (SOURCES.replace("seed = 1", "optimizer = 3"), "node b: optimizer is 3; it must be a table"),
         (SOURCES.replace("seed = 1", "match_cross_attention = 1"), "node b: match_cross_attention is 1; it must be true or"),
+        (SOURCES.replace("seed = 1", "compute = { dtype = 'half' }"), "node b: Compute.dtype is 'half'; it must be"),
         (SOURCES + "[node.'a/b']\nsteps = 5", "node a/b: a name has letters, digits"),
     ],
 )  # fmt: skip
@@ -284,8 +286,6 @@ def test_nodes_may_run_apart_and_be_joined_by_their_checkpoints(whole, tmp_path)
 
 
 def test_a_run_that_is_interrupted_goes_on_bit_for_bit(whole, tmp_path):
-    import signal
-
     file, folder, _ = whole
     plan, seen = read_plan(file), []
 
@@ -333,6 +333,23 @@ def test_self_fusion_with_noise_and_a_restarted_schedule_keeps_the_loss(plan_of,
     results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
     assert results["nodes"]["m"]["final"] == pytest.approx(results["nodes"]["a"]["final"], rel=1e-4)
     assert numbers(tmp_path / "run", "m")[1][0]["learning_rate"] == pytest.approx(1e-9)
+
+
+def test_streamed_and_packed_text_with_dropout_goes_on_bit_for_bit(plan_of, tmp_path):
+    head = HEAD.replace("vocab = 300", "vocab = 300\nstream = true\npacked = true")
+    nodes = SOURCES.split("[node.b]")[0].replace("d_model = 8", "dropout_rate = 0.2, d_model = 8")
+    plan = read_plan(plan_of(nodes + "compute = { remat = true, z_loss = 1e-4, loss_chunk = 8 }\n", head))
+    run_plan(plan, tmp_path / "whole")
+
+    def interrupt(record):
+        if record["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted), graceful_interrupt():
+        run_plan(plan, tmp_path / "run", show=interrupt)
+    assert run_plan(plan, tmp_path / "run") is not None
+    same(tmp_path / "run", tmp_path / "whole", "a")
+    assert not (tmp_path / "run" / "data" / "tokens.npz").exists()
 
 
 def test_the_online_rule_decides_when_steps_are_auto(plan_of, tmp_path):
