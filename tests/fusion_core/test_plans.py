@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from jax.experimental.compilation_cache import compilation_cache
 
 import fusion_core as fc
 from fusion_core.runs import costs, read_plan, resolve, run_plan
@@ -19,6 +18,7 @@ from fusion_core.t5.flops import step_flops
 from fusion_core.text.batches import window_length
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.loop import graceful_interrupt
+from tests.strategies.compiled import cached_in
 from tests.strategies.texts import documents
 
 MODEL = "{ d_model = 8, d_kv = 4, d_ff = 16, num_heads = 2, num_layers = 1, num_decoder_layers = 1 }"
@@ -63,19 +63,9 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """The networks of this file are all alike: what one run has compiled, the next one reads."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for values in (changes, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is changes:
-            yield
+    """The networks of this file, and of tests/deepfusion/test_train_cli.py, are all alike."""
+    with cached_in(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ from fusion_core.train.devices import devices_for
 from fusion_core.train.distributed import COORDINATOR, PROCESS, PROCESSES
 from fusion_core.train.metrics import TensorBoard
 from fusion_core.train.step import summed_gradients
-from fusion_core.train.view import View, duration, sparkline
+from fusion_core.train.view import View, duration, sparkline, view_of
 from tests.strategies import runs, training
-from tests.strategies.networks import STYLES, batch_of, random_t5, summed_loss, tiny
+from tests.strategies.networks import batch_of, tiny
 
 # Schedules and optimizers
 
@@ -99,23 +99,6 @@ def test_adamw_with_clipping_is_the_papers():
 
 
 # Loss paths
-
-
-@pytest.mark.parametrize("style", sorted(STYLES))
-def test_the_trainers_loss_is_the_models_and_counts_what_is_right(style):
-    config = tiny(style, num_layers=1, num_decoder_layers=1)
-    params, batch = random_t5(config, 0), batch_of(config, 1)
-    total, sums = jax.jit(t5_loss(config))(params, batch, None)
-    wanted, count = jax.jit(summed_loss(config))(params, batch)
-    assert float(total) == pytest.approx(float(wanted), rel=1e-6)
-    assert float(sums["nll"]) == pytest.approx(float(wanted), rel=1e-6)
-    assert float(sums["tokens"]) == float(count)
-    decoder_ids = np.concatenate([np.zeros((3, 1), np.int32), batch["targets"][:, :-1]], axis=1)
-    logits = jax.jit(fc.forward, static_argnums=1)(
-        params, config, batch["encoder_ids"], decoder_ids, batch["encoder_ids"] != 0
-    )
-    right = (np.asarray(logits).argmax(-1) == batch["targets"]) & (batch["targets"] != 0)
-    assert float(sums["correct"]) == right.sum()
 
 
 def test_gradients_in_parts_are_the_whole_batchs():
@@ -393,6 +376,26 @@ def test_without_a_terminal_the_view_is_plain_lines():
         "a: step 10/20, loss 3.0000, 10,000 tokens/s, MFU 40.0%, waiting for input 1.0%, left 0:05",
         "a: step 10: validation loss 2.5000",
     ]
+
+
+def test_in_a_terminal_the_view_stays_in_place():
+    out = io.StringIO()
+    record = {
+        "step": 10,
+        "loss": 3.0,
+        "steps_per_second": 0.0,
+        "tokens_per_second": 1e4,
+        "mfu": None,
+        "input_wait": 0.0,
+    }
+    with view_of(Console(file=out, force_terminal=True, width=100)) as view:
+        view.begin("a", 0, 20)
+        view.show(record)
+        view.show({"step": 10, "validation_loss": 2.5})
+        view.show(record | {"step": 15, "loss": 2.0})
+    shown = out.getvalue()
+    assert "█▁" in shown
+    assert "step 15/20, loss 2.0000, validation 2.5000" in shown
 
 
 def test_tensorboard_is_an_extra_and_says_so(tmp_path, monkeypatch):
