@@ -328,7 +328,7 @@ def test_self_fusion_with_noise_and_a_restarted_schedule_keeps_the_loss(plan_of,
 def test_streamed_and_packed_text_with_dropout_goes_on_bit_for_bit(plan_of, tmp_path):
     head = HEAD.replace("vocab = 300", "vocab = 300\nstream = true\npacked = true")
     nodes = SOURCES.split("[node.b]")[0].replace("d_model = 8", "dropout_rate = 0.2, d_model = 8")
-    plan = read_plan(plan_of(nodes + "compute = { remat = true, z_loss = 1e-4, loss_chunk = 8 }\n", head))
+    plan = read_plan(plan_of(nodes + "compute = { z_loss = 1e-4 }\n", head))
     run_plan(plan, tmp_path / "whole")
 
     def interrupt(record):
