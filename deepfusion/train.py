@@ -111,7 +111,7 @@ def train(
     """
     from fusion_core.errors import InputError
     from fusion_core.runs import read_plan
-    from fusion_core.train import Interrupted, initialize_distributed
+    from fusion_core.train import Interrupted, TrainingDiverged, initialize_distributed
     from fusion_core.train.distributed import finish, leave
 
     read = read_plan(plan)
@@ -120,16 +120,16 @@ def train(
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
         finish()
     except (Interrupted, KeyboardInterrupt):
-        leave("interrupted")
+        leave("interrupted", 130)
         command = f"deepfusion train {shlex.quote(str(plan))} --out {shlex.quote(str(out))} --resume"
         command += f" --node {shlex.quote(node)}" if node else ""
         Console(stderr=True).print(f"\nInterrupted; go on with:  {escape(command)}", soft_wrap=True)
         raise typer.Exit(130) from None
     except InputError as error:
-        leave(str(error))
+        leave(str(error), 2)
         raise
-    except BaseException as error:
-        leave(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        leave(str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}", 1)
         raise
 
 

@@ -64,7 +64,7 @@ def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
         size = sum(array.nbytes for array in tensors.values())
         free = shutil.disk_usage(path.parent).free
         raise InputError(
-            f"there is no room for the checkpoint {path}: it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free or "
+            f"there is no room for the checkpoint {path}: it takes {size:,} bytes, and {free:,} are free or "
             "allowed; those before it are intact: make room, then go on with --resume"
         ) from None
 

@@ -106,10 +106,15 @@ def _number(given: int | None, variable: str) -> int | None:
     return int(text)
 
 
-def leave(reason: str) -> None:
-    """Tells the peers that this process stops, and why; they stop within seconds. Nothing where there are none."""
+def leave(reason: str, code: int) -> None:
+    """Tells the peers that this process stops, and why, and ends it; they stop within seconds. Nothing where there are none.
+
+    It ends here, since on the usual way out JAX waits for the peers, which are told to stop, and aborts.
+    """
     if _watchdog is not None:
         _watchdog.leave(reason)
+        print(f"Error: {reason}", file=sys.stderr, flush=True)
+        os._exit(code)
 
 
 def finish() -> None:

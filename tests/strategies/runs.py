@@ -107,7 +107,7 @@ def main() -> int:
         run.to(training.fresh(), asked.steps)
         finish()
     except InputError as error:
-        leave(str(error))
+        leave(str(error), 2)
         print(f"Error: {error}", file=sys.stderr)
         return 2
     return 0
