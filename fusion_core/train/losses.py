@@ -1,0 +1,17 @@
+"""The trainer's loss of each kind of network."""
+
+from __future__ import annotations
+
+from jaxtyping import Array
+
+from fusion_core.t5 import Compute, T5Config, batch_loss
+from fusion_core.train.step import Batch, Loss, Params
+
+
+def t5_loss(config: T5Config, compute: Compute = Compute()) -> Loss:
+    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.t5.batch_loss``)."""
+
+    def loss(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
+        return batch_loss(params, config, batch, compute, key)
+
+    return loss
