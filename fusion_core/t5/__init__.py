@@ -1,7 +1,10 @@
 """A lean T5 in plain JAX: configuration, model, Hugging Face files."""
 
+from fusion_core.t5.compute import Compute as Compute
 from fusion_core.t5.config import T5Config as T5Config
+from fusion_core.t5.flops import peak_flops as peak_flops
 from fusion_core.t5.flops import step_flops as step_flops
+from fusion_core.t5.model import batch_loss as batch_loss
 from fusion_core.t5.model import forward as forward
 from fusion_core.t5.model import init as init
 from fusion_core.t5.model import parameter_shapes as parameter_shapes

@@ -15,6 +15,17 @@ _V1_0 = {
     "t5-3b": (1024, 16384, 32, 24, 128),
     "t5-11b": (1024, 65536, 128, 24, 128),
 }
+_EFFICIENT = {
+    "t5-efficient-tiny": (256, 1024, 4, 4, 64),
+    "t5-efficient-mini": (384, 1536, 8, 4, 64),
+}
+# The paper's S, fused once (two of them) and twice. It names no sizes in what we could read: S is t5-small, the others
+# are what fusion makes of it.
+_DEEP_FUSION = {
+    "deep-fusion-s": (512, 2048, 8, 6, 64),
+    "deep-fusion-m": (1024, 4096, 16, 6, 64),
+    "deep-fusion-l": (2048, 8192, 32, 6, 64),
+}
 _V1_1 = {
     "t5-v1_1-small": (512, 1024, 6, 8, 64),
     "t5-v1_1-base": (768, 2048, 12, 12, 64),
@@ -46,11 +57,14 @@ class T5Config:
       tie_word_embeddings: true (v1.0): logits are ``(h / sqrt(d)) Eᵀ``; false (v1.1): an own, unscaled ``lm_head``.
       layer_norm_epsilon: added to the mean square in RMSNorm.
       pad_token_id, eos_token_id, decoder_start_token_id: ids with a meaning.
+      dropout_rate: share of the units that are dropped in training, in [0, 1), where a function is given a random key;
+        without one nothing drops. Published T5s say 0.1.
       norm_groups: widths of the groups, one after the other, that RMSNorm normalizes apart (``fuse`` with
         ``norm="grouped"``); empty: one group, as in every published T5. A field of ours: Hugging Face has no such norm.
 
     Raises:
-      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, or the groups do not add up.
+      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, the dropout rate is none, or the
+        groups do not add up.
     """
 
     vocab_size: int = 32128
@@ -68,6 +82,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    dropout_rate: float = 0.0
     norm_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,6 +94,8 @@ class T5Config:
             raise InputError(
                 f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; supported are 'relu' and 'gated-gelu'"
             )
+        if not 0 <= self.dropout_rate < 1:
+            raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
         check_norm_groups("T5Config", self.norm_groups, self.d_model)
         # Causal buckets reach max_distance; the bidirectional ones split the buckets in two halves, each half again
         # exact and logarithmic, so fewer than 4 buckets leave one of them empty.
@@ -105,19 +122,25 @@ class T5Config:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> T5Config:
-        """The published configuration ``name`` ("t5-small" ... "t5-11b", "t5-v1_1-small" ... "t5-v1_1-xxl").
+        """The published configuration ``name``.
+
+        "t5-small" ... "t5-11b"; "t5-v1_1-small" ... "t5-v1_1-xxl"; "t5-efficient-tiny" and "-mini"; and
+        "deep-fusion-s", "-m", "-l", of which two of one size fuse to the next. Their dropout rate is 0 unless it is
+        among the ``changes``.
 
         Raises:
           InputError: the name is not known; the message lists those that are.
-        Source: Raffel et al. (2020), table of model variants; the released v1.1 checkpoints' config files.
+        Source: Raffel et al. (2020), table of model variants; the released v1.1 and efficient checkpoints' config files
+        (Tay et al. (2021) print a d_kv of 32 for the latter; the files, and the parameter counts of both, say 64).
         """
-        if name in _V1_0:
-            d_model, d_ff, heads, layers, d_kv = _V1_0[name]
+        v1_0 = _V1_0 | _EFFICIENT | _DEEP_FUSION
+        if name in v1_0:
+            d_model, d_ff, heads, layers, d_kv = v1_0[name]
             style: dict[str, Any] = {"feed_forward_proj": "relu", "tie_word_embeddings": True}
         elif name in _V1_1:
             d_model, d_ff, heads, layers, d_kv = _V1_1[name]
             style = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
         else:
-            raise InputError(f"no T5 is named {name!r}; known are {', '.join([*_V1_0, *_V1_1])}")
+            raise InputError(f"no T5 is named {name!r}; known are {', '.join([*v1_0, *_V1_1])}")
         shape = {"d_model": d_model, "d_ff": d_ff, "num_heads": heads, "d_kv": d_kv}
         return cls(**{**shape, "num_layers": layers, "num_decoder_layers": layers, **style, **changes})

@@ -47,7 +47,6 @@ def config_to_json(config: T5Config) -> dict[str, Any]:
         "model_type": "t5",
         "is_encoder_decoder": True,
         "use_cache": True,
-        "dropout_rate": 0.0,
         "initializer_factor": 1.0,
         # transformers 5 ties the two tensors in memory whatever tie_word_embeddings says, and scales by this
         "scale_decoder_outputs": config.tie_word_embeddings,
@@ -68,6 +67,13 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5C
     fields["tie_word_embeddings"] = bool(
         values.get("scale_decoder_outputs", values.get("tie_word_embeddings") is not False)
     )
+    fields["dropout_rate"] = _rate(values.get("dropout_rate", 0.1), origin)  # the reference's default
     if fields.get("num_decoder_layers") is None:
         fields["num_decoder_layers"] = fields.get("num_layers", T5Config.num_layers)
     return T5Config(**fields)
+
+
+def _rate(value: Any, origin: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{origin}: dropout_rate is {value!r}; it must be a number from 0 to below 1")
+    return float(value)

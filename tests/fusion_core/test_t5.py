@@ -1,10 +1,13 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5 import init, parameter_shapes, step_flops, token_loss
+from fusion_core.t5 import files, init, parameter_shapes, peak_flops, step_flops, token_loss
+from fusion_core.t5.flops import utilisation
 from fusion_core.t5.model import relative_buckets
 from tests.strategies.networks import STYLES, batch_of, logits, random_t5, tiny
 
@@ -171,3 +174,69 @@ def test_an_unknown_name_is_refused_and_the_known_ones_are_listed():
 
 def test_a_named_configuration_can_be_changed():
     assert fc.T5Config.named("t5-v1_1-small", num_layers=2).num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("t5-efficient-tiny", 15.58), ("t5-efficient-mini", 31.23)],
+)
+def test_the_efficient_sizes_have_the_published_number_of_parameters(name, millions):
+    """The model cards' counts; a d_kv of 32, as the paper's table has it, would give 13.5 and 26.5 million."""
+    shapes = files.flat_names(parameter_shapes(fc.T5Config.named(name)))
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == pytest.approx(millions * 1e6, rel=1e-3)
+
+
+def test_two_of_the_papers_sizes_fuse_to_the_next():
+    sizes = [fc.T5Config.named(f"deep-fusion-{size}") for size in "sml"]
+    assert sizes[0] == fc.T5Config.named("t5-small")
+    for small, large in itertools.pairwise(sizes):
+        assert fc.fusion.fused_config([small, small]) == large
+
+
+# Dropout in configurations
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+def test_a_dropout_rate_that_is_none_is_refused(rate):
+    with pytest.raises(fc.InputError, match=r"T5Config.dropout_rate is .*; it must be at least 0 and below 1"):
+        tiny(dropout_rate=rate)
+
+
+def test_the_dropout_rate_is_kept_in_files_and_is_the_references_where_none_is_given():
+    written = files.config_to_json(tiny(dropout_rate=0.25))
+    assert written["dropout_rate"] == 0.25
+    assert files.config_from_json(written).dropout_rate == 0.25
+    del written["dropout_rate"]
+    assert files.config_from_json(written).dropout_rate == 0.1
+    assert files.config_from_json(written | {"dropout_rate": 0}).dropout_rate == 0.0
+    with pytest.raises(fc.InputError, match="dropout_rate is 'none'; it must be a number"):
+        files.config_from_json(written | {"dropout_rate": "none"})
+
+
+def test_sources_of_different_dropout_are_not_fused():
+    with pytest.raises(fc.InputError, match=r"dropout_rate is 0.1 and 0.0; it must agree"):
+        fc.fusion.fused_config([tiny(dropout_rate=0.1), tiny()])
+
+
+# Utilisation
+
+
+def test_peaks_are_found_by_the_names_that_jax_gives_devices():
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 67e12
+    assert peak_flops("TPU v4") == 275e12
+    assert peak_flops("TPU v5 lite") == peak_flops("TPU v5e") == 197e12
+    assert peak_flops("TPU v5p") == 459e12
+    assert peak_flops("TPU v4", "float32") is None
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "AMD MI300X", ""])
+def test_the_peak_of_an_unknown_device_is_none(kind):
+    assert peak_flops(kind) is None
+    assert utilisation(1e12, 1.0, kind) is None
+
+
+def test_utilisation_is_the_share_of_all_devices_peak():
+    assert utilisation(312e12, 0.5, "NVIDIA A100-SXM4-40GB", devices=4) == pytest.approx(0.5)

@@ -19,6 +19,10 @@ STYLES = {
 logits = jax.jit(fc.forward, static_argnums=1)
 
 
+# for what runs once: half the time to compile, and the code may be slow
+once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def tiny(style: str = "v1.0", **changes) -> fc.T5Config:
     """A T5 with two heads, whose buckets saturate after 20 tokens; its inner width is not its width."""
     shape = {"vocab_size": 60, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2}

@@ -1,0 +1,65 @@
+"""The benchmarks of the training step in their smallest size."""
+
+import importlib.util
+import json
+
+import pytest
+
+from benchmarks import allreduce_cost, gpu_train_step, train_step
+
+HAS_REFERENCE = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+
+
+def test_the_step_benchmark_compares_every_contender(capsys, tmp_path):
+    path = tmp_path / "step.json"
+    assert train_step.main(["--smoke", "--json", str(path)]) == 0
+    (size,) = json.loads(path.read_text())["sizes"]
+    rows = {row["name"]: row for row in size["rows"]}
+    assert {"ours, Adafactor", "ours, SGD", "naive JAX, Adafactor", "ours, layers scanned"} <= set(rows)
+    assert all(len(row["seconds"]) == 2 and row["least"] > 0 for row in rows.values())
+    assert ("ratio" in rows["ours, SGD"]) == bool(HAS_REFERENCE)
+    assert "| ours, Adafactor |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not HAS_REFERENCE, reason="the reference implementation is an extra: deepfusion[parity]")
+def test_the_gpu_benchmark_checks_parity_then_measures(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(  # in this process: to start four costs more than they do
+        gpu_train_step, "in_a_process",
+        lambda name, words: gpu_train_step.part(name, arguments),
+    )  # fmt: skip
+    arguments = gpu_train_step.parsed(["--smoke"])
+    path = tmp_path / "gpu.json"
+    assert gpu_train_step.main(["--smoke", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert result["parity"]["equal"] is True
+    assert 0 < result["parity"]["t5-v1_1-base"]["gradient_difference"] < 1e-3
+    for name in gpu_train_step.PARTS[1:]:
+        assert result[name]["rows"][0]["tokens_per_second"] > 0, name
+    assert 0 <= result["base"]["rows"][0]["idle_for_input"] <= 1
+    assert result["base"]["rows"][0]["utilisation"] is None  # of a CPU
+    assert result["ratio"] > 0
+    assert "Tokens a second, ours over the reference's" in capsys.readouterr().out
+
+
+def test_nothing_is_measured_where_the_parity_fails(capsys, monkeypatch):
+    monkeypatch.setattr(gpu_train_step, "in_a_process", lambda name, words: {"equal": False, "asked": name})
+    assert gpu_train_step.main(["--smoke"]) == 1
+    assert "| base: not run |" in capsys.readouterr().out
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        gpu_train_step.main(["--batch", "10", "--microbatch", "4"])
+    assert "--microbatch 4 does not divide the batch of 10" in capsys.readouterr().err
+
+
+def test_the_all_reduce_table_follows_its_formula(capsys):
+    ring = allreduce_cost.ring_seconds(payload=1e9, devices=8, bandwidth=100e9, latency=1e-6)
+    assert ring == pytest.approx(2 * 7 / 8 * 1e9 / 100e9 + 14e-6)
+    assert allreduce_cost.ring_seconds(1e9, 1, 100e9, 1e-6) == 0
+    assert allreduce_cost.main(["--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["devices"] for row in rows} == {8, 16, 32, 64, 128, 256, 512, 1024}
+    for row in rows:
+        assert row["seconds"] <= row["flat"] + 1e-12 or row["devices"] == 8
+        assert 0 < row["efficiency"] < 1
