@@ -20,11 +20,11 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from fusion_core.t5 import init, token_loss
+from fusion_core.t5 import init
 from fusion_core.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_schedule
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 
 VOCABULARY, SOURCE, BATCH, RATE = 512, 64, 16, 0.02
 STYLES = {
@@ -68,8 +68,7 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
         ) -> Any:
             key, config = (seed, width, share), config_of(style, width)
             if width not in trainers:  # which compiles
-                loss = lambda p, b: token_loss(p, config, b["encoder_ids"], b["targets"])
-                trainers[width] = Trainer(loss, adafactor(t5_schedule()), BATCH, 10)
+                trainers[width] = Trainer(t5_loss(config), adafactor(t5_schedule()), BATCH, 10)
             trainer = trainers[width]
             if key not in sources:
                 state = init_state(init(config, seed, match_cross_attention=True), trainer.optimizer, RATE)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
+from deepfusion.train import plan, train
 
 app = typer.Typer(
     name="deepfusion",
@@ -89,7 +90,7 @@ def demo(
                 raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
             changes["text"] = tuple(str(path.resolve()) for path in text)
         settings = dataclasses.replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
-        from fusion_core.train.step import devices_for
+        from fusion_core.train.devices import devices_for
 
         devices_for(settings.batch)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -171,7 +172,9 @@ app.command()(fuse)
 app.command()(diff)
 app.command()(info)
 app.command(name="derive", help=EXAMPLES)(derive)
-COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info")
+app.command()(plan)
+app.command()(train)
+COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info", "plan", "train")
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -20,9 +21,23 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o644)  # mkstemp makes it private
+        _to_disk(temporary)  # before the name: after a power cut a file that has its name has its content
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until the file's content, or the folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

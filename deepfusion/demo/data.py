@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pathlib
 
-import numpy as np
 from rich.progress import Progress
 
 from deepfusion.demo.settings import DemoSettings
-from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.batches import window_length
-
-TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 
 
 def _prepare(settings: DemoSettings, folder: pathlib.Path, progress: Progress) -> None:
@@ -31,19 +28,8 @@ def _prepare(settings: DemoSettings, folder: pathlib.Path, progress: Progress) -
     tokenizer = train_tokenizer(train, settings.vocab, settings.seed)
     progress.update(task, total=1, completed=1)
     task = progress.add_task("tokenizing", total=None)
-    ids = {
-        "train": np.concatenate(tokenizer.encode(train)),
-        "validation": np.concatenate(tokenizer.encode(validation)),
-        "documents": np.asarray([len(train), len(validation)]),
-        "characters": np.asarray([sum(map(len, train)), sum(map(len, validation))]),
-    }
+    write_tokens(folder, tokenizer, train, validation)
     progress.update(task, total=1, completed=1)
-    if not (folder / TOKENIZER).exists():
-        with atomic.new_folder(folder / TOKENIZER) as temporary:
-            tokenizer.save(temporary)
-    # the tokens last: where they are, all of this is done
-    with atomic.new_file(folder / TOKENS) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **ids)
 
 
 class DemoData:
@@ -53,8 +39,7 @@ class DemoData:
         if not (folder / TOKENS).exists():
             _prepare(settings, folder, progress)
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        with np.load(folder / TOKENS, allow_pickle=False) as arrays:
-            ids = {name: arrays[name] for name in arrays.files}
+        ids = read_tokens(folder)
         self.facts = {
             "train_documents": int(ids["documents"][0]),
             "validation_documents": int(ids["documents"][1]),

@@ -229,7 +229,7 @@ def draw_theory(results: Results) -> Figure:
     return figure
 
 
-def _image(figure: Figure, alt: str) -> str:
+def image(figure: Figure, alt: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plt.close(figure)
@@ -253,8 +253,8 @@ def _table(results: Results) -> str:
 def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
     """Writes ``report.html``, with everything inside, and returns its path."""
     with style():
-        losses = _image(draw_losses(results), "validation loss against FLOPs for all arms")
-        theory = _image(draw_theory(results), "theory's terms along the sources' run")
+        losses = image(draw_losses(results), "validation loss against FLOPs for all arms")
+        theory = image(draw_theory(results), "theory's terms along the sources' run")
     settings, facts, origin = results["settings"], results["text"], results["provenance"]
     text = ", ".join(settings["text"]) or "documentation of " + ", ".join(
         ["the standard library", *settings["packages"]]

@@ -24,6 +24,7 @@ from fusion_core.fusion import fusion_map, rate_factors
 from fusion_core.plan import GrowthMeter, GrowthPlan, Network, OnlineGrowth, Trial, factors_by_name, plan_growth
 from fusion_core.pretrained import write_pretrained
 from fusion_core.provenance import provenance
+from fusion_core.runs.auto import follow_rule, stops_of
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.text import Tokenizer
 from fusion_core.train import (
@@ -36,6 +37,7 @@ from fusion_core.train import (
     init_state,
     load_state,
     save_state,
+    t5_loss,
     t5_schedule,
 )
 from fusion_core.train.loop import graceful_interrupt
@@ -97,8 +99,7 @@ class DemoRun:
     # What is trained, and how.
 
     def _trainer(self, config: T5Config) -> Trainer:
-        loss = lambda params, batch: token_loss(params, config, batch["encoder_ids"], batch["targets"])
-        return Trainer(loss, self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
+        return Trainer(t5_loss(config), self.optimizer, self.settings.batch, self.settings.steps_per_dispatch)
 
     def _fresh(self, config: T5Config, name: str, rate: float) -> TrainState:
         params = init(config, self._seed(name), match_cross_attention=self.settings.match_cross_attention)
@@ -175,13 +176,9 @@ class DemoRun:
     def _source_stops(self) -> list[int]:
         """Where the sources are evaluated and kept: the stops, what the online rule asks for, and where "late" grows."""
         online, wanted = self.online, {0, *stops(self.source_steps, self.settings.steps_per_dispatch)}
-        for trial in (*map(online.trial_at, online.trials), online.trial):
-            if trial is not None:
-                wanted |= {trial.step, trial.small_half, trial.small_end}
-        if online.next_look is not None:
-            wanted.add(online.next_look)
+        wanted |= stops_of(online)
         if online.step is not None:
-            wanted |= {online.step, self.later(online.step)}
+            wanted.add(self.later(online.step))
         return sorted(wanted)
 
     def later(self, step: int) -> int:
@@ -265,17 +262,18 @@ class DemoRun:
 
     def decide(self) -> GrowthPlan:
         """Trains the sources, with trials of growing, until the online rule has decided."""
-        while (look := self.online.next_look) is not None:
-            trial = self.online.trial
-            if trial is None:
-                self.train_sources(look)
-                told = self.online.ask(look)
-            else:
-                self.train_sources(trial.small_end)
-                small = np.asarray([self._source_losses(trial, at) for at in (trial.small_half, trial.small_end)])
-                told = self.online.ask(look, small=small, grown=self._try(trial))
-            told.save(self.folder / ONLINE)
-            self.online = told
+
+        def told(online: OnlineGrowth) -> None:
+            online.save(self.folder / ONLINE)
+            self.online = online
+
+        follow_rule(
+            self.online,
+            train_sources=self.train_sources,
+            source_losses=self._source_losses,
+            try_growing=self._try,
+            told=told,
+        )
         return self.online.plan(self.settings.small_rate, self.factors)
 
     def _trial_losses(self, trainer: Trainer, state: TrainState, trial: Trial) -> list[float]:

@@ -1,9 +1,13 @@
-"""Training states as safetensors files: whole or absent, no pickle, shapes checked on the way in."""
+"""Training states as safetensors files: whole or absent, no pickle, checksum and shapes checked on the way in."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import pathlib
+import re
+import shutil
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +21,12 @@ from fusion_core.errors import InputError
 
 Tree = TypeVar("Tree")
 
+FORMAT = "deepfusion-state-1"
+
+
+class DamagedCheckpoint(InputError):
+    """The file is not what was written: cut off, or its checksum is another."""
+
 
 def _names(tree: Any) -> tuple[list[str], list[Any], Any]:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -24,13 +34,69 @@ def _names(tree: Any) -> tuple[list[str], list[Any], Any]:
     return names, [leaf for _, leaf in leaves], treedef
 
 
+def _checksum(tensors: dict[str, np.ndarray], facts: str) -> str:
+    """SHA-256 of the facts and of all names, types, shapes and bytes, in the names' order."""
+    found = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
 def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
-    """Writes a pytree of arrays, with ``facts`` (JSON values) in the file's header."""
+    """Writes a pytree of arrays, with ``facts`` (JSON values) and a checksum of all in the file's header.
+
+    Raises:
+      InputError: the disk is full; what was there before is intact.
+    """
     names, leaves, _ = _names(state)
     # ascontiguousarray makes vectors of scalars: keep the shape
     tensors = {n: np.ascontiguousarray(x).reshape(np.shape(x)) for n, x in zip(names, leaves, strict=True)}
-    with atomic.new_file(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+    text = json.dumps(facts)
+    header = {"format": FORMAT, "facts": text, "sha256": _checksum(tensors, text)}
+    try:
+        with atomic.new_file(path) as temporary:
+            safetensors.numpy.save_file(tensors, temporary, metadata=header)
+    except (OSError, safetensors.SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        size = sum(array.nbytes for array in tensors.values())
+        free = shutil.disk_usage(path.parent).free
+        raise InputError(
+            f"there is no room for the checkpoint {path}: it takes {size / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free or "
+            "allowed; those before it are intact: make room, then go on with --resume"
+        ) from None
+
+
+def _is_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    code = re.search(r"(?:code: |os error )(\d+)", str(error))  # the writer is in Rust, whose errors are text
+    return getattr(error, "errno", None) in full or (code is not None and int(code.group(1)) in full)
+
+
+def read_facts(path: pathlib.Path) -> dict[str, Any]:
+    """The facts alone, from the header. Raises as ``load_state``, but for the checksum."""
+    return _read(path, tensors=False)[1]
+
+
+def _read(path: pathlib.Path, *, tensors: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if not path.exists():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise InputError(f"{path} is not a training state of this software; give the folder of a run of it")
+            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
+            facts = json.loads(header["facts"])
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise DamagedCheckpoint(f"the checkpoint {path} cannot be read ({error}); it is damaged, remove it") from None
+    if tensors and _checksum(found, header["facts"]) != header.get("sha256"):
+        raise DamagedCheckpoint(
+            f"the checkpoint {path} cannot be read (its checksum is wrong); it is damaged, remove it"
+        )
+    return found, facts
 
 
 def load_state(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -40,17 +106,11 @@ def load_state(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
       ``(state, facts)``.
 
     Raises:
-      InputError: the file is missing, damaged, or of another structure or shape than ``like``.
+      DamagedCheckpoint: the file is damaged: an InputError too.
+      InputError: it is missing, of other software, or of another structure or shape than ``like``.
     """
-    if not path.exists():
-        raise InputError(f"there is no checkpoint {path}")
     names, leaves, treedef = _names(like)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"the checkpoint {path} cannot be read ({error}); it is damaged, remove it") from None
+    tensors, facts = _read(path, tensors=True)
     for name, leaf in zip(names, leaves, strict=True):
         if name not in tensors or tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
             found = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "nothing"

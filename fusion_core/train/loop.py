@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
 from fusion_core.errors import InputError
-from fusion_core.train.step import (
-    Batch,
-    Params,
-    SummedLoss,
-    TrainState,
-    devices_for,
-    evaluate_step,
-    replicate,
-    shard,
-    train_steps,
-    unreplicate,
-)
+from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
+from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
+
+# this process's rows of a batch, and where the data stands after it: anything that JSON has
+Feed = Iterator[tuple[Batch, Any]]
 
 
 class Interrupted(Exception):
-    """Ctrl-C came; the loop stopped between two dispatches. ``state`` is whole and can be saved."""
+    """Ctrl-C came; the loop stopped between two dispatches. ``state`` and the data's ``position`` can be saved."""
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, position: Any = None) -> None:
         super().__init__(f"interrupted at step {int(state.step)}")
-        self.state = state
+        self.state, self.position = state, position
 
 
 class TrainingDiverged(Exception):
-    """The loss became infinite or not a number."""
+    """The loss or the gradient became infinite or not a number, at ``step``."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 _stop = threading.Event()
@@ -67,32 +65,124 @@ def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None
         _stop.clear()
 
 
+def feed_by_step(batch: Callable[[int, int], Batch], start: int, size: int) -> Feed:
+    """The feed of ``(step, size) -> global batch`` from step ``start`` on; its position is the next step."""
+    step = start
+    while True:
+        yield local_rows(batch(step, size)), step + 1
+        step += 1
+
+
+class Dispatch(NamedTuple):
+    """What came of one dispatch.
+
+    Attributes:
+      step: steps taken after it.
+      metrics: of each of its steps: ``loss``, ``accuracy``, ``gradient_norm``, ``tokens``.
+      finished: steps that the devices had done when it was yielded: these, or those of the next dispatch too.
+      position: where the data stands after it.
+      idle: seconds of waiting for input, an upper bound: the time in which batches were built, where the device had
+        finished before they were.
+      replicated: the state after it, on the devices, where the loop pauses; None elsewhere. The next dispatch consumes it.
+    """
+
+    step: int
+    metrics: dict[str, np.ndarray]
+    finished: int
+    position: Any
+    idle: float
+    replicated: TrainState | None
+
+
 class Trainer:
     """A loss, an optimizer and the compiled step of one network shape.
 
     Args:
-      loss: ``(params, batch) -> (sum of losses, count)``.
+      loss: see ``fusion_core.train.step.Loss``.
       optimizer: from optax.
-      batch_size: of the global batch; the local devices share it.
+      batch_size: of the global batch; the devices of all processes share it.
       steps_per_dispatch: training steps in one dispatch.
+      accumulate: parts in which a device takes its share of a batch, one after the other.
+      seed: of dropout.
 
     Raises:
-      InputError: the devices cannot share the batch.
+      InputError: the devices cannot share the batch, or there is no step in a dispatch.
     """
 
     def __init__(
         self,
-        loss: SummedLoss,
+        loss: Loss,
         optimizer: optax.GradientTransformation,
         batch_size: int,
         steps_per_dispatch: int = 10,
+        *,
+        accumulate: int = 1,
+        seed: int = 0,
     ) -> None:
+        if steps_per_dispatch < 1:
+            raise InputError(f"steps_per_dispatch is {steps_per_dispatch}; it must be at least 1")
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.steps_per_dispatch = steps_per_dispatch
-        self.devices = devices_for(batch_size)
-        self._steps = train_steps(loss, optimizer, self.devices)
-        self._evaluate = evaluate_step(loss, self.devices)
+        self.devices = devices_for(batch_size, accumulate)
+        self.seed = seed
+        self._steps = train_steps(loss, optimizer, accumulate=accumulate)
+        self._evaluate = evaluate_step(loss)
+
+    def with_seed(self, seed: int) -> Trainer:
+        """The same with another seed of dropout; nothing is compiled again."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def dispatches(
+        self, state: TrainState, feed: Feed, until: int, pause: Callable[[int], bool] = lambda step: False
+    ) -> Iterator[Dispatch]:
+        """Trains from ``state.step`` to ``until``, one dispatch an item; each is yielded after the next one has begun.
+
+        Args:
+          state: where to start; it is not consumed.
+          feed: this process's batches from there on.
+          until: the step to end at, a whole number of dispatches away.
+          pause: at which steps the next dispatch waits until the item, with its state, has been looked at; the last always.
+
+        Raises:
+          InputError: ``until`` is not a whole number of dispatches away.
+          Interrupted: Ctrl-C within ``graceful_interrupt``.
+          TrainingDiverged: a loss or a gradient is not finite.
+        """
+        start, chunk = int(state.step), self.steps_per_dispatch
+        if until < start or (until - start) % chunk:
+            raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
+        on_devices, position, pending = replicate(state, self.devices), None, None
+        seed = replicate(np.uint32(self.seed), self.devices)
+
+        def batches() -> tuple[Batch, Any, float]:
+            begun = time.perf_counter()
+            drawn = [next(feed) for _ in range(chunk)]
+            sharded = shard([batch for batch, _ in drawn], self.devices)
+            return sharded, drawn[-1][1], time.perf_counter() - begun
+
+        for step in range(start, until, chunk):
+            if step == start:
+                coming, coming_position, idle = batches()
+            if _stop.is_set():
+                if pending is not None:
+                    yield _fetched(*pending, step, None)
+                raise Interrupted(unreplicate(on_devices), position)
+            on_devices, metrics = self._steps(on_devices, coming, seed)
+            position, waited = coming_position, idle
+            if step + chunk < until:
+                coming, coming_position, idle = batches()
+                if not _ready(metrics):
+                    idle = 0.0
+            # one dispatch late, so that the device never waits for the host
+            if pending is not None:
+                yield _fetched(*pending, step + chunk if _ready(metrics) else step, None)
+            pending = (step + chunk, metrics, position, waited)
+            if step + chunk == until or pause(step + chunk):
+                yield _fetched(*pending, step + chunk, on_devices)
+                pending = None
 
     def advance(
         self,
@@ -105,59 +195,54 @@ class Trainer:
 
         Args:
           state: where to start; it is not consumed.
-          batch: ``(step, size) -> batch`` of NumPy arrays; deterministic, so that a run can be resumed anywhere.
+          batch: ``(step, size) -> global batch`` of NumPy arrays; deterministic, so that a run can be resumed anywhere.
           until: the step to end at, a multiple of ``steps_per_dispatch`` away.
           on_dispatch: called with the number of steps done, for a progress bar.
 
         Returns:
-          The state at ``until``, and ``loss`` and ``gradient_norm`` of every step.
+          The state at ``until``, and the metrics of every step (``Dispatch.metrics``).
 
         Raises:
-          InputError: ``until`` is not a whole number of dispatches away.
-          Interrupted: Ctrl-C within ``graceful_interrupt``.
-          TrainingDiverged: a loss is not finite.
+          InputError, Interrupted, TrainingDiverged: as ``dispatches``.
         """
-        start, chunk = int(state.step), self.steps_per_dispatch
-        if until < start or (until - start) % chunk:
-            raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
-        on_devices = replicate(state, self.devices)
         measured: list[dict[str, np.ndarray]] = []
-        pending = None
-
-        def fetch() -> None:
-            if pending is None:
-                return
-            values = {name: np.asarray(value[0]) for name, value in pending.items()}
-            bad = ~np.isfinite(values["loss"])
-            if bad.any():
-                step = start + sum(len(m["loss"]) for m in measured) + int(bad.argmax())
-                raise TrainingDiverged(
-                    f"the loss of step {step} is {values['loss'][bad.argmax()]}; lower the learning rate"
-                )
-            measured.append(values)
-            on_dispatch(chunk)
-
-        def batches(step: int) -> Batch:
-            return shard([batch(step + i, self.batch_size) for i in range(chunk)], self.devices)
-
-        coming = batches(start) if until > start else None
-        for step in range(start, until, chunk):
-            if _stop.is_set():
-                fetch()
-                raise Interrupted(unreplicate(on_devices))
-            on_devices, metrics = self._steps(on_devices, coming)
-            if step + chunk < until:
-                coming = batches(step + chunk)
-            # one dispatch late, so that the device never waits for the host
-            fetch()
-            pending = metrics
-        fetch()
-        final = unreplicate(on_devices)
-        if not measured:
-            return final, {"loss": np.zeros(0), "gradient_norm": np.zeros(0)}
-        return final, {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+        for done in self.dispatches(state, feed_by_step(batch, int(state.step), self.batch_size), until):
+            measured.append(done.metrics)
+            on_dispatch(self.steps_per_dispatch)
+            if done.replicated is not None:
+                state = unreplicate(done.replicated)
+        names = ("loss", "accuracy", "gradient_norm", "tokens")
+        return state, {name: np.concatenate([np.zeros(0), *(m[name] for m in measured)]) for name in names}
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
-        """Mean loss over all tokens of the batches, each of ``batch_size``."""
-        sharded = shard(list(batches), self.devices)
-        return float(jax.device_get(self._evaluate(replicate(params, self.devices), sharded))[0])
+        """Mean loss over all tokens of the global batches, each of ``batch_size``."""
+        return self.scores(params, batches)["loss"]
+
+    def scores(self, params: Params, batches: Sequence[Batch], *, replicated: bool = False) -> dict[str, float]:
+        """Mean ``loss`` and ``accuracy`` over all tokens of the global batches, each of ``batch_size``; ``tokens``.
+
+        Args:
+          params: of the network; with ``replicated``, as they lie on the devices.
+        """
+        sharded = shard([local_rows(batch) for batch in batches], self.devices)
+        found = self._evaluate(params if replicated else replicate(params, self.devices), sharded)
+        return {name: float(value.addressable_shards[0].data[0]) for name, value in found.items()}
+
+
+def _ready(metrics: Any) -> bool:
+    return metrics["loss"].is_ready()
+
+
+def _fetched(
+    step: int, metrics: Any, position: Any, idle: float, finished: int, replicated: TrainState | None
+) -> Dispatch:
+    """The item of a dispatch. Raises TrainingDiverged where it has a loss or a gradient that is not finite."""
+    values = {name: np.asarray(value.addressable_shards[0].data[0]) for name, value in metrics.items()}
+    loss, norm = values["loss"], values["gradient_norm"]
+    bad = ~(np.isfinite(loss) & np.isfinite(norm))
+    if bad.any():
+        i = int(bad.argmax())
+        at = step - len(loss) + i
+        what = f"loss of step {at} is {loss[i]}" if not np.isfinite(loss[i]) else f"gradient of step {at} is {norm[i]}"
+        raise TrainingDiverged(f"the {what}; lower the learning rate", at)
+    return Dispatch(step, values, max(step, finished), position, idle, replicated)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusion_core import atomic
+from fusion_core.errors import InputError
 
 Record = dict[str, Any]
 
@@ -48,3 +49,36 @@ class Metrics:
     def of(self, **facts: Any) -> list[Record]:
         """Records whose fields equal ``facts``, in order."""
         return [r for r in self.records if all(r.get(key) == value for key, value in facts.items())]
+
+
+class TensorBoard:
+    """The same records as scalars for TensorBoard. Needs tensorboardX: ``pip install 'deepfusion[tensorboard]'``.
+
+    Raises:
+      InputError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "TensorBoard's files need tensorboardX, which is not installed: pip install 'deepfusion[tensorboard]', or "
+                "leave out --tensorboard; metrics.jsonl holds the same numbers"
+            ) from None
+        self._open, self._writers, self._folder = SummaryWriter, dict[str, Any](), folder
+
+    def write(self, record: Record) -> None:
+        """Every number of the record but its step, under its node."""
+        node = str(record.get("node", "run"))
+        if node not in self._writers:
+            # what an earlier process wrote beyond the checkpoint is purged by the step of the first record
+            self._writers[node] = self._open(str(self._folder / node), purge_step=record["step"])
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writers[node].add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Writes what is still in a queue."""
+        for writer in self._writers.values():
+            writer.close()

@@ -1,7 +1,8 @@
-"""Adafactor as T5 uses it (by optax), its preconditioner read out, and optimizers' states carried across a growth."""
+"""Adafactor as T5 uses it and AdamW (by optax), the preconditioner read out, and states carried across a growth."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,27 +13,8 @@ import optax
 from fusion_core.errors import InputError
 from fusion_core.fusion.linear import FusionMap, Params
 from fusion_core.train.moments import MIN_DIM_TO_FACTOR, factored_moment, first_moment, second_moment
+from fusion_core.train.schedules import Schedule
 from fusion_core.train.step import TrainState
-
-Schedule = Callable[[Any], Any]
-
-
-def t5_schedule(warmup: int = 10_000) -> Schedule:
-    """T5's schedule ``√(warmup / max(n, warmup))`` at step n: constant, then the inverse square root; its peak is 1.
-
-    Times the learning rate (``TrainState.rates``): with 0.01 it is T5's own ``1 / √max(n, 10⁴)``. The unit is
-    Adafactor's: relative to each parameter's root mean square. Source: Raffel et al. (2020), section 3.1.2.
-
-    Raises:
-      InputError: warmup is below 1.
-    """
-    if warmup < 1:
-        raise InputError(f"the schedule's warmup is {warmup} steps; it must be at least 1")
-
-    def schedule(n: Any) -> Any:
-        return jnp.sqrt(warmup / jnp.maximum(n, warmup))
-
-    return schedule
 
 
 def adafactor(schedule: Schedule) -> optax.GradientTransformation:
@@ -41,6 +23,26 @@ def adafactor(schedule: Schedule) -> optax.GradientTransformation:
     Source: Shazeer and Stern (2018); the settings are T5's.
     """
     return optax.adafactor(learning_rate=schedule, min_dim_size_to_factor=MIN_DIM_TO_FACTOR)
+
+
+def adamw(
+    schedule: Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """AdamW; the decay, like the step, is in units of the learning rate. Source: Loshchilov and Hutter (2019)."""
+    return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+
+
+def clipped(optimizer: optax.GradientTransformation, norm: float | None) -> optax.GradientTransformation:
+    """The optimizer on gradients whose global norm is cut to ``norm``; None: as it is.
+
+    Raises:
+      InputError: the norm is not positive and finite.
+    """
+    if norm is None:
+        return optimizer
+    if not (math.isfinite(norm) and norm > 0):
+        raise InputError(f"the clipping norm is {norm}; it must be positive and finite")
+    return optax.chain(optax.clip_by_global_norm(norm), optimizer)
 
 
 def preconditioner(

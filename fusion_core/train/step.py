@@ -1,4 +1,4 @@
-"""The data-parallel step: the one place that knows how devices are used."""
+"""The data-parallel step: gradients of microbatches, sums over devices, the optimizer's update."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
-from fusion_core.errors import InputError
+from fusion_core.train.devices import AXIS, Batch, data_parallel
 
 Params = Any
-Batch = Any
-# (params, batch) -> (sum of the tokens' losses, number of tokens)
-SummedLoss = Callable[[Params, Batch], tuple[Array, Array]]
-
-AXIS = "devices"
+# (params, batch, key) -> (what is minimized, summed over tokens; the sums "tokens", "nll" (nats), "correct").
+# The key is for dropout; None: no dropout, as in an evaluation.
+Loss = Callable[[Params, Batch, Array | None], tuple[Array, dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
@@ -45,78 +42,68 @@ def displacement(
     return jax.tree.map(lambda rate, u: (rate * u).astype(u.dtype), state.rates, updates), opt_state
 
 
-def devices_for(batch_size: int) -> list[jax.Device]:
-    """All local devices. Raises InputError where they cannot share a batch of this size evenly."""
-    devices = jax.local_devices()
-    if batch_size % len(devices):
-        raise InputError(
-            f"a batch of {batch_size} cannot be shared evenly by {len(devices)} devices; "
-            f"take a multiple of {len(devices)}"
-        )
-    return devices
+def summed_gradients(
+    loss: Loss, params: Params, batch: Batch, key: Array, accumulate: int
+) -> tuple[Params, dict[str, Array]]:
+    """Gradient of the summed loss, and the sums, of a batch taken in ``accumulate`` parts one after the other.
 
+    The memory of activations is one part's; the result is the whole batch's but for rounding.
+    """
+    derivative = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        return derivative(params, batch, key)
+    parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(key, accumulate)
 
-def _sharding(devices: list[jax.Device]) -> jax.sharding.Sharding:
-    # Inputs placed like this from the start: otherwise the first call, with arrays that lie anywhere, and the second,
-    # with the first's outputs, are compiled apart.
-    return jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(devices), (AXIS,)), jax.sharding.PartitionSpec(AXIS))
+    def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, derivative(params, *part)), None
 
-
-def replicate(tree: Any, devices: list[jax.Device]) -> Any:
-    """The tree with a leading device axis, one copy a device."""
-    n = len(devices)
-    sharding = _sharding(devices)
-    return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (n, *np.shape(x))), sharding), tree)
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy."""
-    return jax.tree.map(lambda x: x[0], tree)
-
-
-def shard(batches: list[Batch], devices: list[jax.Device]) -> Batch:
-    """Stacks batches and splits each over the devices: leaves [devices, number of batches, batch / devices, ...]."""
-
-    def split(*leaves: np.ndarray) -> Array:
-        stacked = np.stack(leaves)
-        split = stacked.reshape(len(leaves), len(devices), -1, *stacked.shape[2:])
-        return jax.device_put(np.ascontiguousarray(np.swapaxes(split, 0, 1)), sharding)
-
-    sharding = _sharding(devices)
-    return jax.tree.map(split, *batches)
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(derivative, params, *first))
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
 def train_steps(
-    loss: SummedLoss, optimizer: optax.GradientTransformation, devices: list[jax.Device]
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Several training steps in one dispatch, data-parallel over ``devices``.
+    loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """Several training steps in one dispatch, data-parallel over the devices of all processes.
 
-    The returned function takes a replicated state (which it consumes) and sharded batches (``shard``), and returns the
-    new state and, for each step, ``loss`` (mean over the global batch's tokens, nats) and ``gradient_norm``. Sums and
-    counts are added over devices before they are divided, so the result does not depend on the number of devices.
+    The returned function takes a replicated state (which it consumes), sharded batches (``devices.shard``) and a replicated
+    seed of dropout. It returns the new state and, for each step, ``loss`` (mean over the global batch's tokens, nats),
+    ``accuracy`` (share of tokens whose largest logit is the right one), ``gradient_norm`` and ``tokens``. Sums and counts
+    are added over devices before they are divided, so the result does not depend on the number of devices.
+
+    The key of dropout is a function of (seed, step, device) alone, so that a run can be resumed anywhere.
     """
 
-    def one(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (total, count), grads = jax.value_and_grad(lambda p: loss(p, batch), has_aux=True)(state.params)
-        total, count, grads = jax.lax.psum((total, count, grads), AXIS)
-        grads = jax.tree.map(lambda g: g / count, grads)
+    def one(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(AXIS))
+        grads, sums = jax.lax.psum(summed_gradients(loss, state.params, batch, key, accumulate), AXIS)
+        tokens = sums["tokens"]
+        grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = displacement(optimizer, grads, state)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total / count, "gradient_norm": optax.tree.norm(grads)}
+        metrics = {
+            "loss": sums["nll"] / tokens,
+            "accuracy": sums["correct"] / tokens,
+            "gradient_norm": optax.tree.norm(grads),
+            "tokens": tokens,
+        }
         return TrainState(params, opt_state, state.step + 1, state.rates), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
-    return jax.pmap(
-        lambda state, batches: jax.lax.scan(one, state, batches), axis_name=AXIS, devices=devices, donate_argnums=(0,)
+    return data_parallel(
+        lambda state, batches, seed: jax.lax.scan(lambda s, batch: one(s, batch, seed), state, batches), donate=(0,)
     )
 
 
-def evaluate_step(loss: SummedLoss, devices: list[jax.Device]) -> Callable[[Params, Batch], Array]:
-    """Mean loss of replicated params over all tokens of sharded batches; one value a device, all equal."""
+def evaluate_step(loss: Loss) -> Callable[[Params, Batch], dict[str, Array]]:
+    """``loss``, ``accuracy`` and ``tokens`` of replicated params over all tokens of sharded batches, without dropout."""
 
-    def evaluate(params: Params, batches: Batch) -> Array:
-        totals, counts = jax.lax.map(lambda batch: loss(params, batch), batches)
-        total, count = jax.lax.psum((jnp.sum(totals), jnp.sum(counts)), AXIS)
-        return total / count
+    def evaluate(params: Params, batches: Batch) -> dict[str, Array]:
+        each = jax.lax.map(lambda batch: loss(params, batch, None)[1], batches)
+        sums = jax.lax.psum(jax.tree.map(jnp.sum, each), AXIS)
+        tokens = sums["tokens"]
+        return {"loss": sums["nll"] / tokens, "accuracy": sums["correct"] / tokens, "tokens": tokens}
 
-    return jax.pmap(evaluate, axis_name=AXIS, devices=devices)
+    return data_parallel(evaluate)

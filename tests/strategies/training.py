@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from fusion_core.t5 import files, init
-from fusion_core.train import Trainer, adafactor, init_state, t5_schedule
-from tests.strategies.networks import batch_of, summed_loss, tiny
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+from tests.strategies.networks import batch_of, tiny
 
 CONFIG = tiny(vocab_size=40, num_layers=1, num_decoder_layers=1)
 OPTIMIZER = adafactor(t5_schedule(warmup=4))
@@ -28,7 +28,7 @@ def batch(step: int, size: int):
 
 
 def trainer() -> Trainer:
-    return Trainer(summed_loss(CONFIG), OPTIMIZER, BATCH, DISPATCH)
+    return Trainer(t5_loss(CONFIG), OPTIMIZER, BATCH, DISPATCH)
 
 
 def fresh():

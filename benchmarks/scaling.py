@@ -1,0 +1,155 @@
+"""How do tokens/s and the host's overhead a step depend on virtual devices and processes?
+
+``python -m benchmarks.scaling`` trains a tiny T5 in processes of its own, with 1, 2 and 4 virtual CPU devices in one process
+and in two, the same global batch for all (strong scaling). On one machine the devices share its cores, so this shows what
+sharing the work costs, not what more machines would bring. Overhead is the time of a step beyond the time that the devices
+compute: measured as the time of a step of a network so small that it has next to nothing to compute. Prints Markdown;
+``--json FILE`` (``-`` for the terminal) writes the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.output import hand_over
+
+ROOT = pathlib.Path(__file__).parent.parent
+# (processes, devices of each)
+LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))
+# name -> (width, layers, vocabulary, source length)
+SIZES = {"tiny": (64, 2, 1000, 64), "next to nothing": (8, 1, 64, 8)}
+BATCH, DISPATCH, REPEATS = 16, 10, 5
+
+
+def worker(size: str, dispatch: int) -> dict[str, Any]:
+    """Seconds of a step, median over dispatches, of this process's run; all processes measure the same."""
+    import jax
+    import numpy as np
+
+    import fusion_core as fc
+    from fusion_core.t5 import init
+    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss, t5_schedule
+    from fusion_core.train.distributed import finish
+    from fusion_core.train.loop import feed_by_step
+
+    initialize_distributed()
+    width, layers, vocabulary, length = SIZES[size]
+    config = fc.T5Config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=4 * width,
+        num_heads=2,
+        num_layers=layers,
+        num_decoder_layers=layers,
+    )
+    target = length // 4
+    rng = np.random.default_rng(0)
+    batch = {
+        "encoder_ids": rng.integers(2, vocabulary, (BATCH, length), np.int32),
+        "targets": rng.integers(2, vocabulary, (BATCH, target), np.int32),
+    }
+    optimizer = adafactor(t5_schedule())
+    trainer = Trainer(t5_loss(config), optimizer, BATCH, dispatch)
+    state = init_state(init(config, 0), optimizer, 0.01)
+    times = [time.perf_counter()]
+    feed = feed_by_step(lambda step, size: batch, 0, BATCH)
+    # the pause makes each dispatch's time its own
+    for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), lambda step: True):
+        times.append(time.perf_counter())
+    steps = [(b - a) / dispatch for a, b in itertools.pairwise(times[2:])]  # the first ones compile
+    finish()
+    return {
+        "seconds": statistics.median(steps),
+        "tokens": BATCH * (length + target),
+        "devices": jax.device_count(),
+        "process": jax.process_index(),
+    }
+
+
+def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str, Any]:
+    """One layout's numbers, by processes of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begun = []
+    for index in range(processes):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        }
+        if processes > 1:
+            environment |= {
+                "DEEPFUSION_COORDINATOR": f"127.0.0.1:{port}",
+                "DEEPFUSION_PROCESSES": str(processes),
+                "DEEPFUSION_PROCESS": str(index),
+            }
+        command = [sys.executable, "-m", "benchmarks.scaling", "--worker", size, "--dispatch", str(dispatch)]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    outputs = [process.communicate(timeout=600) for process in begun]
+    for process, (_, err) in zip(begun, outputs, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"a process of {processes} ended with {process.returncode}: {err[-2000:]}")
+    return json.loads(outputs[0][0].strip().splitlines()[-1])  # gloo prints there too
+
+
+def compute(layouts: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Tokens/s and overhead of every layout."""
+    rows = []
+    for processes, devices in layouts:
+        row: dict[str, Any] = {"processes": processes, "devices": devices}
+        tiny = measure(processes, devices, "tiny", DISPATCH)
+        row |= {"step": tiny["seconds"], "tokens_per_second": tiny["tokens"] / tiny["seconds"]}
+        row["overhead"] = measure(processes, devices, "next to nothing", DISPATCH)["seconds"]
+        row["overhead_alone"] = measure(processes, devices, "next to nothing", 1)["seconds"]
+        rows.append(row)
+    return {"rows": rows, "batch": BATCH, "dispatch": DISPATCH, "cores": os.cpu_count()}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same as a table."""
+    lines = [
+        f"{result['cores']} cores; batch {result['batch']}; overhead in ms a step, with {result['dispatch']} steps a dispatch "
+        "and with one.",
+        "",
+        "| processes × devices | step (ms) | tokens/s | of one device's | overhead | one step a dispatch |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = result["rows"][0]["tokens_per_second"]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['processes']} × {row['devices']} | {1e3 * row['step']:.1f} | {row['tokens_per_second']:,.0f} | "
+            f"{row['tokens_per_second'] / first:.2f} | {1e3 * row['overhead']:.2f} | {1e3 * row['overhead_alone']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print Markdown, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="two layouts only")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
+    parser.add_argument("--worker", choices=sorted(SIZES), help=argparse.SUPPRESS)
+    parser.add_argument("--dispatch", type=int, default=DISPATCH, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.worker:
+        print(json.dumps(worker(arguments.worker, arguments.dispatch)))
+        return 0
+    result = compute(((1, 1), (2, 1)) if arguments.smoke else LAYOUTS)
+    hand_over(result, markdown(result), arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

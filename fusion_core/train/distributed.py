@@ -1,0 +1,191 @@
+"""Several processes as one run: how they find each other, and how the others stop when one of them is gone.
+
+Start-up on one machine, SLURM and TPU pods, and what was measured: docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+
+from fusion_core.errors import InputError
+
+COORDINATOR, PROCESSES, PROCESS = "DEEPFUSION_COORDINATOR", "DEEPFUSION_PROCESSES", "DEEPFUSION_PROCESS"
+EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: another attempt, with --resume, may succeed
+# beats are this far apart (s), and a peer that has missed them for PATIENCE is taken for dead; JAX's own check, which
+# ends the process without a word of ours, comes later
+BEAT, PATIENCE, BACKSTOP = 2.0, 20.0, 50
+
+_watchdog: Watchdog | None = None
+
+
+def initialize_distributed(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    detect: bool = False,
+    start_timeout: int = 300,
+) -> bool:
+    """Joins the processes of a run; call it before anything else touches JAX. Afterwards a watchdog looks after the peers.
+
+    Args:
+      coordinator: ``host:port`` of process 0, the same for all; None: the environment's ``DEEPFUSION_COORDINATOR``.
+      processes: how many; None: ``DEEPFUSION_PROCESSES``.
+      process: this one's number, from 0; None: ``DEEPFUSION_PROCESS``.
+      detect: let JAX find the three out (SLURM, Open MPI, TPU pods, Kubernetes).
+      start_timeout: seconds to wait for the others.
+
+    Returns:
+      Whether there are several processes.
+
+    Raises:
+      InputError: the three are incomplete or contradict each other, or the others did not come.
+    """
+    coordinator = coordinator or os.environ.get(COORDINATOR)
+    count = _number(processes, PROCESSES)
+    index = _number(process, PROCESS)
+    if coordinator is None and count is None and index is None and not detect:
+        return False
+    if not detect:
+        given = {
+            "a coordinator (host:port)": coordinator,
+            "the number of processes": count,
+            "this process's number": index,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise InputError(
+                f"several processes need {', '.join(given)}; {' and '.join(missing)} is missing: give it, or set "
+                f"{COORDINATOR}, {PROCESSES} and {PROCESS}"
+            )
+        assert coordinator is not None
+        assert count is not None
+        assert index is not None
+        if count < 1 or not 0 <= index < count:
+            raise InputError(f"process {index} of {count}: numbers go from 0 to the number of processes less one")
+        port = coordinator.rpartition(":")[2]
+        if ":" not in coordinator or not port.isdigit():
+            raise InputError(f"the coordinator is {coordinator!r}; it must be host:port, such as node0:1234")
+        if count == 1:
+            return False
+    # CPUs have no collectives of their own; other devices do not look at this
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=start_timeout,
+            heartbeat_timeout_seconds=BACKSTOP,
+            # an error in one process must not wait for the others, which may wait for it
+            shutdown_timeout_seconds=10,
+        )
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"the processes of this run did not find each other ({first}); check coordinator and numbers"
+        ) from None
+    if jax.process_count() > 1:
+        global _watchdog
+        _watchdog = Watchdog()
+    return jax.process_count() > 1
+
+
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if given is not None or text is None:
+        return given
+    if not text.isdigit():
+        raise InputError(f"{variable} is {text!r}; it must be a number, 0 or more")
+    return int(text)
+
+
+def leave(reason: str) -> None:
+    """Tells the peers that this process stops, and why; they stop within seconds. Nothing where there are none."""
+    if _watchdog is not None:
+        _watchdog.leave(reason)
+
+
+def finish() -> None:
+    """All processes wait for each other; from here on nobody is missed. Nothing where there are none."""
+    global _watchdog
+    if _watchdog is not None:
+        _watchdog.finish()
+        _watchdog = None
+        jax.distributed.shutdown()
+
+
+class Watchdog:
+    """A thread that beats in the coordinator's key-value store, and ends this process where a peer's beats stop.
+
+    A collective in which a peer is missing waits forever and cannot be interrupted, so the process is ended from here.
+    """
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # the store has no public name
+
+        client: Any = distributed.global_state.client
+        self._client = client
+        self._rank, self._count = jax.process_index(), jax.process_count()
+        self._done = threading.Event()
+        self._beat(0)
+        self._client.wait_at_barrier("deepfusion/begun", 60_000)
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._thread.start()
+
+    def _beat(self, n: int) -> None:
+        self._client.key_value_set(f"deepfusion/beat/{self._rank}", str(n), allow_overwrite=True)
+
+    def _watch(self) -> None:
+        seen = {rank: ("", time.monotonic()) for rank in range(self._count) if rank != self._rank}
+        n = 0
+        while not self._done.wait(BEAT):
+            n += 1
+            try:
+                self._beat(n)
+                beats = dict(self._client.key_value_dir_get("deepfusion/beat/"))
+                left = dict(self._client.key_value_dir_get("deepfusion/left/"))
+            except Exception as error:
+                if self._done.is_set():
+                    return
+                self._end(f"process 0, which coordinates the run, does not answer ({str(error).splitlines()[0]})")
+            now = time.monotonic()
+            for rank, (last, when) in seen.items():
+                reason = left.get(f"deepfusion/left/{rank}")
+                beat = beats.get(f"deepfusion/beat/{rank}", "")
+                if reason is not None:
+                    self._end(f"process {rank} has stopped: {reason}")
+                if beat != last:
+                    seen[rank] = (beat, now)
+                elif now - when > PATIENCE:
+                    self._end(f"process {rank} has not been heard of for {now - when:.0f} s: it is dead, or cut off")
+
+    def _end(self, why: str) -> None:
+        print(
+            f"Error: {why}; this process ({self._rank} of {self._count}) stops too. Start all again with --resume.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_CODE)
+
+    def leave(self, reason: str) -> None:
+        """Leaves the reason in the store, and enough time to read it where the store ends with this process."""
+        self._done.set()
+        try:
+            self._client.key_value_set(f"deepfusion/left/{self._rank}", reason, allow_overwrite=True)
+        except Exception:
+            return  # nobody to tell
+        if self._rank == 0:
+            time.sleep(2 * BEAT)
+
+    def finish(self) -> None:
+        """All processes wait for each other."""
+        self._client.wait_at_barrier("deepfusion/finished", 600_000)
+        self._done.set()
+        self._thread.join()

@@ -1,0 +1,138 @@
+"""The checkpoints of one network: written while training goes on, read back newest first, kept by a policy."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import threading
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.train.checkpoint import DamagedCheckpoint, load_state, save_state
+from fusion_core.train.loop import TrainingDiverged
+from fusion_core.train.step import TrainState
+
+NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+class Checkpoints:
+    """A folder of files ``step-N.safetensors``.
+
+    Args:
+      folder: need not exist yet.
+      run: what the states belong to (JSON values), written into each: a state of another run is refused.
+      keep_last: newest ones that are kept, at least 1.
+      keep_every: those at multiples of this step are kept too; 0: none.
+      pinned: steps that are kept too.
+
+    Raises:
+      InputError: keep_last or keep_every is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        run: dict[str, Any],
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        pinned: Collection[int] = (),
+    ) -> None:
+        if keep_last < 1 or keep_every < 0:
+            raise InputError(
+                f"keep_last is {keep_last} and keep_every {keep_every}; at least 1 checkpoint is kept, and every 0th is none"
+            )
+        self.folder, self.run = folder, run
+        self.keep_last, self.keep_every, self.pinned = keep_last, keep_every, set(pinned)
+        self._writer: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def steps(self) -> list[int]:
+        """Steps of which there is a file, in order."""
+        if not self.folder.exists():
+            return []
+        found = (NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def path(self, step: int) -> pathlib.Path:
+        """The file of a step."""
+        return self.folder / f"step-{step}.safetensors"
+
+    def save(self, state: TrainState, **facts: Any) -> None:
+        """Begins to write a state of arrays that nobody changes; waits for the write before it, and raises what failed in it.
+
+        Raises:
+          InputError: the disk is full.
+          TrainingDiverged: a parameter is not finite; nothing is written.
+        """
+        self.wait()
+
+        def write() -> None:
+            try:
+                self._write(state, facts)
+            except Exception as error:
+                self._failure = error
+
+        self._writer = threading.Thread(target=write, name="checkpoint writer")
+        self._writer.start()
+
+    def _write(self, state: TrainState, facts: dict[str, Any]) -> None:
+        step = int(state.step)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            if not np.isfinite(leaf).all():
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise TrainingDiverged(f"{name} is not finite after step {step - 1}; lower the learning rate", step - 1)
+        save_state(self.path(step), state, run=self.run, **facts)
+        known = self.steps()
+        for old in known[: -self.keep_last]:
+            if old not in self.pinned and not (self.keep_every and old % self.keep_every == 0):
+                self.path(old).unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Waits for the write under way. Raises what failed in it."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def restore(
+        self, like: Any, step: int | None = None, warn: Callable[[str], None] = lambda line: None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest whole state and its facts; None: there is none. Damaged ones are put aside, with a warning.
+
+        Args:
+          like: see ``load_state``.
+          step: this one instead of the newest.
+          warn: is told of each damaged file.
+
+        Raises:
+          InputError: a state is of another run; or the one of ``step`` is missing or damaged.
+        """
+        if step is not None:
+            return self._load(step, like)
+        for newest in reversed(self.steps()):
+            try:
+                return self._load(newest, like)
+            except DamagedCheckpoint as error:
+                # out of the way, or it would count among those to keep
+                aside = self.path(newest).with_suffix(".damaged")
+                self.path(newest).rename(aside)
+                warn(f"{error}; it is now {aside.name}, and the one before is taken")
+        return None
+
+    def _load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        state, facts = load_state(self.path(step), like)
+        theirs = facts.get("run", {})
+        for name in sorted(self.run.keys() | theirs.keys()):
+            if self.run.get(name) != theirs.get(name):
+                raise InputError(
+                    f"the checkpoint {self.path(step)} is of another run: its {name} is {theirs.get(name)!r}, this run's "
+                    f"{self.run.get(name)!r}; use the run's own settings, or another folder"
+                )
+        return state, facts

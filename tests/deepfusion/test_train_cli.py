@@ -1,0 +1,162 @@
+"""``deepfusion plan`` and ``deepfusion train``, and the examples that come with them."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+from deepfusion import cli
+from deepfusion.plan_report import rows
+from fusion_core.runs import costs, read_plan, resolve
+from tests.strategies.texts import documents
+
+EXAMPLES = sorted((pathlib.Path(__file__).parent.parent.parent / "examples" / "plans").glob("*.toml"))
+PLAN = """
+name = "small"
+steps_per_dispatch = 5
+[data]
+text = ["text.txt"]
+vocab = 300
+validation_share = 0.2
+validation_batches = 2
+[defaults]
+batch = 4
+length = 16
+optimizer = { name = "adafactor", rate = 0.02 }
+cadence = { log = 5, evaluate = 10, checkpoint = 10 }
+[node.a]
+model = { d_model = 8, d_kv = 4, d_ff = 16, num_heads = 2, num_layers = 1, num_decoder_layers = 1 }
+steps = 10
+[node.twice]
+sources = ["a", "a"]
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run("plan", ...)`` -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n\n".join(documents(0, 60)), encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
+    return tmp_path / "plan.toml"
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_plan_can_run_and_has_a_price(file):
+    nodes = resolve(read_plan(file), 8)
+    assert sum(cost.flops for cost in costs(nodes, 8, 1e14)) > 0
+
+
+def test_there_are_the_examples_that_the_documentation_names():
+    text = (pathlib.Path(__file__).parent.parent.parent / "docs" / "train.md").read_text(encoding="utf-8")
+    assert all(file.name in text for file in EXAMPLES if not file.name.startswith("paper"))
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_the_help_teaches_by_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.strip(" │").startswith(f"deepfusion {command}")]
+
+
+def test_plan_prints_the_graph_and_its_cost_and_runs_nothing(run, plan):
+    code, out, _ = run("plan", plan, "--devices", 2, "--tflops", 100, "--mfu", 0.5)
+    assert code == 0
+    assert "a + a" in out
+    assert "2 devices of 100 TFLOP/s at 50% of that" in out
+    code, out, _ = run("plan", plan, "--json")
+    found = json.loads(out)
+    a, twice = found["nodes"]
+    assert (a["name"], a["kind"], a["steps"], twice["inputs"]) == ("a", "train", 10, ["a"])
+    assert a["memory"] == sum(a[f"{what}_bytes"] for what in ("parameter", "optimizer", "gradient", "activation"))
+    assert found["flops"] == a["flops"] > 0
+    assert sorted(p.name for p in plan.parent.iterdir()) == ["plan.toml", "text.txt"]
+
+
+def test_a_bad_plan_is_one_clear_error(run, plan):
+    plan.write_text(PLAN.replace('["a", "a"]', '["a", "b"]'))
+    code, out, err = run("plan", plan)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert "node twice: its input 'b' is missing" in err
+    assert "Traceback" not in err
+    code, _, err = run("train", plan, "--out", plan.parent / "run")
+    assert code == 2
+    assert not (plan.parent / "run").exists()
+    assert err.startswith("Error: ")
+
+
+def test_train_runs_a_plan_resumes_it_and_reports(run, plan):
+    folder = plan.parent / "run"
+    code, out, err = run("train", plan, "--out", folder, "--node", "a", "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"folder": str(folder), "finished": False}
+    assert "a: step 10/10, loss" in err
+    code, _, err = run("train", plan, "--out", folder)
+    assert code == 2
+    assert "holds a run; go on with it by --resume" in err
+    code, out, err = run("train", plan, "--out", folder, "--resume", "--json")
+    assert code == 0, err
+    assert "a: step" not in err  # it was finished
+    found = json.loads(out)
+    page = pathlib.Path(found["report"]).read_text(encoding="utf-8")
+    assert "<!--" not in page
+    assert "data:image/png;base64," in page
+    assert [row["node"] for row in found["nodes"]] == ["a", "twice"]
+    results = json.loads((folder / "results.json").read_text())
+    assert json.loads(json.dumps(rows(results))) == found["nodes"]
+    code, out, _ = run("train", plan, "--out", folder, "--resume")
+    assert code == 0
+    assert "Report:" in out
+
+
+def test_train_refuses_a_folder_with_other_things_and_a_node_that_is_not_there(run, plan):
+    code, _, err = run("train", plan, "--out", plan.parent)
+    assert code == 2
+    assert "is not the folder of a run; choose another" in err
+    code, _, err = run("train", plan, "--out", plan.parent / "run", "--node", "c")
+    assert code == 2
+    assert "there is no node 'c'; there are a, twice" in err
+
+
+def test_a_diverging_run_says_so_and_keeps_what_was_good(run, plan):
+    plan.write_text(PLAN.replace("rate = 0.02", "rate = 1e30"))
+    code, _, err = run("train", plan, "--out", plan.parent / "run")
+    assert code == 1
+    assert "Training diverged: a: " in err
+    assert "lower the learning rate" in err
+    assert not list((plan.parent / "run" / "nodes").rglob("done.json"))
+
+
+def test_tensorboard_without_its_extra_is_refused_before_anything_is_trained(run, plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    code, _, err = run("train", plan, "--out", plan.parent / "run", "--tensorboard")
+    assert code == 2
+    assert "pip install 'deepfusion[tensorboard]'" in err
+    assert not (plan.parent / "run").exists()
+
+
+def test_a_run_may_be_copied(run, plan):
+    """Nothing in the folder names its place."""
+    folder = plan.parent / "run"
+    code, _, err = run("train", plan, "--out", folder, "--node", "a")
+    assert code == 0, err
+    shutil.move(folder, plan.parent / "moved")
+    code, _, err = run("train", plan, "--out", plan.parent / "moved", "--resume")
+    assert code == 0, err
