@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -162,7 +163,7 @@ def generate(
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
     seed: int = 0,
-    first_row: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Answers to a batch of sources.
 
@@ -173,7 +174,7 @@ def generate(
       encoder_ids: integers [batch, source]; the pad id is masked.
       max_length ... early_stopping: see ``Decoding``.
       seed: of samples. A row's depend on the seed, its number and the network alone.
-      first_row: number of the first row, for batches of a longer list.
+      rows: numbers of the rows, where the batch is a part of a longer list; None: 0, 1, 2, ...
 
     Returns:
       int32 [batch, max_length]: the tokens after the start token, the end token included, padding after it.
@@ -191,6 +192,6 @@ def generate(
         raise InputError(f"{beams} beams need {2 * beams} tokens, but the vocabulary has {config.vocab_size}; take fewer")
     if not ids.size:
         return np.full((ids.shape[0], max_length), config.pad_token_id, np.int32)
-    rows = jnp.arange(first_row, first_row + len(ids), dtype=jnp.int32)
-    out = _decode(params, config, jnp.asarray(ids, jnp.int32), how, rows, jnp.asarray(seed, jnp.int32))
+    numbers = jnp.asarray(range(len(ids)) if rows is None else rows, jnp.int32)
+    out = _decode(params, config, jnp.asarray(ids, jnp.int32), how, numbers, jnp.asarray(seed, jnp.int32))
     return np.asarray(out)

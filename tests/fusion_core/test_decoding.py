@@ -9,6 +9,7 @@ from scipy import stats
 import fusion_core as fc
 from fusion_core.t5 import cache
 from fusion_core.t5.decoding import Decoding, generate, restricted
+from tests.strategies.decoding import LENGTH, ends, talkative
 from tests.strategies.networks import STYLES, batch_of, logits, random_t5, tiny
 
 
@@ -92,45 +93,35 @@ def greedy_by_whole_passes(params, config, encoder_ids, length):
     return written
 
 
-def ending(style="v1.0"):
-    """A network that ends at different places: its end token is one that it likes."""
-    params, config = network(style)
-    ids = batch_of(config, 3, batch=12)["encoder_ids"]
-    whole = greedy_by_whole_passes(params, config, ids, 10)
-    favourite = np.bincount(whole[:, 3:].ravel()).argmax()
-    return params, tiny(style, eos_token_id=int(favourite)), ids
-
-
 @pytest.mark.parametrize("style", sorted(STYLES))
 def test_greedy_answers_are_the_most_probable_tokens_and_end_with_the_end_token(style):
-    params, config, ids = ending(style)
-    found = generate(params, config, ids, max_length=10)
-    np.testing.assert_array_equal(found, greedy_by_whole_passes(params, config, ids, 10))
-    lengths = [np.flatnonzero(row == config.eos_token_id)[:1] for row in found]
-    assert len({tuple(at) for at in lengths}) > 1
+    params, config, ids = talkative(style)
+    found = generate(params, config, ids, max_length=LENGTH)
+    np.testing.assert_array_equal(found, greedy_by_whole_passes(params, config, ids, LENGTH))
+    assert len(ends(found, config.eos_token_id)) > 2
 
 
 def test_an_answer_does_not_depend_on_the_padding_or_the_batch():
-    params, config, ids = ending()
-    found = generate(params, config, ids, max_length=10)
+    params, config, ids = talkative("v1.0")
+    found = generate(params, config, ids, max_length=LENGTH)
     wider = np.pad(ids, ((0, 0), (0, 5)))
-    np.testing.assert_array_equal(generate(params, config, wider, max_length=10), found)
-    np.testing.assert_array_equal(generate(params, config, ids[4:5], max_length=10), found[4:5])
+    np.testing.assert_array_equal(generate(params, config, wider, max_length=LENGTH), found)
+    np.testing.assert_array_equal(generate(params, config, ids[4:5], max_length=LENGTH), found[4:5])
 
 
 def test_one_beam_is_greedy():
-    params, config, ids = ending("v1.1")
-    one = generate(params, config, ids, max_length=10, method="beam", length_penalty=0.0)
-    np.testing.assert_array_equal(one, generate(params, config, ids, max_length=10))
+    params, config, ids = talkative("v1.1")
+    one = generate(params, config, ids, max_length=LENGTH, method="beam", length_penalty=0.0)
+    np.testing.assert_array_equal(one, generate(params, config, ids, max_length=LENGTH))
 
 
 def test_a_network_fused_with_itself_writes_the_same():
-    params, config, ids = ending()
+    params, config, ids = talkative("v1.0")
     fused, fused_config = fc.fuse([(params, config), (params, config)])
     assert fused_config.d_model == 2 * config.d_model
     for options in ({}, {"method": "beam", "beams": 3}):
-        small = generate(params, config, ids, max_length=10, **options)
-        np.testing.assert_array_equal(generate(fused, fused_config, ids, max_length=10, **options), small)
+        small = generate(params, config, ids, max_length=LENGTH, **options)
+        np.testing.assert_array_equal(generate(fused, fused_config, ids, max_length=LENGTH, **options), small)
 
 
 # Samples
@@ -176,21 +167,21 @@ def test_samples_have_the_distribution_of_the_softmax(options):
 
 
 def test_samples_are_those_of_the_seed_and_of_the_rows_number():
-    params, config, ids = ending()
-    draw = functools.partial(generate, params, config, max_length=10, method="sample")
+    params, config, ids = talkative("v1.0")
+    draw = functools.partial(generate, params, config, max_length=LENGTH, method="sample")
     once = draw(ids, seed=3)
     np.testing.assert_array_equal(draw(ids, seed=3), once)
     assert (draw(ids, seed=4) != once).any()
-    np.testing.assert_array_equal(draw(ids[5:7], seed=3, first_row=5), once[5:7])
+    np.testing.assert_array_equal(draw(ids[5:7], seed=3, rows=[5, 6]), once[5:7])
     equal = draw(np.repeat(ids[:1], 8, axis=0), seed=3)
     assert len(np.unique(equal, axis=0)) > 1
 
 
 def test_a_temperature_near_zero_a_top_k_of_one_and_a_tiny_top_p_are_greedy():
-    params, config, ids = ending()
-    greedy = generate(params, config, ids, max_length=10)
+    params, config, ids = talkative("v1.0")
+    greedy = generate(params, config, ids, max_length=LENGTH)
     for options in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}):
-        np.testing.assert_array_equal(generate(params, config, ids, max_length=10, method="sample", **options), greedy)
+        np.testing.assert_array_equal(generate(params, config, ids, max_length=LENGTH, method="sample", **options), greedy)
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
@@ -209,7 +200,6 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "best"}, "'best'; there are greedy, sample, beam"),
         ({"max_length": 0}, "max_length is 0"),
         ({"method": "sample", "temperature": 0.0}, "the temperature is 0.0"),
         ({"method": "sample", "top_k": -1}, "top_k is -1"),
@@ -227,6 +217,11 @@ def test_impossible_options_are_refused(options, message):
     with pytest.raises(fc.InputError) as refused:
         generate(params, config, np.ones((1, 3), np.int32), **{"max_length": 4, **options})
     assert message in str(refused.value)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(fc.InputError, match="'best'; there are greedy, sample, beam"):
+        Decoding(4, **{"method": "best"})
 
 
 def test_ids_that_are_no_tokens_are_refused():

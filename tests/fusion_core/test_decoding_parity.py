@@ -8,7 +8,8 @@ import pytest
 
 import fusion_core as fc
 from fusion_core.t5.decoding import generate
-from tests.strategies.networks import STYLES, batch_of, random_t5, tiny
+from tests.strategies.decoding import LENGTH, ends, talkative
+from tests.strategies.networks import STYLES
 
 WHY = "the reference implementation is an extra: pip install 'deepfusion[parity]'"
 with warnings.catch_warnings():
@@ -17,7 +18,7 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers", reason=WHY)
     from transformers import T5ForConditionalGeneration
 
-LENGTH = 9
+CASES = [(3, 1.0, False), (3, 1.0, True), (4, 0.0, True), (2, 2.5, "never"), (3, -1.0, False)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,14 +32,8 @@ def few_threads():
 
 @pytest.fixture(scope="module", params=sorted(STYLES))
 def pair(request, tmp_path_factory):
-    """(our ``generate`` of 24 sources, the reference's).
-
-    The end token is one that the network likes, so that answers end early, late and not at all.
-    """
-    config = tiny(request.param, num_layers=1, num_decoder_layers=1)
-    params, ids = random_t5(config, 4), batch_of(config, 0, batch=24)["encoder_ids"]
-    free = generate(params, config, ids, max_length=LENGTH)
-    config = tiny(request.param, num_layers=1, num_decoder_layers=1, eos_token_id=int(np.bincount(free[:, 4]).argmax()))
+    """(our ``generate`` of 24 sources, the reference's, the end token)."""
+    params, config, ids = talkative(request.param)
     folder = tmp_path_factory.mktemp("parity") / "ours"
     fc.save_pretrained(folder, params, config)
     model = T5ForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
@@ -53,10 +48,6 @@ def pair(request, tmp_path_factory):
     return functools.partial(generate, params, config, ids, max_length=LENGTH), theirs, config.eos_token_id
 
 
-def ends(answers, eos):
-    return {int(np.argmax(row == eos)) if (row == eos).any() else None for row in answers}
-
-
 def test_greedy_answers_equal_the_references(pair):
     ours, theirs, eos = pair
     expected = theirs()
@@ -64,8 +55,7 @@ def test_greedy_answers_equal_the_references(pair):
     np.testing.assert_array_equal(ours(), expected)
 
 
-@pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize(("beams", "penalty"), [(3, 1.0), (4, 0.0), (2, 2.5), (3, -1.0)])
+@pytest.mark.parametrize(("beams", "penalty", "early_stopping"), CASES)
 def test_beam_search_equals_the_references(pair, beams, penalty, early_stopping):
     ours, theirs, eos = pair
     expected = theirs(num_beams=beams, length_penalty=penalty, early_stopping=early_stopping)
@@ -74,11 +64,8 @@ def test_beam_search_equals_the_references(pair, beams, penalty, early_stopping)
     assert len(ends(expected, eos)) > 1
 
 
-def test_beams_penalty_and_stopping_matter_here(pair):
-    """The cases above tell the rules apart."""
-    ours, *_ = pair
-    beam = functools.partial(ours, method="beam")
-    answers = [ours(), *(beam(beams=3, length_penalty=p) for p in (0.0, 1.0, 2.5))]
-    answers.append(beam(beams=3, early_stopping=True))
+def test_the_cases_tell_the_rules_apart(pair):
+    _, theirs, _ = pair
+    answers = [theirs(), *(theirs(num_beams=b, length_penalty=p, early_stopping=e) for b, p, e in CASES)]
     for i, one in enumerate(answers):
-        assert all((one != other).any() for other in answers[:i])
+        assert all((one != other).any() for other in answers[:i]), i
