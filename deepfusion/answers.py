@@ -44,7 +44,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config, folder: pathlib.Path
                 f"{expected}; they do not belong together"
             )
     if tokenizer.encode(["a"])[0][-1] != config.eos_token_id:
-        raise InputError(f"{folder}: the tokenizer does not end a text with </s>, as T5's do; save it again with its template")
+        raise InputError(
+            f"{folder}: the tokenizer does not end a text with </s>, as T5's do; save it again with its template"
+        )
 
 
 def open_network(folder: pathlib.Path) -> Network:
@@ -81,7 +83,7 @@ def answer(
       on_batch: called with the number of sources just answered.
     """
     options = {name: getattr(how, name) for name in how.__dataclass_fields__}
-    size, found = min(batch, len(sources)), {}
+    size, found = min(batch, len(sources)), dict[int, str]()
     for rows in in_order([len(x) for x in sources], size):
         ids = padded([sources[i] for i in rows], width_for(max(len(sources[i]) for i in rows)))
         written = generate(network.params, network.config, ids, seed=seed, rows=rows.tolist(), **options)

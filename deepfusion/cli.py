@@ -18,6 +18,8 @@ from rich.table import Table
 
 from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
+from deepfusion.finetune import finetune
+from deepfusion.generate import generate
 
 app = typer.Typer(
     name="deepfusion",
@@ -170,8 +172,10 @@ def figures(
 app.command()(fuse)
 app.command()(diff)
 app.command()(info)
+app.command()(finetune)
+app.command()(generate)
 app.command(name="derive", help=EXAMPLES)(derive)
-COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info")
+COMMANDS = ("demo", "derive", "diff", "finetune", "fuse", "figures", "generate", "info")
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:

@@ -90,7 +90,9 @@ def generate(
     with console.status("writing"):
         answers = answer(network, ids, how, seed=seed, batch=batch)
     if cut:
-        console.print(f"{cut} of {len(ids)} sources had more than {source_length} tokens and were cut; see --source-length")
+        console.print(
+            f"{cut} of {len(ids)} sources had more than {source_length} tokens and were cut; see --source-length"
+        )
     if as_json:
         rows = [{"source": source, "answer": text} for source, text in zip(sources, answers, strict=True)]
         options = dataclasses.asdict(how) | {"seed": seed, "source_length": source_length}

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from fusion_core.t5.config import T5Config
 from fusion_core.t5.model import Params
 
 Method = Literal["greedy", "sample", "beam"]
-METHODS = ("greedy", "sample", "beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +49,14 @@ class Decoding:
     early_stopping: EarlyStopping = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"the method is {self.method!r}; there are {', '.join(METHODS)}")
+        if self.method not in get_args(Method):
+            raise InputError(f"the method is {self.method!r}; there are {', '.join(get_args(Method))}")
         if self.max_length < 1:
             raise InputError(f"max_length is {self.max_length}; it must be at least 1")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise InputError(f"the temperature is {self.temperature}; it must be positive (greedy decoding is its limit 0)")
+            raise InputError(
+                f"the temperature is {self.temperature}; it must be positive (greedy decoding is its limit 0)"
+            )
         if self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}; it must be positive, or 0 for all tokens")
         if not 0 < self.top_p <= 1:
@@ -189,7 +190,9 @@ def generate(
     if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise InputError(f"encoder_ids range from {ids.min()} to {ids.max()}, but there are {config.vocab_size} tokens")
     if 2 * beams > config.vocab_size:
-        raise InputError(f"{beams} beams need {2 * beams} tokens, but the vocabulary has {config.vocab_size}; take fewer")
+        raise InputError(
+            f"{beams} beams need {2 * beams} tokens, but the vocabulary has {config.vocab_size}; take fewer"
+        )
     if not ids.size:
         return np.full((ids.shape[0], max_length), config.pad_token_id, np.int32)
     numbers = jnp.asarray(range(len(ids)) if rows is None else rows, jnp.int32)

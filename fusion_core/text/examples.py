@@ -86,7 +86,9 @@ class ExampleBatches:
         count = SORTED_DISPATCHES * per_dispatch
         examples = self._sequence(group * count, count)
         rng = np.random.default_rng((self.seed, 1, group))
-        dispatches = examples[np.argsort(self.lengths[examples], kind="stable")].reshape(SORTED_DISPATCHES, per_dispatch)
+        dispatches = examples[np.argsort(self.lengths[examples], kind="stable")].reshape(
+            SORTED_DISPATCHES, per_dispatch
+        )
         drawn = rng.permuted(dispatches, axis=1)[rng.permutation(SORTED_DISPATCHES)]
         return drawn[which].reshape(self.dispatch, size)
 

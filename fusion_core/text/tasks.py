@@ -79,7 +79,7 @@ class Task:
         numbers = f"0 to {len(self.labels) - 1}"
         raise InputError(f"{origin}: the label is {value!r}; {self.name} has {', '.join(self.labels)} (or {numbers})")
 
-    def read(self, text: str) -> float | str:
+    def read(self, text: str) -> int | float | str:
         """What an answer says: a class (``NO_LABEL`` where it is none), a number (−1 where it is none), or itself."""
         text = text.strip()
         if self.kind == "text":
@@ -92,7 +92,7 @@ class Task:
     def scores(self, targets: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """Every metric, from 0 to 1; one that is undefined is not a number."""
         expected, said = ([self.read(text) for text in texts] for texts in (targets, answers))
-        return {name: METRICS[name](expected, said) for name in self.metrics}  # type: ignore[arg-type]
+        return {name: METRICS[name](expected, said) for name in self.metrics}
 
     def examples(self, path: pathlib.Path) -> list[Example]:
         """All examples of a TSV or JSONL file.
@@ -139,7 +139,7 @@ def _glue(name: str, fields: Sequence[str], labels: Sequence[str], **facts: Any)
 
 _ENTAILMENT = ("entailment", "not_entailment")
 # GLUE's own files name MNLI's premise and hypothesis, and MRPC's sentences, otherwise than T5.
-_MNLI = {
+_MNLI: dict[str, Any] = {
     "fields": ("hypothesis", "premise"),
     "labels": ("entailment", "neutral", "contradiction"),
     "columns": {"hypothesis": ("sentence2",), "premise": ("sentence1",)},
@@ -165,7 +165,12 @@ TASKS = {
         metrics=("f1", "accuracy"),
     ),
     "stsb": _glue(
-        "stsb", ("sentence1", "sentence2"), (), kind="number", target=("score", "label"), metrics=("pearson", "spearman")
+        "stsb",
+        ("sentence1", "sentence2"),
+        (),
+        kind="number",
+        target=("score", "label"),
+        metrics=("pearson", "spearman"),
     ),
     "qqp": _glue(
         "qqp",

@@ -181,7 +181,9 @@ def test_a_temperature_near_zero_a_top_k_of_one_and_a_tiny_top_p_are_greedy():
     params, config, ids = talkative("v1.0")
     greedy = generate(params, config, ids, max_length=LENGTH)
     for options in ({"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}):
-        np.testing.assert_array_equal(generate(params, config, ids, max_length=LENGTH, method="sample", **options), greedy)
+        np.testing.assert_array_equal(
+            generate(params, config, ids, max_length=LENGTH, method="sample", **options), greedy
+        )
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
@@ -217,11 +219,6 @@ def test_impossible_options_are_refused(options, message):
     with pytest.raises(fc.InputError) as refused:
         generate(params, config, np.ones((1, 3), np.int32), **{"max_length": 4, **options})
     assert message in str(refused.value)
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(fc.InputError, match="'best'; there are greedy, sample, beam"):
-        Decoding(4, **{"method": "best"})
 
 
 def test_ids_that_are_no_tokens_are_refused():

@@ -43,7 +43,10 @@ def pair(request, tmp_path_factory):
         options = {"do_sample": False, "num_beams": 1, "max_length": LENGTH + 1} | options
         with torch.no_grad():
             out = model.generate(source, attention_mask=(source != 0).long(), **options).numpy()[:, 1:]
-        return np.pad(out, ((0, 0), (0, LENGTH - out.shape[1])))
+        out = np.pad(out, ((0, 0), (0, LENGTH - out.shape[1])))
+        # its beam search fills up with the end token where the pad id is 0
+        after = np.cumsum(out == config.eos_token_id, axis=1) - (out == config.eos_token_id) > 0
+        return np.where(after, config.pad_token_id, out)
 
     return functools.partial(generate, params, config, ids, max_length=LENGTH), theirs, config.eos_token_id
 
