@@ -24,9 +24,9 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from deepfusion.finetune import FinetuneSettings, Finetuning
+from deepfusion.finetuning import FinetuneSettings, Finetuning, loss_of
 from fusion_core.provenance import provenance
-from fusion_core.t5 import init, token_loss
+from fusion_core.t5 import init
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.examples import ExampleBatches, encode_texts
 from fusion_core.text.tasks import Example, named_task
@@ -43,17 +43,20 @@ def note(what: str) -> None:
 def made_up(folder: pathlib.Path) -> pathlib.Path:
     """A small SST-2: the label is that of the last word."""
     rng = np.random.default_rng(0)
-    words = {1: ("joy", "wonder", "charm"), 0: ("bore", "mess", "waste")}
+    ends = {1: ("joy", "wonder", "charm"), 0: ("bore", "mess", "waste")}
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     for name, rows in (("train", 400), ("dev", 60)):
-        labels = rng.integers(0, 2, rows)
-        lines = [f"this film is a {words[int(y)][rng.integers(3)]}\t{y}" for y in labels]
+        lines = []
+        for label in rng.integers(0, 2, rows):
+            words = [*("".join(rng.choice(syllables, 2)) for _ in range(2)), "is a", rng.choice(ends[int(label)])]
+            lines.append(f"{' '.join(words)}\t{label}")
         (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n", encoding="utf-8")
     return folder
 
 
 def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Trains tokenizer and network by span corruption, into a checkpoint folder."""
-    train, held_out = split_documents(documents, 0.05, arguments.seed)
+    train, held_out = split_documents(documents, 0.3 if arguments.smoke else 0.05, arguments.seed)
     tokenizer = train_tokenizer(train, arguments.vocab, arguments.seed)
     width, layers = arguments.width, arguments.layers
     config = fc.T5Config(
@@ -70,8 +73,7 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
         for part in (train, held_out)
     )
     optimizer = adafactor(t5_schedule(1000))
-    loss = lambda params, batch: token_loss(params, config, batch["encoder_ids"], batch["targets"])
-    trainer = Trainer(loss, optimizer, 16, 10)
+    trainer = Trainer(loss_of(config), optimizer, 16, 10)
     params = init(config, arguments.seed, match_cross_attention=True)
     state, seconds = init_state(params, optimizer, arguments.pretrain_rate), time.perf_counter()
     for stop in sorted({*range(0, arguments.pretrain_steps, 250), arguments.pretrain_steps} - {0}):
@@ -122,11 +124,11 @@ def fine_tune(
             learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128,
         )  # fmt: skip
         run = Finetuning(settings, checkpoint)
-        trainer, to_choose_by = run._trainer(), run.examples["validation"]
+        to_choose_by = run.examples["validation"]
         batches = ExampleBatches(*run.ids["train"], settings.seed, settings.dispatch)
-        state = init_state(run.network.params, run._optimizer, rate)
+        state = init_state(run.network.params, run.optimizer, rate)
         for stop in settings.stops:
-            state, measured = trainer.advance(state, batches.batch, stop)
+            state, measured = run.trainer.advance(state, batches.batch, stop)
             accuracy, _ = accuracy_of(run, state.params, to_choose_by)
             loss = float(measured["loss"].mean()) if stop else math.nan
             note(f"fine-tuning rate {rate} step {stop}: loss {loss:.4f}, held-out accuracy {accuracy:.4f}")
@@ -173,8 +175,10 @@ def compare(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
 def compute(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Everything, with files in ``folder``."""
     glue = made_up(folder) if arguments.smoke else arguments.glue
-    documents = read_documents(arguments.text) if arguments.text else default_corpus(())
-    documents = documents[: 200 if arguments.smoke else None]
+    if arguments.smoke:
+        documents = ["\n".join(rows_of([glue / "train.tsv"])[0][i::2]) for i in range(2)]
+    else:
+        documents = read_documents(arguments.text) if arguments.text else default_corpus(())
     fit, choose = split_train(glue / "train.tsv", folder, 50 if arguments.smoke else HELD_OUT)
     regression = bag_of_words(fit, choose)
     pretraining = pretrain(documents, arguments, folder / "small")
@@ -226,7 +230,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
     arguments = parser.parse_args(argv)
     if arguments.smoke:
-        small = {"width": 32, "layers": 1, "vocab": 400, "pretrain_steps": 20, "steps": 100, "every": 50, "batch": 16}
+        small = {"width": 32, "layers": 1, "vocab": 320, "pretrain_steps": 20, "steps": 300, "every": 150, "batch": 16}
+        small["rates"] = [0.02]
         vars(arguments).update(small)
     elif arguments.glue is None:
         parser.error("--glue is missing: the folder with SST-2's files (or --smoke)")

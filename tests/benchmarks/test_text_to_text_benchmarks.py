@@ -19,7 +19,7 @@ def test_the_comparison_with_a_bag_of_words_has_all_its_numbers(tmp_path, capsys
     assert row["bag_of_words"] > 0.95
     assert row["t5"] > 0.6
     assert result["finetuning"]["rows"] < 400
-    assert [r["step"] for r in result["finetuning"]["tried"]] == [0, 50, 100]
+    assert [r["step"] for r in result["finetuning"]["tried"]] == [0, 150, 300]
     assert "| dev | 60 |" in capsys.readouterr().out
 
 
