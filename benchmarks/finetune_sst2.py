@@ -148,7 +148,7 @@ def bag_of_words(fit: pathlib.Path, choose: pathlib.Path) -> Any:
 
     texts, labels = rows_of([fit, choose])
     model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
-    search = GridSearchCV(model, {"logisticregression__C": [0.1, 0.3, 1.0, 3.0, 10.0]}, cv=5)
+    search = GridSearchCV(model, {"logisticregression__C": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]}, cv=5)
     search.fit(texts, labels)
     note(f"bag of words: {search.best_params_}, cross-validated accuracy {search.best_score_:.4f}")
     return search

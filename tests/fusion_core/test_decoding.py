@@ -53,7 +53,7 @@ def test_logits_token_by_token_equal_the_whole_passs(style):
 
 def test_logits_token_by_token_equal_the_whole_passs_in_double_precision():
     with jax.enable_x64(True):
-        params, config = network("v1.1")
+        params, config = network("v1.1", num_layers=1, num_decoder_layers=1)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         step, whole = both(params, config, target=9)
     assert step.dtype == np.float64
@@ -61,7 +61,7 @@ def test_logits_token_by_token_equal_the_whole_passs_in_double_precision():
 
 
 def test_logits_token_by_token_equal_the_whole_passs_with_grouped_norms():
-    config = tiny("v1.1")
+    config = tiny("v1.1", num_layers=1, num_decoder_layers=1)
     fused, fused_config = fc.fuse([(random_t5(config, 0), config), (random_t5(config, 1), config)], norm="grouped")
     assert fused_config.norm_groups == (16, 16)
     step, whole = both(fused, fused_config, target=9)
@@ -69,7 +69,7 @@ def test_logits_token_by_token_equal_the_whole_passs_with_grouped_norms():
 
 
 def test_sequences_of_one_source_do_not_see_each_other():
-    params, config = network()
+    params, config = network(num_layers=1, num_decoder_layers=1)
     batch = batch_of(config, 0)
     ids = jnp.asarray(batch["encoder_ids"])
     two = jnp.asarray(np.random.default_rng(1).integers(1, config.vocab_size, (3, 2, 7)))
@@ -93,9 +93,8 @@ def greedy_by_whole_passes(params, config, encoder_ids, length):
     return written
 
 
-@pytest.mark.parametrize("style", sorted(STYLES))
-def test_greedy_answers_are_the_most_probable_tokens_and_end_with_the_end_token(style):
-    params, config, ids = talkative(style)
+def test_greedy_answers_are_the_most_probable_tokens_and_end_with_the_end_token():
+    params, config, ids = talkative("v1.0")
     found = generate(params, config, ids, max_length=LENGTH)
     np.testing.assert_array_equal(found, greedy_by_whole_passes(params, config, ids, LENGTH))
     assert len(ends(found, config.eos_token_id)) > 2
@@ -110,7 +109,7 @@ def test_an_answer_does_not_depend_on_the_padding_or_the_batch():
 
 
 def test_one_beam_is_greedy():
-    params, config, ids = talkative("v1.1")
+    params, config, ids = talkative("v1.0")
     one = generate(params, config, ids, max_length=LENGTH, method="beam", length_penalty=0.0)
     np.testing.assert_array_equal(one, generate(params, config, ids, max_length=LENGTH))
 
