@@ -24,14 +24,14 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from deepfusion.finetuning import FinetuneSettings, Finetuning, loss_of
+from deepfusion.finetuning import FinetuneSettings, Finetuning
 from fusion_core.provenance import provenance
 from fusion_core.t5 import init
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.examples import ExampleBatches, encode_texts
 from fusion_core.text.tasks import Example, named_task
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_schedule
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 
 SOURCE, HELD_OUT = 128, 2000
 
@@ -73,7 +73,7 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
         for part in (train, held_out)
     )
     optimizer = adafactor(t5_schedule(1000))
-    trainer = Trainer(loss_of(config), optimizer, 16, 10)
+    trainer = Trainer(t5_loss(config), optimizer, 16, 10)
     params = init(config, arguments.seed, match_cross_attention=True)
     state, seconds = init_state(params, optimizer, arguments.pretrain_rate), time.perf_counter()
     for stop in sorted({*range(0, arguments.pretrain_steps, 250), arguments.pretrain_steps} - {0}):

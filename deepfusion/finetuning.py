@@ -9,7 +9,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -19,12 +18,21 @@ from fusion_core import atomic, save_pretrained
 from fusion_core.errors import InputError
 from fusion_core.files.tokenizers import copy_tokenizer
 from fusion_core.provenance import provenance
-from fusion_core.t5 import T5Config, token_loss
 from fusion_core.t5.decoding import Decoding
 from fusion_core.text.examples import ExampleBatches, encode_texts, in_order, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
-from fusion_core.train import Interrupted, Metrics, Trainer, adafactor, init_state, load_state, save_state
+from fusion_core.train import (
+    Interrupted,
+    Metrics,
+    Trainer,
+    adafactor,
+    constant_schedule,
+    init_state,
+    load_state,
+    save_state,
+    t5_loss,
+)
 from fusion_core.train.loop import graceful_interrupt
 
 SETTINGS, METRICS, STATE, SCORES = "settings.json", "metrics.jsonl", "state.safetensors", "scores.json"
@@ -88,11 +96,6 @@ class FinetuneSettings:
         return next(d for d in range(LONGEST_DISPATCH, 0, -1) if not any(stop % d for stop in self.stops))
 
 
-def loss_of(config: T5Config) -> Any:
-    """The trainer's loss: the one place that knows which it wants."""
-    return lambda params, batch: token_loss(params, config, batch["encoder_ids"], batch["targets"])
-
-
 class Finetuning:
     """A run in its folder. Creating it reads and checks all input, compiles nothing and writes nothing."""
 
@@ -117,8 +120,8 @@ class Finetuning:
             self.ids[name] = sources, targets
             self.cut[name] = {"sources": cut, "targets": cut_targets}
         words = encode_texts(self.network.tokenizer, self.task.labels, settings.target_length)[0]
-        self.optimizer = adafactor(lambda n: jnp.ones(()))  # a constant rate, as T5 is fine-tuned
-        self.trainer = Trainer(loss_of(self.network.config), self.optimizer, settings.batch, settings.dispatch)
+        self.optimizer = adafactor(constant_schedule())  # a constant rate, as T5 is fine-tuned
+        self.trainer = Trainer(t5_loss(self.network.config), self.optimizer, settings.batch, settings.dispatch)
         self.longest = max(len(x) for x in [*self.ids["train"][1], *self.ids["validation"][1], *words])
 
     def validation_loss(self, params: Any) -> float:
