@@ -98,15 +98,21 @@ def measure(case: tuple[Any, ...], rounds: int, threads: int) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": {name: batch * length / value for name, value in medians.items()},
         "ratio": medians["theirs"] / medians["ours"],
+        # where other work disturbs, the shortest calls say more
+        "ratio_of_best": min(seconds["theirs"]) / min(seconds["ours"]),
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The same as a table."""
-    lines = ["| case | ours, tokens/s | PyTorch, tokens/s | ratio | tokens equal |", "|---|---|---|---|---|"]
+    lines = [
+        "| case | ours, tokens/s | PyTorch, tokens/s | ratio | of the best calls | tokens equal |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in result["cases"].items():
         ours, theirs = (row["tokens_per_second"][who] for who in ("ours", "theirs"))
-        lines.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {row['ratio']:.2f} | {row['tokens_equal']:.1%} |")
+        ratios = f"{row['ratio']:.2f} | {row['ratio_of_best']:.2f}"
+        lines.append(f"| {name} | {ours:,.0f} | {theirs:,.0f} | {ratios} | {row['tokens_equal']:.1%} |")
     return "\n".join(lines)
 
 
