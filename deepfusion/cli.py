@@ -18,9 +18,9 @@ from rich.table import Table
 
 from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
-from deepfusion.train import plan, train
 from deepfusion.finetune import finetune
 from deepfusion.generate import generate
+from deepfusion.train import plan, train
 
 app = typer.Typer(
     name="deepfusion",
