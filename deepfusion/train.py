@@ -107,8 +107,9 @@ def train(
     deepfusion train plan.toml --out runs/m --resume          after Ctrl-C, a crash, or for what is left
     deepfusion train plan.toml --out runs/m --node a          one node, here; others elsewhere
     """
-    from fusion_core.errors import InputError
     from fusion_core.runs import read_plan
+
+    from fusion_core.errors import InputError
     from fusion_core.train import Interrupted, initialize_distributed
     from fusion_core.train.distributed import finish, leave
 
@@ -143,11 +144,11 @@ def _run(
 ) -> None:
     """The run itself, once the processes have found each other."""
     import jax
+    from fusion_core.runs import run_plan
+    from fusion_core.runs.execute import PLAN
 
     from deepfusion.plan_report import rows, write_report
     from fusion_core.errors import InputError
-    from fusion_core.runs import run_plan
-    from fusion_core.runs.execute import PLAN
     from fusion_core.train.loop import graceful_interrupt
     from fusion_core.train.metrics import TensorBoard
     from fusion_core.train.view import view_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
+from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from rich.progress import Progress
 
 from deepfusion.demo.settings import DemoSettings
 from fusion_core.errors import InputError
-from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.batches import window_length
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from fusion_core.runs.auto import follow_rule, stops_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -24,7 +25,6 @@ from fusion_core.fusion import fusion_map, rate_factors
 from fusion_core.plan import GrowthMeter, GrowthPlan, Network, OnlineGrowth, Trial, factors_by_name, plan_growth
 from fusion_core.pretrained import write_pretrained
 from fusion_core.provenance import provenance
-from fusion_core.runs.auto import follow_rule, stops_of
 from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.text import Tokenizer
 from fusion_core.train import (

@@ -6,10 +6,10 @@ import shutil
 import sys
 
 import pytest
+from fusion_core.runs import costs, read_plan, resolve
 
 from deepfusion import cli
 from deepfusion.plan_report import rows
-from fusion_core.runs import costs, read_plan, resolve
 from tests.strategies.texts import documents
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent.parent / "examples" / "plans").glob("*.toml"))

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from jax.experimental.compilation_cache import compilation_cache
-
-import fusion_core as fc
 from fusion_core.runs import costs, read_plan, resolve, run_plan
 from fusion_core.runs.cost import shapes_of, tree_bytes
 from fusion_core.runs.nodes import DONE
+from jax.experimental.compilation_cache import compilation_cache
+
+import fusion_core as fc
 from fusion_core.t5.flops import step_flops
 from fusion_core.text.batches import window_length
 from fusion_core.train import Interrupted, Metrics
