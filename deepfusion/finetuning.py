@@ -119,10 +119,26 @@ class Finetuning:
             )
             self.ids[name] = sources, targets
             self.cut[name] = {"sources": cut, "targets": cut_targets}
-        words = encode_texts(self.network.tokenizer, self.task.labels, settings.target_length)[0]
+        words = self._check_labels()
         self.optimizer = adafactor(constant_schedule())  # a constant rate, as T5 is fine-tuned
         self.trainer = Trainer(t5_loss(self.network.config), self.optimizer, settings.batch, settings.dispatch)
         self.longest = max(len(x) for x in [*self.ids["train"][1], *self.ids["validation"][1], *words])
+
+    def _check_labels(self) -> list[np.ndarray]:
+        """Ids of the labels. Raises InputError where the network could not write one, so that all answers were wrong."""
+        words = self.network.tokenizer.encode(self.task.labels)
+        for label, ids in zip(self.task.labels, words, strict=True):
+            if len(ids) > self.settings.target_length:
+                raise InputError(
+                    f"--target-length is {self.settings.target_length}, but the label {label!r} has {len(ids)} tokens, its "
+                    "end included; allow more"
+                )
+            if (spelled := self.network.tokenizer.decode(ids)) != label:
+                raise InputError(
+                    f"{self.settings.checkpoint}: the tokenizer spells the label {label!r} as {spelled!r}; take a network "
+                    "whose vocabulary has its characters"
+                )
+        return words
 
     def validation_loss(self, params: Any) -> float:
         """Mean over the validation targets' tokens, nats."""

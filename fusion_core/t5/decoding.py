@@ -181,7 +181,8 @@ def generate(
       int32 [batch, max_length]: the tokens after the start token, the end token included, padding after it.
 
     Raises:
-      InputError: see ``Decoding``; or ids that are no token of the network, or more beams than tokens.
+      InputError: see ``Decoding``; or ids that are no token of the network, or more beams than tokens, or a seed out of
+        range.
     """
     how = Decoding(max_length, method, temperature, top_k, top_p, beams, length_penalty, early_stopping)
     ids = np.asarray(encoder_ids)
@@ -193,6 +194,8 @@ def generate(
         raise InputError(
             f"{beams} beams need {2 * beams} tokens, but the vocabulary has {config.vocab_size}; take fewer"
         )
+    if not 0 <= seed < 2**31:
+        raise InputError(f"the seed is {seed}; it must be from 0 to 2**31 - 1")
     if not ids.size:
         return np.full((ids.shape[0], max_length), config.pad_token_id, np.int32)
     numbers = jnp.asarray(range(len(ids)) if rows is None else rows, jnp.int32)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import jax.numpy as jnp
@@ -178,6 +179,7 @@ def test_a_custom_task_of_json_lines_runs_and_long_texts_are_cut_and_counted(fol
         (("--learning-rate", 0), "--learning-rate is 0.0; it must be positive"),
         (("--seed", -1), "--seed is -1"),
         (("--source-length", 1), "--source-length is 1; it must be at least 2"),
+        (("--target-length", 4), "--target-length is 4, but the label 'negative' has"),
         (("--prefix", "a"), "are for --task custom"),
         (("--task", "custom"), "--task custom needs --input-column and --target-column"),
     ],
@@ -202,6 +204,19 @@ def refused_with(run, message, *arguments):
     assert err.startswith("Error:")
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+def test_a_tokenizer_that_cannot_spell_a_label_is_refused(folder, run, tmp_path):
+    """Every answer would be wrong, and nothing would say why."""
+    shutil.copytree(folder / "small", tmp_path / "small")
+    file = tmp_path / "small" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["normalizer"] = {"type": "Replace", "pattern": {"String": "g"}, "content": "k"}
+    file.write_text(json.dumps(values))
+    arguments = list(task(folder, "--out", tmp_path / "out"))
+    arguments[1] = tmp_path / "small"
+    refused_with(run, "the tokenizer spells the label 'negative' as 'nekative'", *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_cannot_be_used_is_refused(folder, run, tmp_path):

@@ -207,6 +207,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it():
         ({"method": "beam", "beams": 0}, "beams is 0"),
         ({"method": "beam", "beams": 31}, "31 beams need 62 tokens, but the vocabulary has 60"),
         ({"method": "beam", "length_penalty": float("nan")}, "the length penalty is nan"),
+        ({"seed": 2**31}, "the seed is 2147483648"),
         ({"temperature": 0.5}, "have no meaning for the method 'greedy'"),
         ({"method": "beam", "top_k": 3}, "have no meaning for the method 'beam'"),
         ({"beams": 4}, "beams, length_penalty and early_stopping have no meaning for the method 'greedy'"),
