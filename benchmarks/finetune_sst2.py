@@ -121,7 +121,7 @@ def fine_tune(
     for rate in arguments.rates:
         settings = FinetuneSettings(
             str(checkpoint), str(fit), str(choose), "sst2", steps=arguments.steps, batch=arguments.batch,
-            learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128,
+            learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128, dropout=arguments.dropout,
         )  # fmt: skip
         run = Finetuning(settings, checkpoint)
         to_choose_by = run.examples["validation"]
@@ -225,6 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="of fine-tuning (default 64)")
     parser.add_argument("--every", type=int, default=300, help="steps between looks at the held-out rows (default 300)")
     parser.add_argument("--rates", type=float, nargs="*", default=[0.005], help="learning rates to choose from")
+    parser.add_argument("--dropout", type=float, default=0.0, help="in fine-tuning (default 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="small enough for a test, on made-up sentences")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")

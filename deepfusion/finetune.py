@@ -38,7 +38,10 @@ def finetune(
         int, typer.Option(help="Tokens of a source at most; longer ones are cut, and counted.")
     ] = 512,
     target_length: Annotated[int, typer.Option(help="The same for targets.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the examples' order.")] = 0,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of units dropped in training. Default: the checkpoint's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the examples' order, and of dropout.")] = 0,
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -79,7 +82,7 @@ def finetune(
         settings = FinetuneSettings(
             str(checkpoint.resolve()), str(pathlib.Path(train or "").resolve()),
             str(pathlib.Path(validation or "").resolve()), task or "", input_column, target_column, prefix, steps, batch,
-            learning_rate, seed, every, source_length, target_length,
+            learning_rate, seed, every, source_length, target_length, dropout,
         )  # fmt: skip
         folder = out or pathlib.Path()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -51,6 +51,7 @@ class FinetuneSettings:
       steps, batch, learning_rate, seed: of the training; the rate is Adafactor's, relative to each parameter's size.
       every: steps between evaluations; 0: a fifth of the steps.
       source_length, target_length: tokens at most; longer texts are cut, and counted.
+      dropout: share of units dropped in training; None: the checkpoint's.
     """
 
     checkpoint: str
@@ -67,6 +68,7 @@ class FinetuneSettings:
     every: int = 0
     source_length: int = 512
     target_length: int = 128
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("seed", 0), ("every", 0)):
@@ -78,6 +80,8 @@ class FinetuneSettings:
                 raise InputError(f"--{option} is {getattr(self, name)}; it must be at least 2: a token and the end")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InputError(f"--learning-rate is {self.learning_rate}; it must be positive")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout is {self.dropout}; it must be at least 0 and below 1")
         columns = (self.input_column, self.target_column)
         if self.task == "custom" and None in columns:
             raise InputError("--task custom needs --input-column and --target-column, the names of the file's columns")
@@ -121,7 +125,9 @@ class Finetuning:
             self.cut[name] = {"sources": cut, "targets": cut_targets}
         words = self._check_labels()
         self.optimizer = adafactor(constant_schedule())  # a constant rate, as T5 is fine-tuned
-        self.trainer = Trainer(t5_loss(self.network.config), self.optimizer, settings.batch, settings.dispatch)
+        config, rate = self.network.config, settings.dropout
+        loss = t5_loss(config if rate is None else dataclasses.replace(config, dropout_rate=rate))
+        self.trainer = Trainer(loss, self.optimizer, settings.batch, settings.dispatch, seed=settings.seed)
         self.longest = max(len(x) for x in [*self.ids["train"][1], *self.ids["validation"][1], *words])
 
     def _check_labels(self) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ TEXTS = sentences(seed=0, n=200)
 # of about equal length: one shape to compile
 SHORT = [text for text in (" ".join(text.split()[:3]) for text in TEXTS) if 16 <= len(text) <= 20]
 ROWS = [(text, i % 2) for i, text in enumerate(SHORT[:12])]
-STEPS = ("--steps", 200, "--every", 100, "--batch", 12, "--learning-rate", 0.03)
+STEPS = ("--steps", 200, "--every", 100, "--batch", 12, "--learning-rate", 0.03, "--dropout", 0.02)
 
 
 def write_rows(path, rows=ROWS, header="sentence\tlabel"):
@@ -180,6 +180,7 @@ def test_a_custom_task_of_json_lines_runs_and_long_texts_are_cut_and_counted(fol
         (("--seed", -1), "--seed is -1"),
         (("--source-length", 1), "--source-length is 1; it must be at least 2"),
         (("--target-length", 4), "--target-length is 4, but the label 'negative' has"),
+        (("--dropout", 1), "--dropout is 1.0; it must be at least 0 and below 1"),
         (("--prefix", "a"), "are for --task custom"),
         (("--task", "custom"), "--task custom needs --input-column and --target-column"),
     ],
