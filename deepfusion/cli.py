@@ -18,6 +18,8 @@ from rich.table import Table
 
 from deepfusion.checkpoints import Json, diff, fuse, info
 from deepfusion.derive import EXAMPLES, USAGE_ERROR, derive
+from deepfusion.finetune import finetune
+from deepfusion.generate import generate
 from deepfusion.train import plan, train
 
 app = typer.Typer(
@@ -171,10 +173,12 @@ def figures(
 app.command()(fuse)
 app.command()(diff)
 app.command()(info)
+app.command()(finetune)
+app.command()(generate)
 app.command(name="derive", help=EXAMPLES)(derive)
 app.command()(plan)
 app.command()(train)
-COMMANDS = ("demo", "derive", "diff", "fuse", "figures", "info", "plan", "train")
+COMMANDS = ("demo", "derive", "diff", "figures", "finetune", "fuse", "generate", "info", "plan", "train")
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:

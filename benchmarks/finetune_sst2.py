@@ -1,0 +1,246 @@
+"""Does a tiny T5, pre-trained on plain text, judge sentiment better than a bag of words?
+
+``python -m benchmarks.finetune_sst2 --glue FOLDER/SST-2 --text FOLDER/pretrain`` pre-trains a T5 by span corruption,
+fine-tunes it on SST-2's train.tsv as ``deepfusion finetune`` does, and fits a logistic regression on counts of words to the
+same rows. Learning rate and number of steps are chosen on a part of train that neither is fitted to; the regression's C by
+cross-validation on train. Both are then scored once on every other file: dev.tsv, and test.tsv where it is there. Needs
+scikit-learn (``pip install 'deepfusion[data]'``). ``--smoke`` makes up a small SST-2 of its own. Prints Markdown; ``--json
+FILE`` (``-`` for the terminal) writes the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fusion_core as fc
+from benchmarks.output import hand_over
+from deepfusion.finetuning import FinetuneSettings, Finetuning
+from fusion_core.provenance import provenance
+from fusion_core.t5 import init
+from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
+from fusion_core.text.examples import ExampleBatches, encode_texts
+from fusion_core.text.tasks import Example, named_task
+from fusion_core.text.tokenizer import SENTINELS
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+
+SOURCE, HELD_OUT = 128, 2000
+
+
+def note(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def made_up(folder: pathlib.Path) -> pathlib.Path:
+    """A small SST-2: the label is that of the last word."""
+    rng = np.random.default_rng(0)
+    ends = {1: ("joy", "wonder", "charm"), 0: ("bore", "mess", "waste")}
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    for name, rows in (("train", 400), ("dev", 60)):
+        lines = []
+        for label in rng.integers(0, 2, rows):
+            words = [*("".join(rng.choice(syllables, 2)) for _ in range(2)), "is a", rng.choice(ends[int(label)])]
+            lines.append(f"{' '.join(words)}\t{label}")
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n", encoding="utf-8")
+    return folder
+
+
+def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Trains tokenizer and network by span corruption, into a checkpoint folder."""
+    train, held_out = split_documents(documents, 0.3 if arguments.smoke else 0.05, arguments.seed)
+    tokenizer = train_tokenizer(train, arguments.vocab, arguments.seed)
+    width, layers = arguments.width, arguments.layers
+    config = fc.T5Config(
+        vocab_size=arguments.vocab + SENTINELS,
+        d_model=width,
+        d_kv=32,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=width // 32,
+    )
+    batches, checks = (
+        SpanCorruption.from_documents(tokenizer.encode(part), tokenizer, SOURCE, arguments.seed)
+        for part in (train, held_out)
+    )
+    optimizer = adafactor(t5_schedule(1000))
+    trainer = Trainer(t5_loss(config), optimizer, 16, 10)
+    params = init(config, arguments.seed, match_cross_attention=True)
+    state, seconds = init_state(params, optimizer, arguments.pretrain_rate), time.perf_counter()
+    for stop in sorted({*range(0, arguments.pretrain_steps, 250), arguments.pretrain_steps} - {0}):
+        state, measured = trainer.advance(state, batches.batch, stop)
+        note(f"pre-training step {stop}: loss {measured['loss'][-50:].mean():.3f}")
+    validation = trainer.evaluate(state.params, [checks.batch(i, 16) for i in range(8)])
+    fc.save_pretrained(folder, state.params, config)
+    tokenizer.save(folder)
+    return {
+        "steps": arguments.pretrain_steps,
+        "windows": len(batches.windows),
+        "loss": validation,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "seconds": time.perf_counter() - seconds,
+    }
+
+
+def split_train(path: pathlib.Path, folder: pathlib.Path, held_out: int) -> tuple[pathlib.Path, pathlib.Path]:
+    """The rows to fit and the rows to choose by, as files. A text is on one side only."""
+    header, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    texts = list(dict.fromkeys(line.rsplit("\t", 1)[0].strip() for line in lines))
+    chosen = {texts[i] for i in np.random.default_rng(1).permutation(len(texts))[:held_out]}
+    parts: tuple[list[str], list[str]] = ([], [])
+    for line in lines:
+        parts[line.rsplit("\t", 1)[0].strip() in chosen].append(line)
+    for name, part in zip(("fit", "choose"), parts, strict=True):
+        (folder / f"{name}.tsv").write_text("\n".join([header, *part]) + "\n", encoding="utf-8")
+    return folder / "fit.tsv", folder / "choose.tsv"
+
+
+def accuracy_of(run: Finetuning, params: Any, examples: list[Example]) -> tuple[float, list[bool]]:
+    """Accuracy of the network's answers to these examples, and which are right."""
+    sources = encode_texts(run.network.tokenizer, [e.source for e in examples], run.settings.source_length)[0]
+    run.ids["validation"] = (sources, [])
+    answers = run.answers(params)
+    right = [run.task.read(a) == run.task.read(e.target) for a, e in zip(answers, examples, strict=True)]
+    return float(np.mean(right)), right
+
+
+def fine_tune(
+    checkpoint: pathlib.Path, fit: pathlib.Path, choose: pathlib.Path, arguments: argparse.Namespace
+) -> tuple[Finetuning, Any, dict[str, Any]]:
+    """The network of the rate and step that did best on the rows to choose by."""
+    tried, best, seconds = [], (-1.0, None, None), time.perf_counter()
+    for rate in arguments.rates:
+        settings = FinetuneSettings(
+            str(checkpoint), str(fit), str(choose), "sst2", steps=arguments.steps, batch=arguments.batch,
+            learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128, dropout=arguments.dropout,
+        )  # fmt: skip
+        run = Finetuning(settings, checkpoint)
+        to_choose_by = run.examples["validation"]
+        batches = ExampleBatches(*run.ids["train"], settings.seed, settings.dispatch)
+        state = init_state(run.network.params, run.optimizer, rate)
+        for stop in settings.stops:
+            state, measured = run.trainer.advance(state, batches.batch, stop)
+            accuracy, _ = accuracy_of(run, state.params, to_choose_by)
+            loss = float(measured["loss"].mean()) if stop else math.nan
+            note(f"fine-tuning rate {rate} step {stop}: loss {loss:.4f}, held-out accuracy {accuracy:.4f}")
+            tried.append({"rate": rate, "step": stop, "held_out_accuracy": accuracy})
+            if accuracy > best[0]:
+                best = (accuracy, jax.tree.map(jnp.copy, state.params), {"rate": rate, "step": stop})
+    facts = {"tried": tried, "chosen": best[2], "rows": len(run.examples["train"])}
+    return run, best[1], facts | {"seconds": time.perf_counter() - seconds}
+
+
+def bag_of_words(fit: pathlib.Path, choose: pathlib.Path) -> Any:
+    """Logistic regression on word counts, with C by 5-fold cross-validation, fitted to all rows of train."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = rows_of([fit, choose])
+    model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
+    search = GridSearchCV(model, {"logisticregression__C": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]}, cv=5)
+    search.fit(texts, labels)
+    note(f"bag of words: {search.best_params_}, cross-validated accuracy {search.best_score_:.4f}")
+    return search
+
+
+def rows_of(paths: list[pathlib.Path]) -> tuple[list[str], list[int]]:
+    task = named_task("sst2")
+    examples = [e for path in paths for e in task.examples(path)]
+    return [e.source.removeprefix("sst2 sentence: ") for e in examples], [int(task.read(e.target)) for e in examples]
+
+
+def compare(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
+    """Accuracies, and their difference with the standard error of a paired comparison."""
+    difference = np.asarray(ours, float) - np.asarray(theirs, float)
+    return {
+        "rows": len(ours),
+        "t5": float(np.mean(ours)),
+        "bag_of_words": float(np.mean(theirs)),
+        "difference": float(difference.mean()),
+        "standard_error": float(difference.std(ddof=1) / math.sqrt(len(difference))),
+    }
+
+
+def compute(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """Everything, with files in ``folder``."""
+    glue = made_up(folder) if arguments.smoke else arguments.glue
+    if arguments.smoke:
+        documents = ["\n".join(rows_of([glue / "train.tsv"])[0][i::2]) for i in range(2)]
+    else:
+        documents = read_documents(arguments.text) if arguments.text else default_corpus(())
+    fit, choose = split_train(glue / "train.tsv", folder, 50 if arguments.smoke else HELD_OUT)
+    regression = bag_of_words(fit, choose)
+    pretraining = pretrain(documents, arguments, folder / "small")
+    run, params, finetuning = fine_tune(folder / "small", fit, choose, arguments)
+    result = {}
+    for path in (glue / "dev.tsv", glue / "test.tsv"):
+        if path.exists():
+            ours = accuracy_of(run, params, named_task("sst2").examples(path))[1]
+            texts, labels = rows_of([path])
+            result[path.stem] = compare(ours, (regression.predict(texts) == np.asarray(labels)).tolist())
+            note(f"{path.stem}: {result[path.stem]}")
+    return {
+        "splits": result,
+        "pretraining": pretraining,
+        "finetuning": finetuning,
+        "bag_of_words": {"C": regression.best_params_["logisticregression__C"], "cv_accuracy": regression.best_score_},
+        "settings": {
+            k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(arguments).items() if k != "json"
+        },
+        "provenance": provenance(),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same as a table."""
+    lines = ["| split | rows | T5 | bag of words | difference |", "|---|---|---|---|---|"]
+    for name, row in result["splits"].items():
+        difference = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"
+        lines.append(f"| {name} | {row['rows']} | {row['t5']:.4f} | {row['bag_of_words']:.4f} | {difference} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print Markdown, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune_sst2", description=__doc__.splitlines()[0])
+    parser.add_argument("--glue", type=pathlib.Path, help="folder with SST-2's train.tsv, dev.tsv and perhaps test.tsv")
+    parser.add_argument("--text", nargs="*", default=[], help="to pre-train on (default: installed documentation)")
+    parser.add_argument("--width", type=int, default=128, help="d_model, a multiple of 32 (default 128)")
+    parser.add_argument("--layers", type=int, default=4, help="of encoder and of decoder (default 4)")
+    parser.add_argument("--vocab", type=int, default=4096, help="pieces of the tokenizer (default 4096)")
+    parser.add_argument("--pretrain-steps", type=int, default=3000, help="of 16 sequences of 128 tokens (default 3000)")
+    parser.add_argument("--pretrain-rate", type=float, default=0.02, help="Adafactor's learning rate (default 0.02)")
+    parser.add_argument("--steps", type=int, default=3000, help="of fine-tuning (default 3000)")
+    parser.add_argument("--batch", type=int, default=64, help="of fine-tuning (default 64)")
+    parser.add_argument("--every", type=int, default=300, help="steps between looks at the held-out rows (default 300)")
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.005], help="learning rates to choose from")
+    parser.add_argument("--dropout", type=float, default=0.0, help="in fine-tuning (default 0)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="small enough for a test, on made-up sentences")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
+    arguments = parser.parse_args(argv)
+    if arguments.smoke:
+        small = {"width": 32, "layers": 1, "vocab": 320, "pretrain_steps": 20, "steps": 300, "every": 150, "batch": 16}
+        small["rates"] = [0.02]
+        vars(arguments).update(small)
+    elif arguments.glue is None:
+        parser.error("--glue is missing: the folder with SST-2's files (or --smoke)")
+    with tempfile.TemporaryDirectory() as folder:
+        result = compute(arguments, pathlib.Path(folder))
+    hand_over(result, markdown(result), arguments.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

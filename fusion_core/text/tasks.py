@@ -1,0 +1,194 @@
+"""Tasks as text to text: what the encoder reads, what the decoder should write, how the answers are scored.
+
+GLUE's nine have the words of T5's own preprocessing: ``mnli hypothesis: ... premise: ...`` → ``entailment``.
+Source: the ``glue`` and ``stsb`` preprocessors and ``glue_utils`` of T5's code; Raffel et al. (2020), appendix D.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.text.rows import Row, read_rows
+from fusion_core.text.scores import METRICS, NO_LABEL
+
+Kind = Literal["label", "number", "text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What the encoder reads and the decoder should write, and where it comes from."""
+
+    source: str
+    target: str
+    origin: str  # "FILE, line N"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One text-to-text task.
+
+    Attributes:
+      name: the first word of every source; "": none.
+      fields: (T5's name, columns that may hold it), in T5's order; with the name "" the text stands alone.
+      target: columns that may hold the target.
+      kind: what targets are: one of ``labels``, a number from 0 to 5 (rounded to 0.2), or any text.
+      labels: the words of the classes, in the order of their numbers in GLUE's files.
+      metrics: names in ``fusion_core.text.scores.METRICS``, the first is the one to look at.
+      no_header: columns of a file without a first line of names (CoLA's); (): files always have one.
+    """
+
+    name: str
+    fields: tuple[tuple[str, tuple[str, ...]], ...]
+    target: tuple[str, ...] = ("label",)
+    kind: Kind = "label"
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    no_header: tuple[str, ...] = ()
+
+    def source(self, texts: Sequence[str]) -> str:
+        """What the encoder reads: name, and every field after its own name."""
+        parts = [f"{name}: {text}" if name else text for (name, _), text in zip(self.fields, texts, strict=True)]
+        return " ".join(([self.name] if self.name else []) + parts)
+
+    def write(self, value: Any, origin: str) -> str:
+        """The target's words for what a file says.
+
+        Raises:
+          InputError: it is no label or number of the task; the message begins with ``origin``.
+        """
+        if self.kind == "text":
+            return str(value)
+        if self.kind == "number":
+            number = _number(value)
+            if not 0 <= number <= 5:
+                raise InputError(f"{origin}: the target is {value!r}; {self.name} has numbers from 0 to 5")
+            # float32, and halves to even, as T5 has it: the number on a boundary depends on it
+            return f"{np.round(np.float32(number) * np.float32(5)) / np.float32(5):.1f}"
+        text = str(value).strip()
+        if text in self.labels:
+            return text
+        if text.isdecimal() and int(text) < len(self.labels):
+            return self.labels[int(text)]
+        numbers = f"0 to {len(self.labels) - 1}"
+        raise InputError(f"{origin}: the label is {value!r}; {self.name} has {', '.join(self.labels)} (or {numbers})")
+
+    def read(self, text: str) -> int | float | str:
+        """What an answer says: a class (``NO_LABEL`` where it is none), a number (−1 where it is none), or itself."""
+        text = text.strip()
+        if self.kind == "text":
+            return text
+        if self.kind == "number":
+            number = _number(text)
+            return number if math.isfinite(number) else -1.0
+        return self.labels.index(text) if text in self.labels else NO_LABEL
+
+    def scores(self, targets: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+        """Every metric, from 0 to 1; one that is undefined is not a number."""
+        expected, said = ([self.read(text) for text in texts] for texts in (targets, answers))
+        return {name: METRICS[name](expected, said) for name in self.metrics}
+
+    def examples(self, path: pathlib.Path) -> list[Example]:
+        """All examples of a TSV or JSONL file.
+
+        Raises:
+          InputError: the file is missing, empty or damaged, a column is missing, or a target is none of the task's; with
+            file, line and remedy.
+        """
+        rows = read_rows(path, self.no_header)
+        wanted = [columns for _, columns in self.fields] + [self.target]
+        return [
+            Example(self.source([str(row.value(columns)) for columns in wanted[:-1]]), self._target(row), row.origin)
+            for row in rows
+        ]
+
+    def _target(self, row: Row) -> str:
+        return self.write(row.value(self.target), row.origin)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def custom_task(input_column: str, target_column: str, prefix: str = "") -> Task:
+    """Any text to any text; scored by the share of answers that are exactly right.
+
+    Args:
+      input_column, target_column: of the TSV or JSONL file.
+      prefix: words before every source ("translate English to German:").
+    """
+    if input_column == target_column:
+        raise InputError(f"input and target are both the column {input_column!r}; give two")
+    return Task(prefix.strip(), (("", (input_column,)),), (target_column,), kind="text")
+
+
+def _glue(name: str, fields: Sequence[str], labels: Sequence[str], **facts: Any) -> Task:
+    columns = facts.pop("columns", {})
+    pairs = tuple((field, (field, *columns.get(field, ()))) for field in fields)
+    return Task(name, pairs, facts.pop("target", ("label",)), labels=tuple(labels), **facts)
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+# GLUE's own files name MNLI's premise and hypothesis, and MRPC's sentences, otherwise than T5.
+_MNLI: dict[str, Any] = {
+    "fields": ("hypothesis", "premise"),
+    "labels": ("entailment", "neutral", "contradiction"),
+    "columns": {"hypothesis": ("sentence2",), "premise": ("sentence1",)},
+    "target": ("gold_label", "label"),
+}
+_STRINGS = {"sentence1": ("#1 String",), "sentence2": ("#2 String",)}
+
+TASKS = {
+    "cola": _glue(
+        "cola",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
+        metrics=("matthews",),
+        no_header=("source", "label", "star", "sentence"),
+    ),
+    "sst2": _glue("sst2", ("sentence",), ("negative", "positive")),
+    "mrpc": _glue(
+        "mrpc",
+        ("sentence1", "sentence2"),
+        ("not_equivalent", "equivalent"),
+        columns=_STRINGS,
+        target=("Quality", "label"),
+        metrics=("f1", "accuracy"),
+    ),
+    "stsb": _glue(
+        "stsb",
+        ("sentence1", "sentence2"),
+        (),
+        kind="number",
+        target=("score", "label"),
+        metrics=("pearson", "spearman"),
+    ),
+    "qqp": _glue(
+        "qqp",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        target=("is_duplicate", "label"),
+        metrics=("f1", "accuracy"),
+    ),
+    "mnli": _glue("mnli", **_MNLI),  # matched and mismatched differ in the validation file alone
+    "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
+    "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
+    # T5's plain form; its paper leaves WNLI out and trains on the Winograd schemas themselves
+    "wnli": _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+}
+
+
+def named_task(name: str) -> Task:
+    """One of GLUE's nine. Raises InputError where there is none of this name."""
+    if name not in TASKS:
+        raise InputError(f"there is no task {name!r}; there are {', '.join(TASKS)}, and custom")
+    return TASKS[name]
