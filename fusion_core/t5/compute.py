@@ -20,9 +20,10 @@ class Compute:
       dtype: of activations and products. Parameters, the softmax, the norms' statistics and the loss's log-sum-exp
         are float32 in both cases; float64 parameters are computed with in float64 under "float32".
       remat: keep only the input of every block for the backward pass and compute the rest again: about a third more
-        operations for a memory that no longer grows with the width of what a block holds inside.
+        operations for a memory that no longer grows with what a block holds inside. On a CPU only together with ``scan``:
+        XLA merges what is computed twice there, unless it is in a loop.
       scan: one compiled block for all layers, with their parameters stacked inside the step, instead of a copy a layer:
-        compile time no longer grows with depth. Slower on a CPU (docs/t5.md), for the stacking and the lost fusions.
+        the program no longer grows with depth. Slower on a CPU, for the stacking (docs/t5.md).
       reverse_only: gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a step
         (``products``). Gradients and Hessian-vector products by forward over reverse work as before; ``jax.jvp`` of the
         loss does not. For training; bea's theory may need the default.

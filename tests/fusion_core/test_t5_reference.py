@@ -43,7 +43,7 @@ def norm_in_float64(self, hidden):
 @pytest.fixture(scope="module", params=sorted(STYLES))
 def case(request, tmp_path_factory):
     """(params, config, documents, z-loss -> (the reference's loss, logits of the documents in rows, gradients))."""
-    config = tiny(request.param, num_decoder_layers=1)  # one layer less to compile
+    config = tiny(request.param, num_layers=1, num_decoder_layers=1)  # test_t5_paths and test_parity have more
     params = random_t5(config, 4)
     folder = tmp_path_factory.mktemp("reference") / "ours"
     fc.save_pretrained(folder, params, config)
