@@ -109,6 +109,7 @@ def train(
     deepfusion train plan.toml --out runs/m --resume          after Ctrl-C, a crash, or for what is left
     deepfusion train plan.toml --out runs/m --node a          one node, here; others elsewhere
     """
+    from fusion_core.errors import InputError
     from fusion_core.runs import read_plan
     from fusion_core.train import Interrupted, TrainingDiverged, initialize_distributed
     from fusion_core.train.distributed import finish, leave
