@@ -72,7 +72,7 @@ def _stack(
     key: Key,
 ) -> Array:
     """All layers of the encoder (no memory) or of the decoder."""
-    depth = len(params["block"])
+    depth = config.num_layers if memory is None else config.num_decoder_layers
     first, last, *layer_keys = keys_for(key, depth + 2)
     # what all layers add to their logits is built once, unless it is to be held in chunks only
     biases: list[Bias] = [bias, cross]
@@ -88,13 +88,14 @@ def _stack(
     if compute.remat:
         layer = jax.checkpoint(layer, prevent_cse=not compute.scan)
     x = dropout(x, config.dropout_rate, first)
-    blocks = [_without_position_bias(params["block"][str(i)]) for i in range(depth)]
+    names = map(str, range(depth))
     if compute.scan:
+        blocks = [_without_position_bias(params["block"][name]) for name in names]
         keys = None if key is None else jnp.stack([k for k in layer_keys if k is not None])
         x, _ = jax.lax.scan(layer, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks), keys))
     else:
-        for weights, layer_key in zip(blocks, layer_keys, strict=True):
-            x, _ = layer(x, (weights, layer_key))
+        for name, layer_key in zip(names, layer_keys, strict=True):
+            x, _ = layer(x, (params["block"][name], layer_key))
     return dropout(norm(params["final_layer_norm"], x), config.dropout_rate, last)
 
 
