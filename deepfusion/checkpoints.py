@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fusion_core.files.stream import FusedTensor
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of prose.")]
+# what the architectures call them
+WIDTHS, HEADS = ("d_model", "hidden_size", "n_embd"), ("num_heads", "num_attention_heads", "n_head")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -175,7 +177,12 @@ def fuse(
     if as_json:
         print(json.dumps({"out": str(out)} | facts | {"deviation": measured and dataclasses.asdict(measured)}))
         return
-    print(f"Wrote {out}: {len(sources)} sources, {plan.parameters:,} parameters in {len(plan.shards)} file(s).")
+    config = facts["config"]
+    width, heads = (next(config[name] for name in names if name in config) for names in (WIDTHS, HEADS))
+    print(
+        f"Wrote {out}: {len(sources)} sources, width {width}, {heads} heads, {plan.parameters:,} parameters in "
+        f"{len(plan.shards)} file(s)."
+    )
     print(_deviation_sentence(measured))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jaxtyping import Array
 
 from fusion_core.t5 import Compute, T5Config, batch_loss
@@ -9,9 +11,13 @@ from fusion_core.train.step import Batch, Loss, Params
 
 
 def t5_loss(config: T5Config, compute: Compute = Compute()) -> Loss:
-    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.t5.batch_loss``)."""
+    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.t5.batch_loss``).
+
+    For training alone: it is always computed with ``reverse_only``, since a step needs no other derivative.
+    """
+    fast = dataclasses.replace(compute, reverse_only=True)
 
     def loss(params: Params, batch: Batch, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
-        return batch_loss(params, config, batch, compute, key)
+        return batch_loss(params, config, batch, fast, key)
 
     return loss
