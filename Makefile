@@ -18,7 +18,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data,corpora,c4]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data,corpora,c4,tensorboard]'
 	@touch $@
 
 demo: $(VENV)/.installed ## Train two tiny T5s on real text, decide when to grow, fuse, report (10 minutes on 2 cores)
