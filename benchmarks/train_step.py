@@ -26,8 +26,9 @@ import numpy as np
 import optax
 
 from benchmarks.output import hand_over
+from fusion_core import save_pretrained
 from fusion_core.provenance import provenance
-from fusion_core.t5 import Compute, T5Config, batch_loss, init, save_pretrained, step_flops
+from fusion_core.t5 import Compute, T5Config, batch_loss, init, step_flops
 from fusion_core.train import adafactor, t5_schedule
 
 TINY = T5Config(vocab_size=4096, d_model=128, d_kv=32, d_ff=512, num_layers=4, num_decoder_layers=4, num_heads=4)

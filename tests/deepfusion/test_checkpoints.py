@@ -1,32 +1,14 @@
 """``deepfusion fuse``, ``diff`` and ``info DIR`` as the command line gives them."""
 
 import json
-import sys
 
 import pytest
 
-from deepfusion import cli
 from deepfusion.checkpoints import parse_size
 from fusion_core.errors import InputError
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """``run("fuse", "a", ...)`` -> (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

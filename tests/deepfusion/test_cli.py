@@ -1,6 +1,5 @@
 import gzip
 import json
-import sys
 
 import jax
 import numpy as np
@@ -12,22 +11,6 @@ from tests.strategies.networks import random_t5, tiny
 from tests.strategies.texts import documents
 
 SMALL = {"vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """``run("fuse", "a", ...)`` -> (exit code, stdout, stderr), as the command line gives them."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

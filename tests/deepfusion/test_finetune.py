@@ -40,22 +40,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """``run("finetune", ...)`` -> (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return call
-
-
 def task(folder, *more):
     files = ("--train", folder / "rows.tsv", "--validation", folder / "rows.tsv")
     return ("finetune", folder / "small", "--task", "sst2", *files, *more)

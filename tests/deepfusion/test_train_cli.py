@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from deepfusion import cli
 from deepfusion.plan_report import rows
 from fusion_core.runs import costs, read_plan, resolve
 from tests.strategies.compiled import cached_in
@@ -39,22 +38,6 @@ def compiled_once(tmp_path_factory):
     """The network is that of tests/fusion_core/test_plans.py."""
     with cached_in(tmp_path_factory.getbasetemp() / "compiled"):
         yield
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """``run("plan", ...)`` -> (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deepfusion", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
