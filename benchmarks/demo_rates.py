@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from deepfusion.demo import PRESETS
-from deepfusion.demo.run import DemoRun, progress_bars
+from deepfusion.demo.run import DemoRun
+from deepfusion.progress import progress_bars
 from fusion_core import atomic
 
 SEED = 1000

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from deepfusion.answers import answer, open_network
-from deepfusion.demo.run import progress_bars
+from deepfusion.progress import progress_bars
 from fusion_core import atomic, save_pretrained
 from fusion_core.errors import InputError
 from fusion_core.files.tokenizers import copy_tokenizer
@@ -182,7 +182,6 @@ class Finetuning:
           Interrupted: Ctrl-C; the folder holds what a resumed run needs.
           TrainingDiverged: a loss is not finite.
         """
-
         settings = self.settings
         if not (self.folder / SETTINGS).exists():
             atomic.write_text(self.folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
@@ -246,7 +245,6 @@ class Finetuning:
 
 def load_settings(folder: pathlib.Path) -> FinetuneSettings:
     """The settings of an existing run. Raises InputError where the folder holds none."""
-
     file = folder / SETTINGS
     try:
         return FinetuneSettings(**json.loads(file.read_text(encoding="utf-8")))

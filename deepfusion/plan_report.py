@@ -9,8 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from deepfusion.demo.report import image
-from fusion_core import atomic
+from deepfusion.pages import image, write_page
 from paper_figures import style
 
 Results = dict[str, Any]
@@ -101,23 +100,12 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
         )
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     reasons = [f"{row['node']}: {row['reason']}" for row in rows(results) if row["reason"]]
-    origin = results["provenance"]
-    facts = {
-        "devices": ", ".join(origin["devices"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
-        "commit": origin["commit"] or "not known",
-        "created": origin["created"],
-    }
-    page = (pathlib.Path(__file__).parent / "plan_report.html").read_text(encoding="utf-8")
     fields = {
         "NAME": html.escape(results["name"]),
         "LOSSES": picture,
         "TABLE": f"<table><tr>{head}</tr>{''.join(lines)}</table>",
         "RULE": "".join(f"<p>{html.escape(reason)}</p>" for reason in reasons),
-        "DETAILS": "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items()),
     }
-    for name, value in fields.items():
-        page = page.replace(f"<!--{name}-->", value)
-    path = folder / "report.html"
-    atomic.write_text(path, page)
-    return path
+    body = pathlib.Path(__file__).parent / "plan_report.html"
+    title = f"{results['name']}: a growth plan"
+    return write_page(folder / "report.html", title, body, fields, {}, results["provenance"])

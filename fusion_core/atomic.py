@@ -50,9 +50,12 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o755)
+        for inside in (temporary, *temporary.rglob("*")):
+            _to_disk(inside)
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import pathlib
 from typing import Any
 
@@ -12,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from deepfusion.demo.run import ARMS
-from fusion_core import atomic
+from deepfusion.pages import image, write_page
 from paper_figures import style
 
 Results = dict[str, Any]
@@ -229,14 +227,6 @@ def draw_theory(results: Results) -> Figure:
     return figure
 
 
-def image(figure: Figure, alt: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-
-
 def _table(results: Results) -> str:
     lines = []
     for row in rows(results):
@@ -255,7 +245,7 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
     with style():
         losses = image(draw_losses(results), "validation loss against FLOPs for all arms")
         theory = image(draw_theory(results), "theory's terms along the sources' run")
-    settings, facts, origin = results["settings"], results["text"], results["provenance"]
+    settings, facts = results["settings"], results["text"]
     text = ", ".join(settings["text"]) or "documentation of " + ", ".join(
         ["the standard library", *settings["packages"]]
     )
@@ -271,21 +261,13 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
         "validation": f"{results['validation_batches']} batches of {settings['batch']} sequences, the same for all arms",
         "seed": str(settings["seed"]),
         "wall time": f"{results['seconds']:.0f} s",
-        "devices": ", ".join(origin["devices"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
-        "commit": origin["commit"] or "not known",
-        "created": origin["created"],
     }
-    page = (pathlib.Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     fields = {
         "SUMMARY": "".join(f"<li>{html.escape(sentence)}</li>" for sentence in summary(results)),
         "TABLE": _table(results),
         "LOSSES": losses,
         "THEORY": theory,
-        "DETAILS": "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in details.items()),
     }
-    for name, value in fields.items():
-        page = page.replace(f"<!--{name}-->", value)
-    path = folder / "report.html"
-    atomic.write_text(path, page)
-    return path
+    body = pathlib.Path(__file__).parent / "report.html"
+    title = "Deep Fusion: growing a T5 on real text"
+    return write_page(folder / "report.html", title, body, fields, details, results["provenance"])

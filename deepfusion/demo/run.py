@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from deepfusion.demo.data import TOKENIZER, DemoData
 from deepfusion.demo.settings import DemoSettings
+from deepfusion.progress import progress_bars
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.fusion import fusion_map, rate_factors
@@ -356,14 +357,6 @@ def _events(run: DemoRun, greedy: GrowthPlan) -> dict[str, int]:
     online = nearest(FALLBACK_SHARE * run.source_steps) if run.online.step is None else run.online.step
     steps = {"grown": online, "late": nearest(run.later(online))}
     return steps if greedy.step is None else steps | {"greedy": greedy.step}
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars with elapsed and remaining time."""
-    return Progress(
-        TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-    )  # fmt: skip
 
 
 def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> dict[str, Any]:

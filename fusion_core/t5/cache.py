@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fusion_core.t5.config import T5Config
-from fusion_core.t5.model import MASKED, Params, feed_forward, position_bias, relative_buckets, rms_norm
+from fusion_core.t5.model import MASKED, Params, encode, feed_forward, position_bias, relative_buckets, rms_norm
 
 Layers = tuple[tuple[Array, Array], ...]  # keys and values of every decoder layer
 
@@ -45,24 +45,6 @@ def _softmax(logits: Array) -> Array:
 
 def _relative_bias(stack: Params) -> Array:
     return stack["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["weight"]
-
-
-def encode(
-    params: Params, config: T5Config, encoder_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
-) -> Float[Array, "batch source width"]:
-    """The encoder's output."""
-    stack, length = params["encoder"], encoder_ids.shape[1]
-    buckets = relative_buckets(length, length, config, bidirectional=True)
-    x = params["shared"]["weight"][encoder_ids]
-    bias = position_bias(_relative_bias(stack), buckets) + jnp.where(mask, 0.0, MASKED).astype(x.dtype)[:, None, None]
-    for i in range(config.num_layers):
-        layers = stack["block"][str(i)]["layer"]
-        weights, inner = layers["0"]["SelfAttention"], _norm(layers["0"], config, x)
-        q, k, v = (_heads(inner, weights[name]["weight"], config) for name in "qkv")
-        mixed = jnp.einsum("bhts,bshk->bthk", _softmax(jnp.einsum("bthk,bshk->bhts", q, k) + bias), v)
-        x = x + mixed.reshape(*x.shape[:2], -1) @ weights["o"]["weight"].T
-        x = x + feed_forward(layers["1"]["DenseReluDense"], config, _norm(layers["1"], config, x))
-    return _final(stack, config, x)
 
 
 def remember(

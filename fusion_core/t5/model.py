@@ -115,6 +115,35 @@ def _positions(stack: Params, length: int, config: T5Config, *, causal: bool) ->
     return bias + np.where(np.tril(np.ones((length, length), bool)), 0.0, MASKED).astype(bias.dtype)
 
 
+def _unmasked(mask: Array, segments: Array | None) -> Array:
+    """The segment of every source token; those under the mask are of one that no query has."""
+    return jnp.where(mask, 1 if segments is None else segments, -1)
+
+
+def _memory(
+    params: Params,
+    config: T5Config,
+    norm: Norm,
+    compute: Compute,
+    ids: Array,
+    segments: Array | None,
+    sources: Array | None,
+    key: Key,
+) -> Array:
+    """The encoder's output; ``sources`` are the segments of the tokens as keys."""
+    embedding, stack = params["shared"]["weight"], params["encoder"]
+    bias = PairBias(_positions(stack, ids.shape[1], config, causal=False), segments, sources)
+    x = embedding[ids].astype(compute.activations(embedding.dtype))
+    return _stack(stack, config, norm, compute, x, bias, None, PairBias(None, None, None), key)
+
+
+def encode(
+    params: Params, config: T5Config, encoder_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
+) -> Float[Array, "batch source width"]:
+    """The encoder's output; the mask is true where a token counts."""
+    return _memory(params, config, _norm(config), Compute(), encoder_ids, None, _unmasked(mask, None), None)
+
+
 def _hidden(
     params: Params,
     config: T5Config,
@@ -129,24 +158,16 @@ def _hidden(
 ) -> tuple[Array, Array]:
     """What the head reads at every target position, scaled, and the head [V, D]."""
     embedding = params["shared"]["weight"]
-    dtype = compute.activations(embedding.dtype)
     encoder_key, decoder_key = keys_for(key if config.dropout_rate else None, 2)
-
     sources = encoder_segments
-    if encoder_mask is not None:  # tokens under the mask are of a segment that no query has
-        sources = jnp.where(encoder_mask, 1 if encoder_segments is None else encoder_segments, -1)
-    none = PairBias(None, None, None)
-    bias = PairBias(
-        _positions(params["encoder"], encoder_ids.shape[1], config, causal=False), encoder_segments, sources
-    )
-    x = embedding[encoder_ids].astype(dtype)
-    memory = _stack(params["encoder"], config, norm, compute, x, bias, None, none, encoder_key)
-
+    if encoder_mask is not None:
+        sources = _unmasked(encoder_mask, encoder_segments)
+    memory = _memory(params, config, norm, compute, encoder_ids, encoder_segments, sources, encoder_key)
     bias = PairBias(
         _positions(params["decoder"], decoder_ids.shape[1], config, causal=True), decoder_segments, decoder_segments
     )
     cross = PairBias(None, decoder_segments, sources)
-    x = embedding[decoder_ids].astype(dtype)
+    x = embedding[decoder_ids].astype(compute.activations(embedding.dtype))
     hidden = _stack(params["decoder"], config, norm, compute, x, bias, memory, cross, decoder_key)
     if config.tie_word_embeddings:
         return hidden * config.d_model**-0.5, embedding

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from fusion_core.errors import InputError
 
@@ -60,21 +61,13 @@ def pearson(targets: Values, predictions: Values) -> float:
     t, p = (x.astype(float) for x in _pair(targets, predictions))
     if t.min() == t.max() or p.min() == p.max():
         return math.nan
-    t, p = t - t.mean(), p - p.mean()
-    return float(np.sum(t * p) / math.sqrt(np.sum(t * t) * np.sum(p * p)))
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share their mean rank."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return float(np.corrcoef(t, p)[0, 1])
 
 
 def spearman(targets: Values, predictions: Values) -> float:
     """Pearson's correlation of the ranks; equal values share their mean rank."""
     t, p = _pair(targets, predictions)
-    return pearson(_ranks(t).tolist(), _ranks(p).tolist())
+    return pearson(stats.rankdata(t).tolist(), stats.rankdata(p).tolist())
 
 
 METRICS: dict[str, Callable[[Values, Values], float]] = {

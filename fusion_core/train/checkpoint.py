@@ -75,12 +75,7 @@ def _is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or (code is not None and int(code.group(1)) in full)
 
 
-def read_facts(path: pathlib.Path) -> dict[str, Any]:
-    """The facts alone, from the header. Raises as ``load_state``, but for the checksum."""
-    return _read(path, tensors=False)[1]
-
-
-def _read(path: pathlib.Path, *, tensors: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.exists():
         raise InputError(f"there is no checkpoint {path}")
     try:
@@ -88,11 +83,11 @@ def _read(path: pathlib.Path, *, tensors: bool) -> tuple[dict[str, np.ndarray], 
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{path} is not a training state of this software; give the folder of a run of it")
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             facts = json.loads(header["facts"])
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise DamagedCheckpoint(f"the checkpoint {path} cannot be read ({error}); it is damaged, remove it") from None
-    if tensors and _checksum(found, header["facts"]) != header.get("sha256"):
+    if _checksum(found, header["facts"]) != header.get("sha256"):
         raise DamagedCheckpoint(
             f"the checkpoint {path} cannot be read (its checksum is wrong); it is damaged, remove it"
         )
@@ -110,7 +105,7 @@ def load_state(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
       InputError: it is missing, of other software, or of another structure or shape than ``like``.
     """
     names, leaves, treedef = _names(like)
-    tensors, facts = _read(path, tensors=True)
+    tensors, facts = _read(path)
     for name, leaf in zip(names, leaves, strict=True):
         if name not in tensors or tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
             found = f"{tensors[name].dtype}{list(tensors[name].shape)}" if name in tensors else "nothing"

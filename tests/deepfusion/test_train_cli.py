@@ -9,24 +9,14 @@ import pytest
 from deepfusion.plan_report import rows
 from fusion_core.runs import costs, read_plan, resolve
 from tests.strategies.compiled import cached_in
+from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.texts import documents
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent.parent / "examples" / "plans").glob("*.toml"))
-PLAN = """
-name = "small"
-steps_per_dispatch = 5
-[data]
-text = ["text.txt"]
-vocab = 300
-validation_share = 0.2
-validation_batches = 2
-[defaults]
-batch = 4
-length = 16
-optimizer = { name = "adafactor", rate = 0.02 }
-cadence = { log = 5, evaluate = 10, checkpoint = 10 }
+PLAN = f"""
+name = "small"{HEAD}
 [node.a]
-model = { d_model = 8, d_kv = 4, d_ff = 16, num_heads = 2, num_layers = 1, num_decoder_layers = 1 }
+model = {MODEL}
 steps = 10
 [node.twice]
 sources = ["a", "a"]

@@ -21,13 +21,7 @@ with warnings.catch_warnings():
 CASES = [(3, 1.0, False), (4, 0.0, True), (2, 2.5, "never")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_threads():
-    """The sizes are tiny: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("few_torch_threads")
 
 
 @pytest.fixture(scope="module", params=sorted(STYLES))

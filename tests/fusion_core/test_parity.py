@@ -28,13 +28,7 @@ with warnings.catch_warnings():
 TOLERANCE = 2e-5  # float32, logits of scale one
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_threads():
-    """The sizes are tiny: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("few_torch_threads")
 
 
 def reference(folder):

@@ -19,22 +19,9 @@ from fusion_core.text.batches import window_length
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.loop import graceful_interrupt
 from tests.strategies.compiled import cached_in
+from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.texts import documents
 
-MODEL = "{ d_model = 8, d_kv = 4, d_ff = 16, num_heads = 2, num_layers = 1, num_decoder_layers = 1 }"
-HEAD = """
-steps_per_dispatch = 5
-[data]
-text = ["text.txt"]
-vocab = 300
-validation_share = 0.2
-validation_batches = 2
-[defaults]
-batch = 4
-length = 16
-optimizer = { name = "adafactor", rate = 0.02 }
-cadence = { log = 5, evaluate = 10, checkpoint = 10 }
-"""
 SOURCES = f"""
 [node.a]
 model = {MODEL}
