@@ -255,7 +255,15 @@ def _by_slopes(state: OnlineState, step: int, rates: tuple[Sequence[float], Sequ
             "the present slopes only."
         )
         return state, OnlineDecision(step, "slopes", ahead, error, reason)
-    because = f"the small networks' loss falls faster per FLOP ({small.mean():.3g} against {grown.mean():.3g})"
+    if ahead <= 0:
+        because = f"the small networks' loss falls faster per FLOP ({small.mean():.3g} against {grown.mean():.3g})"
+    elif grown.mean() <= 0:
+        because = f"the grown network's loss does not fall ({grown.mean():.3g} per FLOP)"
+    else:
+        because = (
+            "the grown network's loss falls faster per FLOP by no more than the noise "
+            f"({grown.mean():.3g} against {small.mean():.3g}, ahead by {ahead:.2g}{_plus_minus(error)})"
+        )
     twice = min(step + max(1, step), state.last_step)
     state = dataclasses.replace(state, looks=state.looks - 1, next_look=twice)
     if state.looks < 1:

@@ -484,7 +484,7 @@ class OnlineGrowth:
         done = decision.step is not None or step == state.last_step
         told = dataclasses.replace(self, state=state, decisions=(*self.decisions, decision), trials=trials, done=done)
         if (trial := told.trial) is not None and not told._fits(trial):
-            why = f"the small networks' loss fell faster at step {step}, and no later trial fits into what is left"
+            why = f"the trial at step {step} was lost, and no later trial fits into what is left"
             state = dataclasses.replace(state, method="fixed", why=why, fixed_step=state.last_step)
             told = dataclasses.replace(told, state=state)
         return told

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -128,8 +130,14 @@ def test_a_forecast_that_does_not_hold_on_fresh_batches_falls_back_to_slopes_and
 def test_slopes_wait_while_the_small_networks_are_faster_and_while_it_is_not_resolved():
     state = bea.start_online(100, **COSTS | {"run_gradients": 4e5, "trial_gradients": 10.0, "forecast_gradients": 4e4})
     assert state.method == "slopes"
-    for small, grown in (([2.0], [1.0]), ([1.0, 3.0], [2.5, 2.0]), ([-2.0], [-1.0])):
-        assert bea.online_growth_step(state, 10, rates=(small, grown))[1].step is None
+    for small, grown, why in (
+        ([2.0], [1.0], r"the small networks' loss falls faster per FLOP \(2 against 1\)"),
+        ([1.0, 3.0], [2.5, 2.0], r"by no more than the noise \(2.25 against 2, ahead by 0.25"),
+        ([-2.0], [-1.0], r"the grown network's loss does not fall \(-1 per FLOP\)"),
+    ):
+        decision = bea.online_growth_step(state, 10, rates=(small, grown))[1]
+        assert decision.step is None
+        assert re.search(why, decision.reason), decision.reason
 
 
 def test_what_the_rule_wants_and_does_not_get_is_named():
