@@ -22,9 +22,9 @@ import sys
 from typing import Any
 
 from benchmarks.output import hand_over
+from fusion_core.models.t5 import T5Config, parameter_shapes
+from fusion_core.models.t5.files import flat_names
 from fusion_core.provenance import provenance
-from fusion_core.t5 import T5Config, parameter_shapes
-from fusion_core.t5.files import flat_names
 
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
 PER_MACHINE = 8

@@ -25,7 +25,7 @@ import bea
 from bea.pytrees import weighted_sum
 from bea.taylor import bernoulli_ratios, modified_field_by_taylor
 from benchmarks.output import hand_over
-from fusion_core.t5 import T5Config, init, token_loss
+from fusion_core.models.t5 import T5Config, init, token_loss
 from toy_models import mlp
 
 STEP = 0.01

@@ -44,8 +44,8 @@ from fusion_core.text import (
     read_documents,
     train_tokenizer,
 )
-from fusion_core.text.batches import corrupted_lengths
 from fusion_core.text.packing import windows_of
+from fusion_core.text.span_corruption import corrupted_lengths
 
 Batches = Iterator[tuple[dict[str, np.ndarray], Any]]
 

@@ -25,8 +25,8 @@ import numpy as np
 import fusion_core as fc
 from benchmarks.output import hand_over
 from deepfusion.finetuning import FinetuneSettings, Finetuning
+from fusion_core.models.t5 import init
 from fusion_core.provenance import provenance
-from fusion_core.t5 import init
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.examples import ExampleBatches, encode_texts
 from fusion_core.text.tasks import Example, named_task

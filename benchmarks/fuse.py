@@ -36,9 +36,9 @@ from rich.console import Console
 
 from benchmarks.output import hand_over
 from fusion_core import T5Config
-from fusion_core.files import open_checkpoint, plan_fusion
-from fusion_core.t5 import parameter_shapes
-from fusion_core.t5.files import INDEX, config_to_json, flat_names
+from fusion_core.checkpoints import open_checkpoint, plan_fusion
+from fusion_core.models.t5 import parameter_shapes
+from fusion_core.models.t5.files import INDEX, config_to_json, flat_names
 
 COPY_LIMIT, MEMORY_LIMIT, MERGEKIT_LIMIT = 1.5, 300e6, 2.0
 PIECE = 1 << 19  # bytes of a plain read or write
@@ -48,7 +48,7 @@ SMOKE = T5Config.named("t5-v1_1-small", num_layers=1, num_decoder_layers=1, voca
 # ru_maxrss of a child starts at its parent's, VmHWM at nothing
 FUSE_PROGRAM = r"""
 import json, pathlib, re, resource, sys, time
-from fusion_core.files import plan_fusion, write_fusion
+from fusion_core.checkpoints import plan_fusion, write_fusion
 def peak():
     status = pathlib.Path("/proc/self/status")
     if status.exists():

@@ -21,9 +21,9 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
+from fusion_core.models.t5 import init
+from fusion_core.models.t5.decoding import generate
 from fusion_core.provenance import provenance
-from fusion_core.t5 import init
-from fusion_core.t5.decoding import generate
 
 TINY = fc.T5Config(
     vocab_size=4096, d_model=128, d_kv=32, d_ff=512, num_layers=4, num_decoder_layers=4, num_heads=4

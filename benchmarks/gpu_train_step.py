@@ -33,10 +33,10 @@ import optax
 
 from benchmarks.output import hand_over
 from fusion_core import save_pretrained
+from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flops
+from fusion_core.models.t5.files import flat_names
+from fusion_core.models.t5.flops import utilisation
 from fusion_core.provenance import provenance
-from fusion_core.t5 import Compute, T5Config, batch_loss, init, step_flops
-from fusion_core.t5.files import flat_names
-from fusion_core.t5.flops import utilisation
 from fusion_core.train import adafactor, t5_schedule
 
 RATE, SOURCE, TARGET = 1e-3, 512, 114

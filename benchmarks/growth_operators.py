@@ -24,8 +24,8 @@ import numpy as np
 import fusion_core as fc
 from benchmarks.output import hand_over
 from fusion_core import atomic
-from fusion_core.growth_operators import GROWTH_OPERATORS, Measured, Properties, measure
-from fusion_core.t5 import init
+from fusion_core.growth import GROWTH_OPERATORS, Measured, Properties, measure
+from fusion_core.models.t5 import init
 from toy_models import mlp
 
 DOC = pathlib.Path(__file__).parent.parent / "docs" / "growth_operators.md"

@@ -20,8 +20,8 @@ import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from fusion_core.t5 import init
-from fusion_core.t5.model import shifted_right
+from fusion_core.models.t5 import init
+from fusion_core.models.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
 from fusion_core.text.tokenizer import SENTINELS
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule

@@ -37,7 +37,7 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
     import numpy as np
 
     import fusion_core as fc
-    from fusion_core.t5 import init
+    from fusion_core.models.t5 import init
     from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss, t5_schedule
     from fusion_core.train.distributed import finish
     from fusion_core.train.loop import feed_by_step

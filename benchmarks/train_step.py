@@ -27,8 +27,8 @@ import optax
 
 from benchmarks.output import hand_over
 from fusion_core import save_pretrained
+from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flops
 from fusion_core.provenance import provenance
-from fusion_core.t5 import Compute, T5Config, batch_loss, init, step_flops
 from fusion_core.train import adafactor, t5_schedule
 
 TINY = T5Config(vocab_size=4096, d_model=128, d_kv=32, d_ff=512, num_layers=4, num_decoder_layers=4, num_heads=4)
@@ -87,8 +87,8 @@ def ours(config: T5Config, batch: Any, optimizer: str, compute: Compute, steps: 
 def naive(config: T5Config, batch: Any) -> Run:
     """One step a dispatch, broadcasts left to XLA."""
     with (
-        mock.patch("fusion_core.t5.layers.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
-        mock.patch("fusion_core.t5.attention.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
+        mock.patch("fusion_core.models.t5.layers.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
+        mock.patch("fusion_core.models.t5.attention.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
     ):
         return ours(config, batch, "adafactor", Compute(), 1)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from fusion_core import load_pretrained
 from fusion_core.errors import InputError
-from fusion_core.t5 import T5Config
-from fusion_core.t5.decoding import Decoding, generate
+from fusion_core.models.t5 import T5Config
+from fusion_core.models.t5.decoding import Decoding, generate
 from fusion_core.text import Tokenizer
 from fusion_core.text.examples import in_order, padded, width_for
 

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fusion_core.files import Deviation, FusionPlan
-    from fusion_core.files.stream import FusedTensor
+    from fusion_core.checkpoints import Deviation, FusionPlan
+    from fusion_core.checkpoints.stream import FusedTensor
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of prose.")]
 # what the architectures call them
@@ -147,7 +147,7 @@ def fuse(
     different sources are averaged up to their norms' statistics. Tensors are streamed: memory does not grow with the
     network. The folder appears whole or not at all.
     """
-    from fusion_core import files
+    from fusion_core import checkpoints as files
     from fusion_core.errors import InputError
     from fusion_core.text import read_documents
 
@@ -212,7 +212,7 @@ def diff(
     deepfusion diff small medium
     deepfusion diff a b --text notes.txt
     """
-    from fusion_core import files
+    from fusion_core import checkpoints as files
     from fusion_core.errors import InputError
     from fusion_core.text import read_documents
 
@@ -269,7 +269,7 @@ def info(
     deepfusion info --json
     """
     if folder is not None:
-        from fusion_core import files
+        from fusion_core import checkpoints as files
 
         facts = files.describe(folder)
         if as_json:

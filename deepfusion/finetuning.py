@@ -15,10 +15,10 @@ from rich.console import Console
 from deepfusion.answers import answer, open_network
 from deepfusion.progress import progress_bars
 from fusion_core import atomic, save_pretrained
+from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.errors import InputError
-from fusion_core.files.tokenizers import copy_tokenizer
+from fusion_core.models.t5.decoding import Decoding
 from fusion_core.provenance import provenance
-from fusion_core.t5.decoding import Decoding
 from fusion_core.text.examples import ExampleBatches, encode_texts, in_order, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task

@@ -59,7 +59,7 @@ def generate(
     """
     from deepfusion.answers import answer, open_network
     from fusion_core.errors import InputError
-    from fusion_core.t5.decoding import Decoding
+    from fusion_core.models.t5.decoding import Decoding
     from fusion_core.text.examples import encode_texts
 
     if bool(texts) == (file is not None):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from fusion_core.fusion import MLPConfig, fuse, fusion_map
+from fusion_core.growth import MLPConfig, fuse, fusion_map
 from toy_models import mlp, quadratic
 from toy_models.deep_linear import deep_linear_task
 from toy_models.digits import digits_task

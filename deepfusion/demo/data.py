@@ -10,7 +10,7 @@ from deepfusion.demo.settings import DemoSettings
 from fusion_core.errors import InputError
 from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
-from fusion_core.text.batches import window_length
+from fusion_core.text.span_corruption import window_length
 
 
 def _prepare(settings: DemoSettings, folder: pathlib.Path, progress: Progress) -> None:

@@ -20,13 +20,21 @@ from deepfusion.demo.data import TOKENIZER, DemoData
 from deepfusion.demo.settings import DemoSettings
 from deepfusion.progress import progress_bars
 from fusion_core import atomic
+from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
-from fusion_core.fusion import fusion_map, rate_factors
-from fusion_core.plan import GrowthMeter, GrowthPlan, Network, OnlineGrowth, Trial, factors_by_name, plan_growth
-from fusion_core.pretrained import write_pretrained
+from fusion_core.growth import fusion_map, rate_factors
+from fusion_core.models.t5 import T5Config, files, init, parameter_shapes, token_loss
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import follow_rule, stops_of
-from fusion_core.t5 import T5Config, files, init, parameter_shapes, token_loss
+from fusion_core.schedule.trials import (
+    GrowthMeter,
+    GrowthPlan,
+    Network,
+    OnlineGrowth,
+    Trial,
+    factors_by_name,
+    plan_growth,
+)
 from fusion_core.text import Tokenizer
 from fusion_core.train import (
     Interrupted,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from fusion_core.errors import InputError
-from fusion_core.fusion import fused_config
-from fusion_core.t5 import T5Config, step_flops
-from fusion_core.text.batches import window_length
+from fusion_core.growth import fused_config
+from fusion_core.models.t5 import T5Config, step_flops
 from fusion_core.text.corpus import DEFAULT_PACKAGES
+from fusion_core.text.span_corruption import window_length
 from fusion_core.text.tokenizer import SENTINELS
 
 
@@ -25,7 +25,7 @@ class DemoSettings:
       batch: sequences a step.
       source: tokens of a source sequence.
       budget: FLOPs of every arm, in steps of the large network.
-      match_cross_attention: see ``fusion_core.t5.init``; it shortens the plateau on which small networks begin.
+      match_cross_attention: see ``fusion_core.models.t5.init``; it shortens the plateau on which small networks begin.
       small_rate, large_rate: learning rates (Adafactor's) of the small networks and of the large one from scratch.
       pairs: pairs of batches behind every measurement of the theory's terms.
       trial_share: of the budget, for the grown network in a trial of growing.

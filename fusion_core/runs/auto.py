@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_core.plan import OnlineGrowth, Trial
+from fusion_core.schedule.trials import OnlineGrowth, Trial
 
 
 def follow_rule(

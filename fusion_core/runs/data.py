@@ -28,7 +28,7 @@ from fusion_core.text import (
     split_documents,
     train_tokenizer,
 )
-from fusion_core.text.batches import window_length
+from fusion_core.text.span_corruption import window_length
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 LOOKED_AT = 20_000  # documents of a streamed text from which a tokenizer is trained

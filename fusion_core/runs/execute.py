@@ -14,13 +14,13 @@ import numpy as np
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.plan import OnlineGrowth, Trial
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import follow_rule, stops_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Auto, Resolved, auto_groups, resolve
 from fusion_core.runs.nodes import Workshop, first_state, fused_state, identity, save_result, state_shapes, training_of
 from fusion_core.runs.schema import FuseNode, Plan, TrainNode
+from fusion_core.schedule.trials import OnlineGrowth, Trial
 from fusion_core.train import Metrics, TrainState
 from fusion_core.train.run import CHECKPOINTS, METRICS, Training
 from fusion_core.train.store import Checkpoints

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from fusion_core.errors import InputError
-from fusion_core.fusion.networks import fused_config, fusion_map
+from fusion_core.growth.networks import fused_config, fusion_map
+from fusion_core.models.t5.config import T5Config
+from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.schema import FuseNode, Node, OptimizerSettings, Plan, TrainNode
-from fusion_core.t5.config import T5Config
-from fusion_core.t5.flops import step_flops
-from fusion_core.text.batches import span_counts, window_length
+from fusion_core.text.span_corruption import span_counts, window_length
 from fusion_core.text.tokenizer import SENTINELS
 from fusion_core.train.devices import check_share
 

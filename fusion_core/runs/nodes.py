@@ -12,19 +12,19 @@ import jax
 import numpy as np
 
 from fusion_core import atomic
+from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
-from fusion_core.fusion import fuse, fusion_map, rate_factors
-from fusion_core.pretrained import write_pretrained
+from fusion_core.growth import fuse, fusion_map, rate_factors
+from fusion_core.models.t5 import Compute, T5Config, peak_flops
+from fusion_core.models.t5.model import init
 from fusion_core.runs.cost import shapes_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved, target_length
 from fusion_core.runs.optimizers import optimizer_of, schedule_of
 from fusion_core.runs.schema import FuseNode, OptimizerSettings, Plan, TrainNode
-from fusion_core.t5 import Compute, T5Config, peak_flops
-from fusion_core.t5.model import init
 from fusion_core.train import Trainer, TrainState, fuse_states, init_state, t5_loss
+from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.run import CHECKPOINTS, Training
-from fusion_core.train.schedules import Schedule
 from fusion_core.train.store import Checkpoints
 
 DONE, MODEL = "done.json", "model"

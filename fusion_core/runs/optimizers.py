@@ -5,8 +5,8 @@ from __future__ import annotations
 import optax
 
 from fusion_core.runs.schema import OptimizerSettings, ScheduleSettings
+from fusion_core.train.learning_rate import Schedule, jump_schedule
 from fusion_core.train.optimizer import adafactor, adamw, clipped
-from fusion_core.train.schedules import Schedule, jump_schedule
 
 
 def optimizer_of(settings: OptimizerSettings, schedule: Schedule) -> optax.GradientTransformation:

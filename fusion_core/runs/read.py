@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.schema import (
     DataSettings,
     FuseNode,
@@ -20,7 +21,6 @@ from fusion_core.runs.schema import (
     ScheduleSettings,
     TrainNode,
 )
-from fusion_core.t5 import Compute, T5Config
 from fusion_core.text.tokenizer import SENTINELS, Tokenizer
 from fusion_core.train.run import Cadence
 

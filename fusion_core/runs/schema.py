@@ -7,12 +7,12 @@ import math
 from typing import Any, Literal
 
 from fusion_core.errors import InputError
-from fusion_core.fusion.agreement import NORM_MODES
-from fusion_core.fusion.noise import OFF_DIAGONAL
-from fusion_core.t5 import Compute, T5Config
+from fusion_core.growth.agreement import NORM_MODES
+from fusion_core.growth.noise import OFF_DIAGONAL
+from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.text.corpus import DEFAULT_PACKAGES
+from fusion_core.train.learning_rate import Schedule, constant_schedule, cosine_schedule, t5_schedule
 from fusion_core.train.run import Cadence
-from fusion_core.train.schedules import Schedule, constant_schedule, cosine_schedule, t5_schedule
 
 OPTIMIZERS = ("adafactor", "adamw")
 SCHEDULES = ("rsqrt", "cosine", "constant")
@@ -155,8 +155,8 @@ class TrainNode:
       accumulate: parts in which a device takes its share of the batch.
       length: tokens of a source sequence.
       seed: of initialisation, order of the data, masks and dropout.
-      match_cross_attention: see ``fusion_core.t5.init``.
-      compute: precision, memory and speed, see ``fusion_core.t5.Compute``.
+      match_cross_attention: see ``fusion_core.models.t5.init``.
+      compute: precision, memory and speed, see ``fusion_core.models.t5.Compute``.
       optimizer, schedule, cadence: see there.
     """
 

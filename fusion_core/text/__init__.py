@@ -1,6 +1,5 @@
 """From text to batches: corpora, tokenizer, span corruption, packing, streams, prefetch."""
 
-from fusion_core.text.batches import SpanCorruption as SpanCorruption
 from fusion_core.text.corpus import default_corpus as default_corpus
 from fusion_core.text.corpus import read_documents as read_documents
 from fusion_core.text.corpus import split_documents as split_documents
@@ -13,6 +12,7 @@ from fusion_core.text.prefetch import Prefetch as Prefetch
 from fusion_core.text.prefetch import prefetch as prefetch
 from fusion_core.text.sources import Batch as Batch
 from fusion_core.text.sources import DataSource as DataSource
+from fusion_core.text.span_corruption import SpanCorruption as SpanCorruption
 from fusion_core.text.states import gathered as gathered
 from fusion_core.text.states import merge_states as merge_states
 from fusion_core.text.stream import StreamedSpans as StreamedSpans

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion_core.text.batches import corrupt, noise_masks
 from fusion_core.text.sources import Batch
+from fusion_core.text.span_corruption import corrupt, noise_masks
 
 Pair = tuple[np.ndarray, np.ndarray]
 

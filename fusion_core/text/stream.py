@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.text.batches import check_sentinels, corrupt, noise_masks, window_length
 from fusion_core.text.documents import Documents, Place, blocks
 from fusion_core.text.lanes import Blocks, Lane
 from fusion_core.text.packing import corrupt_each, pack, windows_of
 from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source, last_sentinel
+from fusion_core.text.span_corruption import check_sentinels, corrupt, noise_masks, window_length
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
 # of about so many rows a group is made: many, since its last row is half empty; few, since they are made in one go

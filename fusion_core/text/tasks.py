@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.text.rows import Row, read_rows
 from fusion_core.text.scores import METRICS, NO_LABEL
+from fusion_core.text.tables import Row, read_rows
 
 Kind = Literal["label", "number", "text"]
 

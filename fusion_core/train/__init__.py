@@ -4,6 +4,10 @@ from fusion_core.train.checkpoint import DamagedCheckpoint as DamagedCheckpoint
 from fusion_core.train.checkpoint import load_state as load_state
 from fusion_core.train.checkpoint import save_state as save_state
 from fusion_core.train.distributed import initialize_distributed as initialize_distributed
+from fusion_core.train.learning_rate import constant_schedule as constant_schedule
+from fusion_core.train.learning_rate import cosine_schedule as cosine_schedule
+from fusion_core.train.learning_rate import jump_schedule as jump_schedule
+from fusion_core.train.learning_rate import t5_schedule as t5_schedule
 from fusion_core.train.loop import Dispatch as Dispatch
 from fusion_core.train.loop import Interrupted as Interrupted
 from fusion_core.train.loop import Trainer as Trainer
@@ -18,10 +22,6 @@ from fusion_core.train.optimizer import fuse_states as fuse_states
 from fusion_core.train.optimizer import preconditioner as preconditioner
 from fusion_core.train.run import Cadence as Cadence
 from fusion_core.train.run import Training as Training
-from fusion_core.train.schedules import constant_schedule as constant_schedule
-from fusion_core.train.schedules import cosine_schedule as cosine_schedule
-from fusion_core.train.schedules import jump_schedule as jump_schedule
-from fusion_core.train.schedules import t5_schedule as t5_schedule
 from fusion_core.train.step import TrainState as TrainState
 from fusion_core.train.step import displacement as displacement
 from fusion_core.train.step import evaluate_step as evaluate_step

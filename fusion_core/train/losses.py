@@ -6,12 +6,12 @@ import dataclasses
 
 from jaxtyping import Array
 
-from fusion_core.t5 import Compute, T5Config, batch_loss
+from fusion_core.models.t5 import Compute, T5Config, batch_loss
 from fusion_core.train.step import Batch, Loss, Params
 
 
 def t5_loss(config: T5Config, compute: Compute = Compute()) -> Loss:
-    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.t5.batch_loss``).
+    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.models.t5.batch_loss``).
 
     For training alone: it is always computed with ``reverse_only``, since a step needs no other derivative.
     """

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from fusion_core.errors import InputError
-from fusion_core.fusion.linear import FusionMap, Params
-from fusion_core.train.moments import MIN_DIM_TO_FACTOR, factored_moment, first_moment, second_moment
-from fusion_core.train.schedules import Schedule
+from fusion_core.growth.linear import FusionMap, Params
+from fusion_core.growth.moments import MIN_DIM_TO_FACTOR, factored_moment, first_moment, second_moment
+from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.step import TrainState
 
 
@@ -84,7 +84,7 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: b
 
     For k copies the fused gradient is known: every block of a hidden matrix, the off-diagonal ones too, gets w of the
     source's, an array scaled by s gets w/s of it; second moments get the square. For different sources the blocks between
-    them are estimates (``fusion_core.train.moments``).
+    them are estimates (``fusion_core.growth.moments``).
 
     Args:
       mapping: of the fusion.

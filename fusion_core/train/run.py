@@ -19,9 +19,9 @@ from fusion_core.text.prefetch import prefetch
 from fusion_core.text.sources import Batch, DataSource
 from fusion_core.text.states import gathered
 from fusion_core.train.devices import host_copy
+from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import Metrics, Record
-from fusion_core.train.schedules import Schedule
 from fusion_core.train.step import TrainState
 from fusion_core.train.store import Checkpoints
 

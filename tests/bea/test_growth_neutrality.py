@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import bea
-import fusion_core.fusion
+import fusion_core.growth
 from tests.bea.helpers import distance, slopes
 from tests.strategies.networks import random_mlp
 from toy_models import growth_event, mlp
@@ -48,8 +48,8 @@ def test_the_event_of_self_fusion_has_the_pseudo_inverse_of_its_map(x64):
 
 
 def test_events_of_the_fusion_map_and_of_its_embed_alone_agree(x64):
-    config = fusion_core.fusion.MLPConfig(SIZES)
-    fusion = fusion_core.fusion.fusion_map([config, config])
+    config = fusion_core.growth.MLPConfig(SIZES)
+    fusion = fusion_core.growth.fusion_map([config, config])
     sources = tuple(random_mlp(SIZES, seed, jnp.float64) for seed in (1, 2))
     derived = bea.GrowthEvent.from_linear(fusion.embed, sources)
     grown = fusion.embed(sources)

@@ -24,8 +24,8 @@ import fusion_core as fc
 from deepfusion.demo import PRESETS, DemoSettings
 from deepfusion.demo.report import NOISE, draw_losses, rows, summary
 from deepfusion.demo.run import ARMS, load_settings, stops
-from fusion_core.plan import GrowthPlan, OnlineGrowth, plan_growth
-from fusion_core.t5 import token_loss
+from fusion_core.models.t5 import token_loss
+from fusion_core.schedule.trials import GrowthPlan, OnlineGrowth, plan_growth
 from fusion_core.text import Tokenizer
 from tests.strategies.networks import batch_of
 from tests.strategies.texts import documents

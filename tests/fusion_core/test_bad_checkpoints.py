@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core import files
-from fusion_core.files import fuse as fuse_module
-from fusion_core.files.ranges import read_header
+from fusion_core import checkpoints as files
+from fusion_core.checkpoints import fuse as fuse_module
+from fusion_core.checkpoints.ranges import read_header
 from tests.strategies.checkpoints import in_shards, raw_file, replace_tensors, saved_t5, tensors_of, write_index
 
 

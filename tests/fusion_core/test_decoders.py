@@ -12,8 +12,8 @@ import safetensors.numpy
 
 import fusion_core as fc
 from fusion_core import decoder
-from fusion_core.decoder import files
-from fusion_core.fusion import fused_config
+from fusion_core.growth import fused_config
+from fusion_core.models.decoder import files
 from tests.strategies.decoders import KINDS, logits, random_params, small, tokens
 from tests.strategies.networks import random_t5, tiny
 

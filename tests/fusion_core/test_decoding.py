@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 import fusion_core as fc
-from fusion_core.t5 import cache
-from fusion_core.t5.decoding import Decoding, generate, restricted
+from fusion_core.models.t5 import cache
+from fusion_core.models.t5.decoding import Decoding, generate, restricted
 from tests.strategies.decoding import LENGTH, ends, talkative
 from tests.strategies.networks import STYLES, batch_of, logits, random_t5, tiny
 

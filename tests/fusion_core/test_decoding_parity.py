@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5.decoding import generate
+from fusion_core.models.t5.decoding import generate
 from tests.strategies.decoding import LENGTH, ends, talkative
 from tests.strategies.networks import STYLES
 

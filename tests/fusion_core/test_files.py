@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import fusion_core as fc
 from fusion_core import atomic
-from fusion_core.t5 import files
+from fusion_core.models.t5 import files
 from tests.strategies.networks import STYLES, random_t5, tiny
 
 SMALL = {"vocab_size": 9, "num_layers": 1, "num_decoder_layers": 1}

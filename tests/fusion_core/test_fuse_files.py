@@ -12,10 +12,10 @@ import safetensors
 import safetensors.numpy
 
 import fusion_core as fc
-from fusion_core import files
-from fusion_core.files import comparison, ranges, stream
-from fusion_core.fusion import Rule
-from fusion_core.t5.files import flat_names
+from fusion_core import checkpoints as files
+from fusion_core.checkpoints import comparison, ranges, stream
+from fusion_core.growth import Rule
+from fusion_core.models.t5.files import flat_names
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import in_shards, replace_tensors, saved_decoder, saved_t5, tensors_of
 from tests.strategies.decoders import KINDS as DECODERS

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
-from fusion_core.fusion import Rule, fused_config
+from fusion_core.growth import Rule, fused_config
 from tests.strategies.networks import STYLES, batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 from toy_models import mlp
 

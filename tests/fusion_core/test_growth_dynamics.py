@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.fusion import operators
-from fusion_core.fusion.linear import FusionMap
+from fusion_core.growth import operators
+from fusion_core.growth.linear import FusionMap
 from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state, t5_schedule
 from tests.strategies import decoders
 from tests.strategies.networks import random_mlp

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import bea
 import fusion_core as fc
 from benchmarks import growth_operators as benchmark
-from fusion_core.growth_operators import GROWTH_OPERATORS, copied_units
-from fusion_core.growth_operators.layout import axes, by_name, first_copies, spaces
-from fusion_core.t5 import init, parameter_shapes
+from fusion_core.growth import GROWTH_OPERATORS, copied_units
+from fusion_core.growth.units import axes, by_name, first_copies, spaces
+from fusion_core.models.t5 import init, parameter_shapes
 from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
 
 CASES = benchmark.cases()

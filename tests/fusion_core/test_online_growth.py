@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.plan import GrowthPlan, OnlineGrowth, look_gradients
+from fusion_core.schedule.trials import GrowthPlan, OnlineGrowth, look_gradients
 
 SMALL, GROWN, BUDGET = 0.4e9, 1e9, 4000
 FACTORS = {"q": {"w": 0.5}, "norm": {"w": 1.0}}

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
-from fusion_core.fusion import fused_config, operators
-from fusion_core.fusion.conv import parameter_shapes
-from fusion_core.fusion.operators import table_map
+from fusion_core.growth import fused_config, operators
+from fusion_core.growth.operators import table_map
+from fusion_core.models.conv import parameter_shapes
 from tests.fusion_core.test_fusion import mlp_output
 from tests.strategies.networks import inner, random_like, random_mlp
 from toy_models import mlp

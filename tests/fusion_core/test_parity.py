@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 import fusion_core as fc
-from fusion_core.t5 import files, parameter_shapes
-from fusion_core.t5.model import relative_buckets
+from fusion_core.models.t5 import files, parameter_shapes
+from fusion_core.models.t5.model import relative_buckets
 from fusion_core.text import train_tokenizer
 from tests.strategies.networks import STYLES, batch_of, logits, mean_loss, random_t5, tiny
 from tests.strategies.texts import sentences

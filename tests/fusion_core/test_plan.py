@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.fusion import fused_config
-from fusion_core.plan import TRUST, WINDOW, GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
-from fusion_core.t5 import init
+from fusion_core.growth import fused_config
+from fusion_core.models.t5 import init
+from fusion_core.schedule.trials import TRUST, WINDOW, GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
 from fusion_core.train import TrainState, adafactor, displacement, fuse_states, init_state, preconditioner, t5_schedule
 from tests.strategies.networks import random_mlp
 from toy_models import mlp

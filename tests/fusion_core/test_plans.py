@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 
 import fusion_core as fc
+from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs import costs, read_plan, resolve, run_plan
 from fusion_core.runs.cost import shapes_of, tree_bytes
 from fusion_core.runs.nodes import DONE
-from fusion_core.t5.flops import step_flops
-from fusion_core.text.batches import window_length
+from fusion_core.text.span_corruption import window_length
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.loop import graceful_interrupt
 from tests.strategies.compiled import cached_in

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5 import init, token_loss
+from fusion_core.models.t5 import init, token_loss
 from fusion_core.train import adafactor, displacement, fuse_states, init_state, t5_schedule
 
 SHAPE = {

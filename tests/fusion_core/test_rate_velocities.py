@@ -15,7 +15,7 @@ import pytest
 
 import fusion_core as fc
 from fusion_core import decoder
-from fusion_core.fusion import conv
+from fusion_core.growth import conv
 from fusion_core.train import adafactor, t5_schedule
 from tests.strategies import decoders
 from tests.strategies.networks import conv_logits

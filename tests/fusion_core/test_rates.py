@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5 import parameter_shapes
+from fusion_core.models.t5 import parameter_shapes
 from tests.strategies.networks import random_mlp, tiny
 from toy_models.growth_event import UPDATES, changes_of_function
 

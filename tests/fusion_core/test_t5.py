@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5 import files, init, parameter_shapes, peak_flops, step_flops, token_loss
-from fusion_core.t5.flops import utilisation
-from fusion_core.t5.model import relative_buckets
+from fusion_core.models.t5 import files, init, parameter_shapes, peak_flops, step_flops, token_loss
+from fusion_core.models.t5.flops import utilisation
+from fusion_core.models.t5.model import relative_buckets
 from tests.strategies.networks import STYLES, batch_of, logits, random_t5, tiny
 
 

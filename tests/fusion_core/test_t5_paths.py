@@ -10,9 +10,9 @@ import pytest
 from jax.experimental import jet
 
 import fusion_core as fc
-from fusion_core.t5 import Compute, batch_loss, init, parameter_shapes, token_loss
-from fusion_core.t5.layers import broadcast_over, position_bias, relative_buckets, self_bias
-from fusion_core.t5.products import product, reverse_product
+from fusion_core.models.t5 import Compute, batch_loss, init, parameter_shapes, token_loss
+from fusion_core.models.t5.layers import broadcast_over, position_bias, relative_buckets, self_bias
+from fusion_core.models.t5.products import product, reverse_product
 from tests.strategies.networks import batch_of, logits, once, random_t5, tiny
 from tests.strategies.packing import documents, packed, rows
 
@@ -46,7 +46,7 @@ def plain():
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr("fusion_core.t5.attention.QUERY_CHUNK", 4)
+    monkeypatch.setattr("fusion_core.models.t5.attention.QUERY_CHUNK", 4)
 
 
 @pytest.mark.parametrize("name", COMPUTES)
@@ -213,7 +213,7 @@ def test_the_logits_of_a_large_vocabulary_are_never_held_whole():
 
 
 def test_all_pairs_of_positions_are_never_held_whole(monkeypatch):
-    monkeypatch.setattr("fusion_core.t5.attention.QUERY_CHUNK", 32)
+    monkeypatch.setattr("fusion_core.models.t5.attention.QUERY_CHUNK", 32)
     config = tiny("v1.0", num_heads=4, num_layers=1, num_decoder_layers=1)
     whole = 4 * 32 * 4 * 384 * 384  # bytes of the encoder's pairs
     assert temporaries(config, 32, 384, 8, Compute()) > whole

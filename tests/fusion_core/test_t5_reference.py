@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.t5 import Compute, batch_loss, files
+from fusion_core.models.t5 import Compute, batch_loss, files
 from tests.strategies.networks import STYLES, once, random_t5, tiny
 from tests.strategies.packing import documents, packed, rows
 
@@ -74,7 +74,7 @@ def case(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", COMPUTES)
 def test_loss_and_gradients_equal_the_references(case, name, monkeypatch):
-    monkeypatch.setattr("fusion_core.t5.attention.QUERY_CHUNK", 4)
+    monkeypatch.setattr("fusion_core.models.t5.attention.QUERY_CHUNK", 4)
     params, config, texts, results = case
     batch = packed([texts[:2], texts[2:]]) if "packed" in name else rows(texts)
     expected, _, theirs = results[COMPUTES[name].z_loss]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from fusion_core.text import SpanCorruption, Tokenizer, corpus, read_documents, split_documents, train_tokenizer
-from fusion_core.text.batches import corrupt, noise_masks, span_counts, window_length
+from fusion_core.text.span_corruption import corrupt, noise_masks, span_counts, window_length
 from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, UNK
 from tests.strategies.texts import documents, sentences
 

@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core.text.batches import corrupt, corrupted_lengths, noise_masks, span_counts, window_length
 from fusion_core.text.packing import assign, corrupt_each, pack, packing_efficiency, unpack, windows_of
+from fusion_core.text.span_corruption import corrupt, corrupted_lengths, noise_masks, span_counts, window_length
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 

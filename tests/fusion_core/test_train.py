@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 import fusion_core as fc
-from fusion_core.t5 import init
+from fusion_core.models.t5 import init
 from fusion_core.train import (
     Interrupted,
     Metrics,

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import fusion_core as fc
-from fusion_core.t5 import init
+from fusion_core.models.t5 import init
 from fusion_core.train import (
     Cadence,
     Checkpoints,

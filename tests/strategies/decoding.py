@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from fusion_core.t5.decoding import generate
+from fusion_core.models.t5.decoding import generate
 from tests.strategies.networks import batch_of, random_t5, tiny
 
 LENGTH = 9

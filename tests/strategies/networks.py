@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fusion_core as fc
-from fusion_core.t5 import init, token_loss
+from fusion_core.models.t5 import init, token_loss
 
 STYLES = {
     "v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from fusion_core.t5 import files, init
+from fusion_core.models.t5 import files, init
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 from tests.strategies.networks import batch_of, tiny
 

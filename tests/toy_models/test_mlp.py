@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fusion_core.fusion
+import fusion_core.growth
 from toy_models import mlp
 from toy_models.teacher import teacher_task
 
@@ -66,11 +66,11 @@ def test_gradient_flops_are_those_that_the_compiler_counts():
 def test_fused_students_output_the_mean_and_lose_no_more_than_the_mean():
     x, y = teacher_task((4, 16, 2), seed=0, train=64, validation=32).train
     networks = [
-        (mlp.init(sizes, seed=seed), fusion_core.fusion.MLPConfig(sizes))
+        (mlp.init(sizes, seed=seed), fusion_core.growth.MLPConfig(sizes))
         for seed, sizes in enumerate([(4, 5, 2), (4, 6, 2)])
     ]
     parameters, configs = zip(*networks, strict=True)
-    fused = jax.jit(fusion_core.fusion.fusion_map(configs).embed)(parameters)
+    fused = jax.jit(fusion_core.growth.fusion_map(configs).embed)(parameters)
     forward, loss = jax.jit(mlp.forward), jax.jit(mlp.mse_loss(x, y))
     mean = sum(forward(params, x) for params, _ in networks) / 2
     np.testing.assert_allclose(forward(fused, x), mean, atol=1e-6)

@@ -1,0 +1,211 @@
+"""Checkpoint folders in Hugging Face's layout, opened without reading a tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusion_core.checkpoints.architectures import ARCHITECTURES, Architecture
+from fusion_core.checkpoints.ranges import FLOATS, Entry, Reader, read_header
+from fusion_core.errors import InputError
+from fusion_core.models.t5.files import INDEX, WEIGHTS, flat_names
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CONVERT = (
+    "is a pickle, which is never loaded: save it again as safetensors, with transformers by "
+    "AutoModel.from_pretrained(OLD).save_pretrained(NEW) where you trust its source"
+)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no JSON object; the file is damaged, copy it again")
+    return values
+
+
+def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
+    """All tensors of a folder, in one file or in shards with an index, from the headers alone.
+
+    Raises:
+      InputError: a file is missing or damaged, the index names what is not there, or there are only pickles.
+    """
+    if not folder.is_dir():
+        what = CONVERT if folder.suffix in PICKLES else "is no folder; give the folder that save_pretrained wrote"
+        raise InputError(f"{folder} {what}" if folder.exists() else f"there is no folder {folder}; check the path")
+    if (folder / INDEX).exists():
+        index = folder / INDEX
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise InputError(f"{index} has no weight_map of file names; it is damaged, copy it again")
+        headers: dict[str, dict[str, Entry]] = {}
+        for file in sorted(set(weight_map.values())):
+            if pathlib.PurePath(file).name != file:
+                raise InputError(f"{index} names {file!r}, which is not a file in its folder; mend the index")
+            if file.endswith(PICKLES):
+                raise InputError(f"{folder / file} {CONVERT}")
+            if not (folder / file).is_file():
+                raise InputError(f"{index} names {file}, which is missing; copy the checkpoint again")
+            headers[file] = read_header(folder / file)
+        for name, file in weight_map.items():
+            if name not in headers[file]:
+                raise InputError(f"{index} says that {name} is in {file}, but it is not; copy the checkpoint again")
+        return {name: headers[file][name] for name, file in weight_map.items()}
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    hint = f"; {pickled[0]} {CONVERT}" if pickled else ""
+    raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose names, shapes and dtypes are those of its configuration; no tensor is in memory.
+
+    Attributes:
+      folder: where it is.
+      architecture: its line in the table of architectures.
+      config: the network's configuration.
+      tensors: the network's tensors by their names in the table of rules, in its order.
+      extra: names in the files that the network does not use: copies of the embedding, buffers.
+    """
+
+    folder: pathlib.Path
+    architecture: Architecture
+    config: Any
+    tensors: Mapping[str, Entry]
+    extra: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(entry.size for entry in self.tensors.values())
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """``config.json``. Raises InputError where the folder is no checkpoint."""
+    if not (folder / "config.json").exists():
+        hint = "give the folder that save_pretrained wrote"
+        if folder.suffix in PICKLES and folder.is_file():
+            raise InputError(f"{folder} {CONVERT}")
+        why = "it has no config.json" if folder.exists() else "there is no such folder"
+        raise InputError(f"{folder} is no checkpoint: {why}; {hint}")
+    return read_json(folder / "config.json")
+
+
+def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+    """Reads the configuration and the headers of a checkpoint folder and checks that they fit.
+
+    Raises:
+      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or of a dtype that is no float
+        of 16 bits or more.
+    """
+    folder = pathlib.Path(path)
+    values = read_config(folder)
+    kind = values.get("model_type")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(repr(name) for name in ARCHITECTURES)
+        raise InputError(f"{folder / 'config.json'}: model_type is {kind!r}; only {known} can be read here")
+    architecture = ARCHITECTURES[kind]
+    config = architecture.read_config(values, str(folder / "config.json"))
+    found = read_entries(folder)
+    used = architecture.resolve(config, found)
+    tensors = {}
+    for name, shape in flat_names(architecture.shapes(config)).items():
+        entry = used.get(name)
+        if entry is None:
+            raise InputError(
+                f"{folder}: the tensor {name} is missing; config.json and the weights do not belong together"
+            )
+        if entry.shape != shape:
+            raise InputError(f"{folder}: {name} has shape {entry.shape}, but config.json says {shape}")
+        if entry.dtype not in FLOATS:
+            raise InputError(
+                f"{folder}: {name} has dtype {entry.dtype}; weights of {', '.join(FLOATS)} can be read, convert it first"
+            )
+        tensors[name] = entry
+    extra = tuple(sorted(found.keys() - {entry.name for entry in tensors.values()}))
+    unknown = [name for name in extra if not architecture.ignored(config, name)]
+    if unknown:
+        raise InputError(
+            f"{folder}: unknown tensors {unknown[:3]}; this is not the {kind} network that config.json describes"
+        )
+    with Reader() as reader:
+        for copy, original in architecture.copies(config).items():
+            if copy in extra and not same_values(reader, found[copy], tensors[original]):
+                raise InputError(
+                    f"{folder}: {copy} should be a copy of {original}, but differs from it; remove the one that is wrong"
+                )
+    return Checkpoint(folder, architecture, config, tensors, extra)
+
+
+def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20) -> bool:
+    """Whether two tensors have equal shape, dtype and bits; they are read in pieces of ``chunk`` entries."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    if (a.path, a.start) == (b.path, b.start):
+        return True
+    for first in range(0, a.size, chunk):
+        left, right = (np.empty(min(chunk, a.size - first), FLOATS[a.dtype]) for _ in "ab")
+        reader.into(a, first, left)
+        reader.into(b, first, right)
+        if left.tobytes() != right.tobytes():
+            return False
+    return True
+
+
+def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether two checkpoints are one network: equal configuration, names and bits."""
+    if a.folder.resolve() == b.folder.resolve():
+        return True
+    if a.config != b.config or a.tensors.keys() != b.tensors.keys():
+        return False
+    return all(same_values(reader, a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def _float32(reader: Reader, entry: Entry, chunk: int = 1 << 20) -> Any:
+    """The tensor as a float32 array, in no more memory than that."""
+    room = np.empty(entry.size + 16, np.float32)
+    skip = -room.ctypes.data % 64 // 4  # JAX takes aligned memory as it is
+    values = room[skip : skip + entry.size]
+    for first in range(0, entry.size, chunk):
+        block = np.empty(min(chunk, entry.size - first), FLOATS[entry.dtype])
+        reader.into(entry, first, block)
+        values[first : first + block.size] = block
+    return jax.device_put(values.reshape(entry.shape), may_alias=True)
+
+
+class LazyParams(dict[str, Any]):
+    """A network's nested parameters whose arrays are read, as float32, each time they are asked for.
+
+    A function of params that is called outside jit so needs one tensor at a time in memory. A node's ``"path"`` is its
+    keys, as ``fusion_core.growth.calibration`` marks norms.
+    """
+
+    def __init__(self, reader: Reader, tensors: Mapping[str, Entry], prefix: str = "") -> None:
+        super().__init__()
+        self._reader, self._tensors, self._prefix = reader, tensors, prefix
+
+    def __contains__(self, key: object) -> bool:
+        name = f"{self._prefix}{key}"
+        return name in self._tensors or any(other.startswith(f"{name}.") for other in self._tensors)
+
+    def __missing__(self, key: str) -> Any:
+        if key == "path":
+            return tuple(self._prefix.split(".")[:-1])
+        name = f"{self._prefix}{key}"
+        entry = self._tensors.get(name)
+        if entry is not None:
+            return _float32(self._reader, entry)
+        if key not in self:
+            raise KeyError(name)
+        return LazyParams(self._reader, self._tensors, f"{name}.")

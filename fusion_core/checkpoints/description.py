@@ -1,0 +1,59 @@
+"""What is in a checkpoint folder, from its configuration and headers."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from fusion_core.checkpoints.architectures import ARCHITECTURES
+from fusion_core.checkpoints.checkpoint import open_checkpoint, read_config, read_entries
+from fusion_core.checkpoints.tokenizers import CONTENT
+from fusion_core.text.tokenizer import Tokenizer
+
+
+def describe(path: str | pathlib.Path) -> dict[str, Any]:
+    """Facts of a checkpoint, ready for JSON; also of an architecture that cannot be fused.
+
+    Returns:
+      ``folder``, ``model_type``, ``supported``, ``config`` (ours where supported, else the file's), ``parameters``,
+      ``bytes``, ``dtypes`` (dtype -> tensors), ``files`` (name -> bytes and tensors), ``tied``, ``unused`` (tensors that
+      the network does not read), ``tokenizer`` (``files``, and ``pieces`` where they can be counted).
+
+    Raises:
+      InputError: as ``open_checkpoint``.
+    """
+    folder = pathlib.Path(path)
+    values = read_config(folder)
+    supported = values.get("model_type") in ARCHITECTURES
+    config, tied = values, values.get("tie_word_embeddings")
+    unused: tuple[str, ...] = ()
+    entries = read_entries(folder)
+    parameters = sum(entry.size for entry in entries.values())
+    if supported:
+        checkpoint = open_checkpoint(folder)
+        config, unused, parameters = dataclasses.asdict(checkpoint.config), checkpoint.extra, checkpoint.parameters
+        tied = config.get("tie_word_embeddings")
+    dtypes: dict[str, int] = {}
+    files: dict[str, dict[str, int]] = {}
+    for entry in entries.values():
+        dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + 1
+        facts = files.setdefault(entry.path.name, {"bytes": entry.path.stat().st_size, "tensors": 0})
+        facts["tensors"] += 1
+    found = [name for name in CONTENT if (folder / name).exists()]
+    return {
+        "folder": str(folder),
+        "model_type": values.get("model_type"),
+        "supported": supported,
+        "config": config,
+        "parameters": parameters,
+        "bytes": sum(entry.nbytes for entry in entries.values()),
+        "dtypes": dtypes,
+        "files": dict(sorted(files.items())),
+        "tied": tied,
+        "unused": list(unused),
+        "tokenizer": {
+            "files": found,
+            "pieces": Tokenizer.load(folder).vocab_size if "tokenizer.json" in found else None,
+        },
+    }

@@ -1,0 +1,86 @@
+"""Checkpoint folders of every architecture, whole in memory: one reader and one writer.
+
+Other modules here read and fuse them without loading them; the table of architectures says what each has in its files.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from fusion_core import atomic
+from fusion_core.checkpoints.architectures import ARCHITECTURES
+from fusion_core.checkpoints.checkpoint import open_checkpoint
+from fusion_core.checkpoints.ranges import Reader
+from fusion_core.errors import InputError
+from fusion_core.models.decoder.config import GPT2Config, LlamaConfig
+from fusion_core.models.t5.config import T5Config
+from fusion_core.models.t5.files import WEIGHTS, flat_names, nested
+
+# configuration -> what config.json calls it
+MODEL_TYPES: dict[type, str] = {T5Config: "t5", LlamaConfig: "llama", GPT2Config: "gpt2"}
+
+
+def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """Reads the checkpoint folder of a T5, Llama or GPT-2 in Hugging Face's layout.
+
+    Copies of the embedding that are saved beside it are passed over, and so are buffers of old files; Llamas and GPT-2s
+    without ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
+
+    Returns:
+      ``(params, config)``; params is a nested dict of arrays in Hugging Face's names, config a ``T5Config``,
+      ``LlamaConfig`` or ``GPT2Config``.
+
+    Raises:
+      InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite; a copy of the
+        embedding differs from it.
+    """
+    checkpoint = open_checkpoint(path)
+    with Reader() as reader:
+        flat = {name: jnp.asarray(reader.whole(entry)) for name, entry in checkpoint.tensors.items()}
+    return nested(flat), checkpoint.config
+
+
+def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(values of config.json, tensors by name), checked."""
+    if type(config) not in MODEL_TYPES:
+        known = ", ".join(kind.__name__ for kind in MODEL_TYPES)
+        raise InputError(
+            f"no checkpoint holds a configuration of type {type(config).__name__}; those of {known} are written"
+        )
+    architecture = ARCHITECTURES[MODEL_TYPES[type(config)]]
+    values = architecture.write_config(config)  # it refuses what cannot be exported
+    expected, arrays = flat_names(architecture.shapes(config)), flat_names(params)
+    found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(f"{name} has shape {found.get(name)}, but the config says {expected.get(name)}")
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in arrays.items()}
+    return values | {"dtype": str(next(iter(tensors.values())).dtype)}, tensors
+
+
+def _write(folder: pathlib.Path, values: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_pretrained(folder: pathlib.Path, params: dict[str, Any], config: Any) -> None:
+    """Writes into an existing folder what ``save_pretrained`` writes into a new one."""
+    _write(folder, *_contents(params, config))
+
+
+def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: Any) -> None:
+    """Writes a checkpoint folder that transformers reads. The folder appears whole or not at all.
+
+    Raises:
+      InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
+      FileExistsError: ``path`` exists and is not an empty folder.
+    """
+    contents = _contents(params, config)  # before there is a folder
+    with atomic.new_folder(pathlib.Path(path)) as folder:
+        _write(folder, *contents)

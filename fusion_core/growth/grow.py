@@ -1,0 +1,275 @@
+"""The registry of growth operators, and the two functions that apply one: ``grow`` and ``growth_map``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fusion_core.errors import InputError
+from fusion_core.growth import depth as deepen
+from fusion_core.growth import width as widen
+from fusion_core.growth.linear import Params
+from fusion_core.growth.maps import Growth, GrowthMap, Request
+from fusion_core.growth.networks import check_params
+from fusion_core.growth.units import Config, parameter_shapes
+from fusion_core.models.mlp import MLPConfig
+from fusion_core.models.t5.config import T5Config
+
+BOTH = (MLPConfig, T5Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Properties:
+    """What an operator does, on every architecture that it takes; the tests measure it (docs/growth_operators.md).
+
+    Attributes:
+      function_preserving: the grown network's outputs are the small one's, to rounding.
+      breaks_symmetry: copies of a unit get different gradients: of all units ("yes"), some ("in part"), none ("no"); or no
+        unit is copied ("no copies").
+      keeps_dynamics: the outputs go on with the velocity that they had under gradient descent: with unchanged learning
+        rates ("yes"), with those of ``growth_rate_factors`` ("with factors"), or not ("no").
+    """
+
+    function_preserving: bool
+    breaks_symmetry: Literal["yes", "in part", "no", "no copies"]
+    keeps_dynamics: Literal["yes", "with factors", "no"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthOperator:
+    """A way to grow a network.
+
+    Attributes:
+      name: under which ``grow`` knows it.
+      summary: one line.
+      source: of the method.
+      grows: what becomes larger.
+      takes: which of ``grow``'s factor, width and depth it takes.
+      build: ``(config, request) -> Growth``, pure.
+      properties: without noise.
+      architectures: the configurations that it takes.
+      noisy: with noise; None: it takes none.
+      random: it draws even without noise.
+      refusal: for an architecture that it does not take, why, and what to use.
+    """
+
+    name: str
+    summary: str
+    source: str
+    grows: Literal["width", "depth", "width or depth"]
+    takes: tuple[str, ...]
+    build: Callable[[Config, Request], Growth]
+    properties: Properties
+    architectures: tuple[type, ...] = BOTH
+    noisy: Properties | None = None
+    random: bool = False
+    refusal: str = ""
+
+
+_OPERATORS = (
+    GrowthOperator(
+        name="deep_fusion",
+        summary="self-fusion: k copies side by side, zeros between them, the outputs averaged",
+        source="Mazzawi et al. (2024)",
+        grows="width",
+        takes=("factor",),
+        build=widen.deep_fusion,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(True, "yes", "no"),
+    ),
+    GrowthOperator(
+        name="hypercloning",
+        summary="every unit k times, every weight that reads copies divided by k",
+        source="Samragh et al. (2024)",
+        grows="width",
+        takes=("factor",),
+        build=widen.hypercloning,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(True, "yes", "no"),
+    ),
+    GrowthOperator(
+        name="net2net_width",
+        summary="new units are copies of random ones, outgoing weights divided by the number of copies",
+        source="Chen, Goodfellow & Shlens (2016)",
+        grows="width",
+        takes=("factor", "width"),
+        build=widen.net2net_width,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(False, "yes", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="aki",
+        summary="advanced knowledge initialization: as hypercloning, but new units are made by the layer above",
+        source="Chen et al. (2022), bert2BERT",
+        grows="width",
+        takes=("factor",),
+        build=widen.aki,
+        properties=Properties(False, "in part", "no"),
+    ),
+    GrowthOperator(
+        name="random_off_diagonal",
+        summary="self-fusion whose off-diagonal blocks are random as in a network from scratch",
+        source="Mazzawi et al. (2024), as an initialization to compare with",
+        grows="width",
+        takes=("factor",),
+        build=widen.random_off_diagonal,
+        properties=Properties(False, "yes", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="random_block",
+        summary="fusion with k − 1 networks from scratch",
+        source="a baseline",
+        grows="width",
+        takes=("factor",),
+        build=widen.random_block,
+        properties=Properties(False, "no copies", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="random_init",
+        summary="the large network from scratch",
+        source="a baseline",
+        grows="width or depth",
+        takes=("factor", "width", "depth"),
+        build=widen.random_init,
+        properties=Properties(False, "no copies", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="stacking",
+        summary="copies of all layers on top of them",
+        source="Gong et al. (2019), StackedBERT",
+        grows="depth",
+        takes=("factor", "depth"),
+        build=deepen.stacking,
+        properties=Properties(False, "no copies", "no"),
+    ),
+    GrowthOperator(
+        name="identity_layers",
+        summary="copies of residual blocks with zero output projections, each after its source",
+        source="Wu et al. (2024), LLaMA Pro; the idea is Net2Net's",
+        grows="depth",
+        architectures=(T5Config,),
+        takes=("factor", "depth"),
+        build=deepen.identity_layers,
+        properties=Properties(True, "no copies", "no"),
+        refusal="an MLP has no residual blocks that could add nothing; use net2net_depth",
+    ),
+    GrowthOperator(
+        name="net2net_depth",
+        summary="identity layers between ReLU layers",
+        source="Chen, Goodfellow & Shlens (2016)",
+        grows="depth",
+        architectures=(MLPConfig,),
+        takes=("factor", "depth"),
+        build=deepen.net2net_depth,
+        properties=Properties(True, "no copies", "no"),
+        refusal="a layer of a T5 is a residual block, and identity blocks are those that add nothing; use identity_layers",
+    ),
+)
+
+GROWTH_OPERATORS: dict[str, GrowthOperator] = {operator.name: operator for operator in _OPERATORS}
+
+
+def _growth(config: Config, operator: str, request: Request) -> Growth:
+    """The operator at work, after all checks."""
+    known = GROWTH_OPERATORS.get(operator)
+    if known is None:
+        raise InputError(f"no growth operator is named {operator!r}; there are {', '.join(GROWTH_OPERATORS)}")
+    if not isinstance(config, BOTH):
+        parameter_shapes(config)  # names the kinds that there are
+    if not isinstance(config, known.architectures):
+        raise InputError(f"{operator} does not take a {type(config).__name__}: {known.refusal}")
+    given = [name for name in ("factor", "width", "depth") if getattr(request, name) is not None]
+    if len(given) != 1 or given[0] not in known.takes:
+        raise InputError(
+            f"{operator} got {' and '.join(given) or 'no size'}; give exactly one of {', '.join(known.takes)}"
+        )
+    noise = request.noise
+    if noise and known.noisy is None:
+        noisy = ", ".join(name for name, other in GROWTH_OPERATORS.items() if other.noisy)
+        raise InputError(f"{operator} takes no noise, but noise is {noise!r}; leave it out, or use one of {noisy}")
+    if request.seed is None and (known.random or noise):
+        raise InputError(f"{operator} draws at random here, but seed is None; give an integer, such as seed=0")
+    return known.build(config, request)
+
+
+def grow(
+    params: Params,
+    config: Config,
+    operator: str,
+    *,
+    factor: Any = None,
+    width: Any = None,
+    depth: Any = None,
+    seed: Any = None,
+    noise: Any = 0.0,
+) -> tuple[Params, Config]:
+    r"""Grows one network by the named operator.
+
+    .. math:: \Theta = J\,\theta + c
+
+    with the operator's linear map J (``growth_map``) and what it draws, c, which is zero for most.
+
+    Args:
+      params: of the small network, a tree of arrays as ``config`` says.
+      config: a ``T5Config`` or an ``MLPConfig``.
+      operator: a name in ``GROWTH_OPERATORS``.
+      factor: an integer k ≥ 2. Width operators multiply all hidden widths by it (of a T5: d_model, d_ff and num_heads); depth
+        operators the number of layers of each stack, or of an MLP's hidden-to-hidden layers.
+      width: in its place, the grown widths: an MLP's hidden ones, ``(16, 16)``, or fields of a T5, ``{"d_ff": 96}``.
+      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers; or, for a T5's stacks
+        apart, of those that grow: ``{"num_layers": 8}``.
+      seed: of what is drawn; needed where something is.
+      noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
+        function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
+
+    Returns:
+      ``(params, config)`` of the grown network, in the dtype of params.
+
+    Raises:
+      InputError: the operator is unknown or does not take this architecture; a size, the seed or the noise is no such; the
+        params are not those of the configuration, or not finite.
+    Source: that of the operator, ``GROWTH_OPERATORS[operator].source``.
+    """
+    growth = _growth(config, operator, Request(factor, width, depth, seed, noise))
+    check_params(1, params, parameter_shapes(config))
+    # floats of Python and NumPy arrays become arrays here, so that operators may index and update
+    params = jax.tree.map(jnp.asarray, params)
+    return growth.finish(params if growth.embed is None else growth.embed(params)), growth.config
+
+
+def growth_map(
+    config: Config, operator: str, *, factor: Any = None, width: Any = None, depth: Any = None, seed: Any = None
+) -> GrowthMap:
+    """The linear map J of an operator, its transpose and its pseudo-inverse, from the configuration alone.
+
+    What is drawn on top of it (noise, random blocks, the identities of ``net2net_depth``) does not depend on the network and
+    is no part of it.
+
+    Args:
+      config, operator, factor, width, depth, seed: as ``grow`` takes them.
+
+    Raises:
+      InputError: as ``grow``; and for ``random_init``, which keeps nothing of the network.
+    """
+    growth = _growth(config, operator, Request(factor, width, depth, seed))
+    if growth.embed is None:
+        raise InputError(f"{operator} has no linear map: the grown network does not depend on the small one")
+    return GrowthMap(growth.embed, parameter_shapes(config), growth.config)
+
+
+def copied_units(
+    config: Config, operator: str, *, factor: Any = None, width: Any = None, depth: Any = None, seed: Any = None
+) -> dict[str, Any]:
+    """For each space of units (hidden layer, stream, heads) which small unit each grown one is a copy of.
+
+    Empty where no unit is copied within its layer. Arguments and errors as for ``growth_map``.
+    """
+    return dict(_growth(config, operator, Request(factor, width, depth, seed)).units)

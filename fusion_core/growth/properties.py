@@ -1,0 +1,167 @@
+r"""What an operator does to a network, measured: the numbers behind the table in docs/growth_operators.md.
+
+The function is the network's outputs F(θ) on a batch, its velocity ``v = −∂F(θ) · r ∘ u(∇L)`` with the rates r and the
+optimizer's update u (u(g) = g for gradient descent, g/|g| for Adam's first step): a directional derivative, so that no step
+size enters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fusion_core.growth.grow import GROWTH_OPERATORS, Properties, copied_units, grow
+from fusion_core.growth.growth_rates import growth_rate_factors
+from fusion_core.growth.linear import Params
+from fusion_core.growth.units import Config, Units, axes, by_name, entries, first_copies
+
+SAME_GRADIENT = 1e-3  # relative difference of the gradients of copies above which they separate
+SAME_VELOCITY = 1e-3  # of the ratio of velocities from 1, and of their cosine
+
+UPDATES: dict[str, Callable[[Array], Array]] = {
+    "sgd": lambda g: g,
+    "adam": lambda g: g / jnp.sqrt(g * g + 1e-60),  # its first step; where the gradient is zero nothing moves
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Velocity:
+    """The grown function's velocity against the small one's, over all outputs of the batch.
+
+    Attributes:
+      ratio: of their norms, grown by small.
+      cosine: of their angle.
+    """
+
+    ratio: float
+    cosine: float
+
+    @property
+    def kept(self) -> bool:
+        return abs(self.ratio - 1) < SAME_VELOCITY and self.cosine > 1 - SAME_VELOCITY
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One operator on one network.
+
+    Attributes:
+      difference: the largest |difference| of an output, of outputs of which the largest is ``scale``.
+      separation: for each space of copied units the largest relative difference, over the arrays that they own, of the
+        gradients of a unit's copies.
+      velocities: with one learning rate, by optimizer.
+      with_factors: with ``growth_rate_factors``, by optimizer; empty where there are none.
+    """
+
+    difference: float
+    scale: float
+    separation: dict[str, float]
+    velocities: dict[str, Velocity]
+    with_factors: dict[str, Velocity]
+
+    def properties(self, tolerance: float) -> Properties:
+        """The measured properties; outputs count as equal within ``tolerance`` times their scale."""
+        separate = [value > SAME_GRADIENT for value in self.separation.values()]
+        symmetry: Literal["yes", "in part", "no", "no copies"] = "in part"
+        if not separate:
+            symmetry = "no copies"
+        elif all(separate) or not any(separate):
+            symmetry = "yes" if separate[0] else "no"
+        dynamics: Literal["yes", "with factors", "no"] = "no"
+        if self.velocities["sgd"].kept:
+            dynamics = "yes"
+        elif self.with_factors and self.with_factors["sgd"].kept:
+            dynamics = "with factors"
+        return Properties(self.difference <= tolerance * self.scale, symmetry, dynamics)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _probe(
+    outputs: Callable[[Params, Config], Array],
+    loss: Callable[[Array], Array],
+    config: Config,
+    params: Params,
+    direction: Params,
+) -> tuple[Array, Params, Array]:
+    """Outputs, gradient of the loss, and the outputs' derivative along a direction: one compilation a configuration."""
+    function = lambda p: outputs(p, config)
+    value, along = jax.jvp(function, (params,), (direction,))
+    return value, jax.grad(lambda p: loss(function(p)))(params), along
+
+
+def measure(
+    params: Params,
+    config: Config,
+    operator: str,
+    outputs: Callable[[Params, Config], Array],
+    loss: Callable[[Array], Array],
+    *,
+    noise: float = 0.0,
+    **sizes: Any,
+) -> Measured:
+    """Grows the network and measures what became of its function, its copies and its velocity.
+
+    Args:
+      params, config: of the small network; float64 to tell rounding from a wrong formula.
+      operator: a name in ``GROWTH_OPERATORS``.
+      outputs: ``(params, config) -> array``, of one shape for both networks.
+      loss: ``outputs -> scalar``.
+      noise, sizes: as ``grow`` takes them (factor, width or depth, and seed).
+
+    Raises:
+      InputError: as ``grow``.
+    """
+    grown, grown_config = grow(params, config, operator, noise=noise, **sizes)
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    small_out, small_grads, _ = _probe(outputs, loss, config, params, zeros(params))
+    out, grads, _ = _probe(outputs, loss, grown_config, grown, zeros(grown))
+
+    def velocity(name: str, at: Params, of: Config, gradients: Params, factors: Params | None) -> np.ndarray:
+        update = jax.tree.map(lambda g: -UPDATES[name](g), gradients)
+        if factors is not None:
+            update = jax.tree.map(lambda r, u: jnp.asarray(r, u.dtype) * u, factors, update)
+        return np.asarray(_probe(outputs, loss, of, at, update)[2])
+
+    def against(name: str, factors: Params | None) -> Velocity:
+        before = velocity(name, params, config, small_grads, None)
+        after = velocity(name, grown, grown_config, grads, factors)
+        sizes = [float(np.linalg.norm(v)) for v in (before, after)]
+        return Velocity(sizes[1] / sizes[0], float(np.vdot(before, after)) / (sizes[0] * sizes[1]))
+
+    has_factors = GROWTH_OPERATORS[operator].properties.keeps_dynamics == "with factors"
+    return Measured(
+        difference=float(jnp.abs(out - small_out).max()),
+        scale=float(jnp.abs(small_out).max()),
+        separation=_separation(grown_config, copied_units(config, operator, **sizes), grads),
+        velocities={name: against(name, None) for name in UPDATES},
+        with_factors={
+            name: against(name, growth_rate_factors(params, config, operator, name, **sizes))
+            for name in UPDATES
+            if has_factors
+        },
+    )
+
+
+def _separation(config: Config, units: Units, grads: Params) -> dict[str, float]:
+    found = dict.fromkeys(units, 0.0)
+    leaves = by_name(grads)
+    for name, owned in axes(config).items():
+        for number, axis in enumerate(owned):
+            if axis is None or axis.space not in units:
+                continue
+            gradient = np.moveaxis(np.asarray(leaves[name]), number, 0)
+            first = first_copies(entries(units[axis.space], axis.block))
+            copies = first != np.arange(len(first))
+            originals = gradient[first[copies]]
+            size = float(np.linalg.norm(originals))
+            if size > 0:
+                difference = float(np.linalg.norm(gradient[copies] - originals)) / size
+                found[axis.space] = max(found[axis.space], difference)
+    return found

@@ -1,0 +1,1 @@
+"""Networks: T5, decoders, multi-layer perceptrons, convolutional classifiers."""

@@ -1,0 +1,149 @@
+"""The shapes of decoder-only transformers, in Hugging Face's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from fusion_core.errors import InputError
+from fusion_core.models.t5.config import check_norm_groups
+
+TokenId = int | tuple[int, ...] | None
+
+
+def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{type(config).__name__}.{name} is {value!r}; it must be a positive integer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """How Llama 3.1 stretches its rotary positions to longer sequences (``rope_type`` "llama3" in Hugging Face's files).
+
+    Attributes:
+      factor: F ≥ 1, by which low frequencies are divided.
+      low_freq_factor: l; frequencies that turn fewer times in the original length are divided.
+      high_freq_factor: h > l; those that turn more often are kept. Between the two it is interpolated.
+      original_max_position_embeddings: the length L that the model was first trained on, in tokens.
+
+    Raises:
+      InputError: a value is outside its range.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ("original_max_position_embeddings",))
+        for name, least in (("factor", 1.0), ("low_freq_factor", 0.0), ("high_freq_factor", self.low_freq_factor)):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < least or (name == "high_freq_factor" and value == least):
+                above = "above low_freq_factor" if name == "high_freq_factor" else f"of at least {least}"
+                raise InputError(f"Llama3Rope.{name} is {value!r}; it must be a number {above}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """A decoder with RMSNorm, rotary positions, grouped-query attention and a SiLU-gated feed-forward.
+
+    Attributes:
+      vocab_size: rows V of the embedding.
+      hidden_size: width d of the residual stream.
+      intermediate_size: hidden width of the feed-forward blocks.
+      num_hidden_layers: depth.
+      num_attention_heads: query heads H.
+      num_key_value_heads: key and value heads G; H is a multiple of G, and query head h reads head ``h // (H/G)``.
+      head_dim: width of a head, even; ``H * head_dim`` need not be ``hidden_size``.
+      max_position_embeddings: the longest sequence meant; no array depends on it.
+      rms_norm_eps: added to the mean square in RMSNorm.
+      rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
+      rope_scaling: how the frequencies are stretched; None: they are not.
+      attention_bias, mlp_bias: whether their matrices have biases.
+      tie_word_embeddings: whether the head is the embedding.
+      bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
+      norm_groups: as in ``T5Config``.
+
+    Raises:
+      InputError: a size is not a positive integer, or sizes do not fit.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Llama3Rope | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    bos_token_id: TokenId = 1
+    eos_token_id: TokenId = 2
+    pad_token_id: TokenId = None
+    norm_groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _check_sizes(self, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"LlamaConfig.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
+                f"num_key_value_heads, {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError(
+                f"LlamaConfig.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even"
+            )
+        check_norm_groups("LlamaConfig", self.norm_groups, self.hidden_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """A decoder with LayerNorm, learned positions, biases everywhere and a tanh-approximated GELU feed-forward.
+
+    Attributes:
+      vocab_size: rows V of the embedding.
+      n_positions: rows of the position embedding, the longest sequence.
+      n_embd: width d of the residual stream and of all heads together.
+      n_layer: depth.
+      n_head: heads; each is ``n_embd / n_head`` wide.
+      n_inner: hidden width of the feed-forward blocks.
+      layer_norm_epsilon: added to the variance in LayerNorm.
+      tie_word_embeddings: whether the head is the embedding.
+      bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
+      norm_groups: as in ``T5Config``.
+
+    Raises:
+      InputError: a size is not a positive integer, or sizes do not fit.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+    bos_token_id: TokenId = 50256
+    eos_token_id: TokenId = 50256
+    pad_token_id: TokenId = None
+    norm_groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"))
+        if self.n_embd % self.n_head:
+            raise InputError(f"GPT2Config.n_embd is {self.n_embd}; it must be a multiple of n_head, {self.n_head}")
+        check_norm_groups("GPT2Config", self.norm_groups, self.n_embd)
+
+
+DecoderConfig = LlamaConfig | GPT2Config

@@ -1,0 +1,118 @@
+"""Multi-head attention, with all pairs of positions held at once or a chunk of them.
+
+Suffixes name axes: B batch, T queries, S keys, D d_model, H heads, K d_kv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from fusion_core.models.t5.compute import QUERY_CHUNK
+from fusion_core.models.t5.config import T5Config
+from fusion_core.models.t5.layers import Key, Params, broadcast_over, dropout, wide_dtype
+from fusion_core.models.t5.products import Product, product
+
+MASKED = -1e9  # added to a logit of attention that must not be; finite, so that a fully masked row stays finite
+
+
+class PairBias(NamedTuple):
+    """What is added to the logits of attention, in parts that are small: no axis pairs queries, keys and batch."""
+
+    position_HxTxS: Array | None  # with MASKED above the diagonal where attention is causal
+    query_segments_BxT: Array | None  # integers; None: all 1
+    key_segments_BxS: Array | None  # a query sees the keys of its own segment; None: all keys
+
+
+def pair_bias(bias: PairBias, batch: int) -> Array | None:
+    """The parts added up: [B, H or 1, T or 1, S]."""
+    total = None if bias.position_HxTxS is None else broadcast_over(batch, bias.position_HxTxS)
+    if bias.key_segments_BxS is None:
+        return total
+    queries = jnp.ones((1, 1), jnp.int32) if bias.query_segments_BxT is None else bias.query_segments_BxT
+    seen = queries[:, None, :, None] == bias.key_segments_BxS[:, None, None, :]
+    mask = jnp.where(seen, 0.0, MASKED).astype(jnp.float32 if total is None else total.dtype)
+    return mask if total is None else total + mask
+
+
+def _mixed(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Array | None, rate: float, key: Key) -> Array:
+    """``softmax(q kᵀ + bias) v``; T5 does not divide the logits by √K."""
+    logits = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK)
+    wide = logits.astype(wide_dtype(logits.dtype))  # bf16 loses the tail of the softmax
+    if bias is not None:
+        wide = wide + bias
+    probabilities = dropout(jax.nn.softmax(wide, axis=-1), rate, key).astype(v_BxSxHxK.dtype)
+    return jnp.einsum("bhts,bshk->bthk", probabilities, v_BxSxHxK)
+
+
+def _mixed_in_chunks(
+    q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: PairBias, rate: float, key: Key
+) -> Array:
+    """The same, one chunk of queries after the other; the backward pass computes a chunk's pairs again.
+
+    Chunks of queries rather than of keys: a row's softmax is whole, so that the sum needs no running maximum, the scan
+    carries nothing, and every mode of differentiation works.
+    """
+    batch, length = q_BxTxHxK.shape[:2]
+    n = -(-length // QUERY_CHUNK)
+    size = -(-length // n)
+
+    def chunks(x: Array | None, axis: int) -> Array | None:
+        """Axis T split into a leading axis of n chunks, filled up with zeros."""
+        if x is None:
+            return None
+        filled = jnp.pad(x, [(0, n * size - length if i == axis else 0) for i in range(x.ndim)])
+        return jnp.moveaxis(filled.reshape(*x.shape[:axis], n, size, *x.shape[axis + 1 :]), axis, 0)
+
+    @jax.checkpoint
+    def one(parts: tuple[Array, Array | None, Array | None, Key]) -> Array:
+        q, position, segments, chunk_key = parts
+        whole = pair_bias(PairBias(position, segments, bias.key_segments_BxS), batch)
+        return _mixed(q, k_BxSxHxK, v_BxSxHxK, whole, rate, chunk_key)
+
+    keys = None if key is None else jax.random.split(key, n)
+    parts = (chunks(q_BxTxHxK, 1), chunks(bias.position_HxTxS, 1), chunks(bias.query_segments_BxT, 1), keys)
+    mixed = jnp.moveaxis(jax.lax.map(one, parts), 0, 1)
+    return mixed.reshape(batch, n * size, *mixed.shape[3:])[:, :length]
+
+
+def attention(
+    weights: Params,
+    config: T5Config,
+    x_BxTxD: Array,
+    memory_BxSxD: Array | None,
+    bias: Array | PairBias | None,
+    key: Key = None,
+    multiply: Product = product,
+) -> Array:
+    """Multi-head attention of x on itself, or on ``memory``.
+
+    Args:
+      weights: q, k, v and o.
+      config: the shape that they have.
+      x_BxTxD: what asks.
+      memory_BxSxD: what is attended to; None: x.
+      bias: position bias and mask. An array, broadcastable to [B, H, T, S]: all pairs are held at once. A ``PairBias``:
+        a chunk of them at a time.
+      key: drops attention probabilities at ``config.dropout_rate``.
+      multiply: activations and weights.
+    """
+    heads, width = config.num_heads, config.d_kv
+    q_w, k_w, v_w = (weights[n]["weight"] for n in "qkv")
+
+    def split(flat: Array, parts: int) -> Iterator[Array]:
+        # one product for all that reads the same input: three small products cost more than a large one
+        return (part.reshape(*part.shape[:2], heads, width) for part in jnp.split(flat, parts, axis=-1))
+
+    if memory_BxSxD is None:
+        q, k, v = split(multiply(x_BxTxD, jnp.concatenate([q_w, k_w, v_w])), 3)
+    else:
+        (q,) = split(multiply(x_BxTxD, q_w), 1)
+        k, v = split(multiply(memory_BxSxD, jnp.concatenate([k_w, v_w])), 2)
+    mix: Any = _mixed_in_chunks if isinstance(bias, PairBias) else _mixed
+    mixed = mix(q, k, v, bias, config.dropout_rate, key)
+    return multiply(mixed.reshape(*mixed.shape[:2], heads * width), weights["o"]["weight"])

@@ -1,0 +1,67 @@
+"""How a T5 is computed, apart from what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from fusion_core.errors import InputError
+from fusion_core.models.t5.products import Product, product, reverse_product
+
+QUERY_CHUNK = 64  # query positions of one chunk of memory-lean attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Choices of precision, memory and speed. All but ``dtype`` and ``z_loss`` leave the loss as it is, up to rounding.
+
+    Attributes:
+      dtype: of activations and products. Parameters, the softmax, the norms' statistics and the loss's log-sum-exp
+        are float32 in both cases; float64 parameters are computed with in float64 under "float32".
+      remat: keep only the input of every block for the backward pass and compute the rest again: about a third more
+        operations for a memory that no longer grows with what a block holds inside. On a CPU only together with ``scan``:
+        XLA merges what is computed twice there, unless it is in a loop.
+      scan: one compiled block for all layers, with their parameters stacked inside the step, instead of a copy a layer:
+        the program no longer grows with depth. Slower on a CPU, for the stacking (docs/t5.md).
+      reverse_only: gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a step
+        (``products``). Gradients and Hessian-vector products by forward over reverse work as before; ``jax.jvp`` of the
+        loss does not. For training; bea's theory may need the default.
+      loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; None: all of the batch.
+      attention: "plain" holds the matrix of all pairs [batch, heads, target, source]; "chunked" only that of 64 query
+        positions at a time, which the backward pass computes again.
+      z_loss: weight of ``(log Σ exp logits)²`` added to every token's loss; T5's own training used 1e-4.
+
+    Raises:
+      InputError: a value is not among these.
+    """
+
+    dtype: str = "float32"
+    remat: bool = False
+    scan: bool = False
+    reverse_only: bool = False
+    loss_chunk: int | None = None
+    attention: str = "plain"
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", ("float32", "bfloat16")), ("attention", ("plain", "chunked"))):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"Compute.{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, known))}"
+                )
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise InputError(
+                f"Compute.loss_chunk is {self.loss_chunk}; it must be a positive number of tokens, or None"
+            )
+        if not 0 <= self.z_loss < float("inf"):
+            raise InputError(f"Compute.z_loss is {self.z_loss}; it must be zero or positive, and finite")
+
+    @property
+    def multiply(self) -> Product:
+        """The product of activations and weights."""
+        return reverse_product if self.reverse_only else product
+
+    def activations(self, params_dtype: jnp.dtype) -> jnp.dtype:
+        """The dtype of activations for parameters of ``params_dtype``."""
+        return jnp.dtype(jnp.bfloat16) if self.dtype == "bfloat16" else params_dtype

@@ -1,0 +1,69 @@
+"""Cross-entropy over a vocabulary, with the logits of all tokens held at once or a chunk of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fusion_core.models.t5.layers import wide_dtype
+from fusion_core.models.t5.products import Product, product
+
+
+def _sums(
+    hidden: Array, head: Array, targets: Array, counts: Array, z_loss: float, multiply: Product
+) -> dict[str, Array]:
+    logits = multiply(hidden, head)
+    logits = logits.astype(wide_dtype(logits.dtype))
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    nll = jnp.sum((log_z - picked) * counts)
+    correct = jnp.sum(jnp.where(picked >= jnp.max(logits, axis=-1), counts, 0))
+    total = nll + z_loss * jnp.sum(log_z**2 * counts) if z_loss else nll
+    return {"total": total, "nll": nll, "correct": correct}
+
+
+def token_sums(
+    hidden: Float[Array, "batch target width"],
+    head: Float[Array, "vocabulary width"],
+    targets: Int[Array, "batch target"],
+    counted: Array,
+    *,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+    multiply: Product = product,
+) -> dict[str, Float[Array, ""]]:
+    """Sums over the counted tokens, with logits ``hidden headᵀ``.
+
+    Args:
+      hidden: what the head reads, already scaled.
+      head: one row a word of the vocabulary.
+      targets: the words that should come.
+      counted: true (or 1) where a token counts.
+      z_loss: weight of the squared log-sum-exp.
+      chunk: tokens whose logits are held at once, in the forward pass and in the backward pass, which computes them
+        again; None: all.
+      multiply: hidden and head.
+
+    Returns:
+      ``nll``: cross-entropies in nats; ``total``: they plus z-loss; ``correct``: tokens whose logit is the largest
+      (not exceeded, so that ties count); ``tokens``: how many were counted. float32, or the head's dtype if wider.
+    """
+    counts = counted.astype(wide_dtype(head.dtype))
+    tokens = jnp.sum(counts)
+    if chunk is None:
+        return _sums(hidden, head, targets, counts, z_loss, multiply) | {"tokens": tokens}
+    n = -(-targets.size // chunk)
+
+    def split(x: Array) -> Array:
+        flat = x.reshape(targets.size, *x.shape[2:])
+        filled = jnp.pad(flat, [(0, n * chunk - targets.size), *[(0, 0)] * (flat.ndim - 1)])
+        return filled.reshape(n, chunk, *x.shape[2:])
+
+    @jax.checkpoint
+    def add(sums: dict[str, Array], parts: tuple[Array, Array, Array]) -> tuple[dict[str, Array], None]:
+        return jax.tree.map(jnp.add, sums, _sums(parts[0], head, parts[1], parts[2], z_loss, multiply)), None
+
+    zeros = dict.fromkeys(("total", "nll", "correct"), jnp.zeros((), counts.dtype))
+    sums, _ = jax.lax.scan(add, zeros, (split(hidden), split(targets), split(counts)))
+    return sums | {"tokens": tokens}

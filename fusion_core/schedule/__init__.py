@@ -1,0 +1,1 @@
+"""When to grow, decided while a run trains."""
