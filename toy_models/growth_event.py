@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 import bea
 from bea.pytrees import Field, Loss, Number, axpy, norm, subtract
-from fusion_core import fusion as fc
+from fusion_core import growth as fc
 from toy_models import mlp, teacher
 
 Params = Any

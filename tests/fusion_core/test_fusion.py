@@ -216,7 +216,7 @@ def test_fused_arrays_have_the_shapes_of_the_fused_configuration():
     configs = [tiny("v1.0"), tiny("v1.0", d_model=10, num_heads=3, d_ff=7)]
     networks = [(random_t5(c, i), c) for i, c in enumerate(configs)]
     fused = jax.eval_shape(lambda: fc.fuse(networks)[0])
-    assert jax.tree.map(jnp.shape, fused) == fc.t5.parameter_shapes(fused_config(configs))
+    assert jax.tree.map(jnp.shape, fused) == fc.models.t5.parameter_shapes(fused_config(configs))
 
 
 def test_hidden_blocks_between_different_sources_are_zero():
@@ -241,7 +241,7 @@ MLP = (random_mlp((2, 3, 1), 0), fc.MLPConfig((2, 3, 1)))
 
 
 def shapes_only(config):
-    return jax.tree.map(np.zeros, fc.t5.parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)), config
+    return jax.tree.map(np.zeros, fc.models.t5.parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)), config
 
 
 def grown_as_told(message, params, config):

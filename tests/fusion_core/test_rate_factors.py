@@ -60,7 +60,7 @@ def test_adafactor_moves_the_logits_of_a_fused_t5_as_the_sources_with_the_factor
         # moments of the gradient that the step then takes: the second step of a constant gradient
         _, opt_state = displacement(optimizer, jax.grad(loss)(params, config), state)
         state = state._replace(opt_state=opt_state)
-        mapping, grown = fc.fusion_map([config] * k), fc.fusion.fused_config([config] * k)
+        mapping, grown = fc.fusion_map([config] * k), fc.growth.fused_config([config] * k)
 
         def velocity(state, config):
             move, _ = displacement(optimizer, jax.grad(loss)(state.params, config), state)

@@ -190,7 +190,7 @@ def test_two_of_the_papers_sizes_fuse_to_the_next():
     sizes = [fc.T5Config.named(f"deep-fusion-{size}") for size in "sml"]
     assert sizes[0] == fc.T5Config.named("t5-small")
     for small, large in itertools.pairwise(sizes):
-        assert fc.fusion.fused_config([small, small]) == large
+        assert fc.growth.fused_config([small, small]) == large
 
 
 # Dropout in configurations
@@ -215,7 +215,7 @@ def test_the_dropout_rate_is_kept_in_files_and_is_the_references_where_none_is_g
 
 def test_sources_of_different_dropout_are_not_fused():
     with pytest.raises(fc.InputError, match=r"dropout_rate is 0.1 and 0.0; it must agree"):
-        fc.fusion.fused_config([tiny(dropout_rate=0.1), tiny()])
+        fc.growth.fused_config([tiny(dropout_rate=0.1), tiny()])
 
 
 # Utilisation

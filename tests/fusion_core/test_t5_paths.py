@@ -108,7 +108,7 @@ def test_what_padding_holds_changes_no_loss_of_a_packed_batch(plain):
 def test_every_document_begins_with_the_start_token():
     config = tiny(decoder_start_token_id=5)
     segments = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
-    shifted = fc.t5.model.shifted_right(jnp.array([[10, 11, 12, 20, 21, 0]]), config, jnp.asarray(segments))
+    shifted = fc.models.t5.model.shifted_right(jnp.array([[10, 11, 12, 20, 21, 0]]), config, jnp.asarray(segments))
     np.testing.assert_array_equal(shifted, [[5, 10, 11, 5, 20, 5]])
 
 
@@ -284,7 +284,7 @@ def test_without_a_rate_or_without_a_key_nothing_drops():
 def test_dropped_entries_are_zero_and_the_mean_is_kept():
     x = jnp.full((200, 500), 3.0)
     for rate in (0.1, 0.5, 0.9):
-        dropped = np.asarray(fc.t5.layers.dropout(x, rate, jax.random.key(1)))
+        dropped = np.asarray(fc.models.t5.layers.dropout(x, rate, jax.random.key(1)))
         share = (dropped == 0).mean()
         deviation = (rate * (1 - rate) / x.size) ** 0.5
         assert abs(share - rate) < 5 * deviation

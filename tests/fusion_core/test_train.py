@@ -320,7 +320,7 @@ def grower(request):
 def test_the_fused_optimizer_state_of_copies_is_what_the_fused_network_accumulates(grower, copies):
     params, config, optimizer, state = grower
     mapping = fc.fusion_map([config] * copies)
-    fused, fused_config = mapping.embed([params] * copies), fc.fusion.fused_config([config] * copies)
+    fused, fused_config = mapping.embed([params] * copies), fc.growth.fused_config([config] * copies)
     found = fuse_optimizer_state(mapping, [state] * copies)
     wanted = accumulated(optimizer, fused, fused_config)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
@@ -343,7 +343,7 @@ def test_the_fused_optimizer_state_of_unequal_sources_has_the_fused_networks_sha
     found = jax.eval_shape(lambda: fuse_optimizer_state(mapping, states))
     shapes = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
-        fc.t5.parameter_shapes(fc.fusion.fused_config(configs)),
+        fc.models.t5.parameter_shapes(fc.growth.fused_config(configs)),
         is_leaf=lambda x: isinstance(x, tuple),
     )
     wanted = jax.eval_shape(optimizer.init, shapes)

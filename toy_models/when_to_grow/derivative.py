@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import bea
-from fusion_core import fusion as fc
+from fusion_core import growth as fc
 from toy_models import mlp, teacher
 
 SIZES, SAMPLES = (3, 6, 6, 1), 32

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bea
-from fusion_core import fusion as fc
+from fusion_core import growth as fc
 from toy_models import mlp, teacher
 
 Params = Any
