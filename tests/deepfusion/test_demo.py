@@ -153,7 +153,7 @@ def test_the_prediction_is_said_before_the_growth_and_follows_from_what_was_know
     assert results["plan"]["step"] == plan.step
     assert " ".join(plan.reason.split()) in said
     assert said.index("The online rule says:") < said.index("Growing at step")
-    assert plan.rule == results["plan"]["rule"] == "trials"
+    assert plan.rule == results["plan"]["rule"] == "online"
     if plan.step is not None:
         assert results["growth_steps"]["grown"] == plan.step
 
@@ -272,7 +272,7 @@ def made_up(step=40, greedy_step=20, lost=(), **final):
     return {
         "settings": PRESETS["smoke"].__dict__,
         "flops": {"budget": 1000.0},
-        "plan": {"step": step, "rule": "trials", "reason": "Because of the numbers.", "learning_rate": None},
+        "plan": {"step": step, "rule": "online", "reason": "Because of the numbers.", "learning_rate": None},
         "greedy": {"step": greedy_step, "rule": "greedy", "reason": "By the present slopes.", "learning_rate": None},
         "lost_trials": {"flops": 45.0 * len(lost), "curves": {str(at): [(100.0, 3.9), (130.0, 3.8)] for at in lost}},
         "growth_steps": {"grown": 40, "late": 80} | ({} if greedy_step is None else {"greedy": greedy_step}),
