@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sympy as sp
 
@@ -129,7 +129,7 @@ def present_phases(phases: Sequence[NamedPhase], order: int, method: str, trees:
     lines += ["L =", shown(potential, scalar=True), "R =", shown(rest)]
     if exists < order:
         lines.append(f"a modified loss exists for all losses through order {exists} only")
-    kind = "field" if trees else "loss"
+    kind: Literal["field", "loss"] = "field" if trees else "loss"
     tex = printing.expression(series, distinct, kind=kind, trees=trees, left="F", align=True)
     data = {
         "kind": "phases",
