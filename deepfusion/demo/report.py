@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from deepfusion.demo.run import ARMS
-from deepfusion.pages import image, write_page
+from deepfusion.pages.frame import image, write_page
 from paper_figures import style
 
 Results = dict[str, Any]
