@@ -192,14 +192,14 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
         if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
             raise InputError(
                 f"a vocabulary of {pieces} is too small: this text's characters, special tokens and bytes alone are "
-                f"{least.group(1)}; take a larger --vocab"
+                f"{least.group(1)}; take a larger vocabulary"
             ) from None
         limit = re.search(r"<= (\d+)\.", str(error))
         if "Vocabulary size" in str(error):
             most = limit.group(1) if limit else "fewer"
             raise InputError(
                 f"the text supports {most} pieces, but a vocabulary of {pieces} was asked for; "
-                "give more text, or a smaller --vocab"
+                "give more text, or take a smaller vocabulary"
             ) from None
         raise InputError(f"the tokenizer could not be trained on this text: {error}") from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
