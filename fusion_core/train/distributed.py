@@ -173,7 +173,8 @@ class Watchdog:
 
     def _end(self, why: str) -> None:
         print(
-            f"Error: {why}; this process ({self._rank} of {self._count}) stops too. Start all processes again, to resume the run.",
+            f"Error: {why}; this process ({self._rank} of {self._count}) stops too. Start all processes again, to resume "
+            "the run.",
             file=sys.stderr,
             flush=True,
         )
