@@ -41,7 +41,7 @@ class Workshop:
       plan, folder: of the run.
       data: its text.
       peak_flops: of all devices, a second; None: what is known of their kind.
-      show, note, begin: see ``fusion_core.train.run`` and ``fusion_core.train.view``.
+      show, note, begin: see ``fusion_core.train.run``.
     """
 
     plan: Plan
