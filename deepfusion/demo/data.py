@@ -8,8 +8,8 @@ from rich.progress import Progress
 
 from deepfusion.demo.settings import DemoSettings
 from fusion_core.errors import InputError
-from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
+from fusion_core.text.prepared import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
 

@@ -58,6 +58,15 @@ def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield path
 
 
+def corpus_files(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[tuple[str, pathlib.Path]]:
+    """Return the files of the default corpus in their order, each with its name below its package's folder."""
+    return [
+        (f"{folder.name}/{path.relative_to(folder).as_posix()}", path)
+        for folder in default_folders(packages)
+        for path in _walk(folder)
+    ]
+
+
 def default_corpus(
     packages: Sequence[str] = DEFAULT_PACKAGES, progress: Callable[[list[pathlib.Path]], Iterable[pathlib.Path]] = iter
 ) -> list[str]:
@@ -71,7 +80,7 @@ def default_corpus(
       packages: to read beside the standard library; those that are not installed are left out.
       progress: wraps the list of files; it may show how far the reading is.
     """
-    files = [path for folder in default_folders(packages) for path in _walk(folder)]
+    files = [path for _, path in corpus_files(packages)]
     documents = []
     for path in progress(files):
         try:
@@ -98,18 +107,26 @@ def deduplicate(documents: Iterable[str]) -> list[str]:
     return kept
 
 
-def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
-    """The files among ``paths`` and, in the order of their paths, the files of text in the folders among them.
+def named_text_files(paths: Sequence[str | pathlib.Path]) -> list[tuple[str, pathlib.Path]]:
+    """Return the files among ``paths`` and, in the order of their paths, the files of text in the folders among them.
+
+    Each comes with its name below the folder that was given.
 
     Raises:
       InputError: a path is missing.
     """
-    files: list[pathlib.Path] = []
+    files: list[tuple[str, pathlib.Path]] = []
     for path in map(pathlib.Path, paths):
         if not path.exists():
             raise InputError(f"there is no file or folder {path}; check the path")
-        files += sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
+        found = sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
+        files += [(p.relative_to(path if path.is_dir() else path.parent).as_posix(), p) for p in found]
     return files
+
+
+def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
+    """Return the files of ``named_text_files`` without their names."""
+    return [path for _, path in named_text_files(paths)]
 
 
 def no_text(paths: Sequence[str | pathlib.Path], files: int) -> InputError:

@@ -17,6 +17,7 @@ from fusion_core.text.corpus import is_held_out, no_text, text_files
 from fusion_core.text.files import read_file
 
 LONGEST = 1 << 16  # characters of a document; a longer one is cut in several, which bounds memory
+ENDS = 4096  # bytes at both ends of a file by which it is told apart from others of its name and size
 
 
 @runtime_checkable
@@ -34,6 +35,17 @@ class Documents(Protocol):
 
 def _digest(*facts: Any) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+def _ends(path: pathlib.Path, size: int) -> int | None:
+    """Return a checksum of the first and last bytes of a file; None if it cannot be read, which is an error once it is."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(ENDS)
+            file.seek(max(0, size - ENDS))
+            return zlib.crc32(file.read(ENDS), zlib.crc32(first))
+    except OSError:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +80,15 @@ class TextFiles:
                 yield text, [number, a, b]
             start = [0, 0]
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return _digest(
+            [(path.name, size, _ends(path, size)) for path, size in zip(self.files, self.sizes, strict=True)]
+        )
+
     def fingerprint(self) -> str:
-        return _digest([file.name for file in self.files], self.sizes)
+        """Return a digest of the files' names, sizes, and first and last bytes."""
+        return self._fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
