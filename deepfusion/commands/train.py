@@ -130,7 +130,7 @@ def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_jso
     if as_json:
         print(json.dumps({"folder": str(out), "finished": True, "report": str(report), "nodes": table}))
         return
-    columns = ("node", "from", "parameters", "steps", "FLOPs, all", "loss")
+    columns = ("node", "from", "parameters", "steps", "total FLOPs", "loss")
     cells = [
         (
             row["node"],
