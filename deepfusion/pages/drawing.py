@@ -204,6 +204,7 @@ def draw_theory(results: Results) -> Figure:
     for axes, title in zip(grid.flat, titles, strict=True):
         axes.set_title(title, fontsize=9)
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.axvline(node["step"], color="#444444", linestyle=":", linewidth=1)
         if greedy and greedy["step"]:
             axes.axvline(greedy["step"], color="#56B4E9", linestyle="--", linewidth=1)
