@@ -1,49 +1,150 @@
-"""The online rule at the wheel: sources are trained, and growing is tried, until it has decided when to grow."""
+"""Groups with ``steps = "auto"``: run the online rule, fuse or grow at its step, train on for the rest of the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from fusion_core.schedule.trials import OnlineGrowth, Trial
+from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
+from fusion_core.runs.graph import AutoGroup, Resolved
+from fusion_core.schedule import Trial, TrialRule, follow_rule, stops_of
+from fusion_core.train import TrainState
+from fusion_core.train.devices import barrier, first_process
+from fusion_core.train.run import Training
+
+RULE = "online.json"
+TRIAL_BATCHES = 16  # fresh ones on which a trial of growing is judged
 
 
-def follow_rule(
-    growth: OnlineGrowth,
-    *,
-    train_sources: Callable[[int], Any],
-    source_losses: Callable[[Trial, int], Sequence[Sequence[float]]],
-    try_growing: Callable[[Trial], np.ndarray],
-    told: Callable[[OnlineGrowth], None],
-) -> OnlineGrowth:
-    """Asks the rule, and does what it wants to know, until it has decided. Can be cut off anywhere and called again.
+class AutoGrowth:
+    """Sources, their growth and the grown network, at the steps that the online rule decides."""
 
-    Args:
-      growth: the rule's state.
-      train_sources: trains all sources to a step; no work where they have been there.
-      source_losses: at a step of a trial, each source's losses on the trial's fresh batches, [sources][batches].
-      try_growing: the grown network's losses at a trial's half and end, [2, batches].
-      told: is given every new state of the rule, to be saved.
-    """
-    while (look := growth.next_look) is not None:
-        trial = growth.trial
-        if trial is None:
-            train_sources(look)
-            growth = growth.ask(look)
-        else:
-            train_sources(trial.small_end)
-            small = np.asarray([source_losses(trial, at) for at in (trial.small_half, trial.small_end)])
-            growth = growth.ask(look, small=small, grown=try_growing(trial))
-        told(growth)
-    return growth
+    def __init__(self, context: RunContext, nodes: Mapping[str, Resolved], group: AutoGroup) -> None:
+        self.context, self.group = context, group
+        self.event, self.grown = nodes[group.event.name], nodes[group.grown.name]
+        self.sources = {node.name: nodes[node.name] for node in group.sources}
+        self.file = context.folder_of(self.grown.name) / RULE
+        small = sum(source.step_flops for source in self.sources.values()) / len(self.sources)
+        assert self.grown.flops is not None
+        self.rule = (
+            TrialRule.load(self.file)
+            if self.file.exists()
+            else TrialRule.start(
+                sources=len(self.sources),
+                small_flops=small,
+                grown_flops=self.grown.step_flops,
+                total_flops=self.grown.flops,
+                batches=TRIAL_BATCHES,
+                dispatch=context.plan.steps_per_dispatch,
+                cost_limit=group.grown.cost_limit,
+            )
+        )
+
+    def _save(self, rule: TrialRule) -> None:
+        if first_process():
+            rule.save(self.file)
+        self.rule = rule
+
+    def _training(self, name: str) -> tuple[Training, TrainState]:
+        start = first_state(self.context, self.sources[name], None)
+        steps = self.rule.state.last_step
+        return training_of(self.context, self.sources[name], start, steps, pinned=stops_of(self.rule)), start
+
+    def train_sources(self, until: int) -> None:
+        """Train all sources to a step; one that has been there is left alone."""
+        for name in self.sources:
+            training, start = self._training(name)
+            if not any(step >= until for step in training.checkpoints.steps()):
+                self.context.begin(name, max(training.checkpoints.steps(), default=0), until)
+                training.to(start, until)
+        barrier(f"the sources stand at {until}")
+
+    def grown_at(self, step: int) -> TrainState:
+        """Return the state after growing the sources as they were at a step."""
+        states = {name: self.context.state_at(source, step) for name, source in self.sources.items()}
+        return grown_state(self.context, self.event, self.sources, states)
+
+    def _losses(self, training: Training, state: TrainState, trial: Trial) -> list[float]:
+        grown = self.group.grown
+        batches = self.context.data.fresh(grown.length, grown.batch, trial.step, TRIAL_BATCHES)
+        return [training.trainer.scores(state.params, [batch])["loss"] for batch in batches]
+
+    def source_losses(self, trial: Trial, step: int) -> list[list[float]]:
+        """Return each source's losses on the trial's fresh batches, at a step of it."""
+        return [
+            self._losses(self._training(name)[0], self.context.state_at(source, step), trial)
+            for name, source in self.sources.items()
+        ]
+
+    def _grown(self, step: int, until: int, work: str, pinned: tuple[int, ...] = ()) -> tuple[Training, TrainState]:
+        start = first_state(self.context, self.grown, (self.event, self.grown_at(step)))
+        return training_of(self.context, self.grown, start, until - step, pinned=pinned, work=work), start
+
+    def try_growing(self, trial: Trial) -> np.ndarray:
+        """Return the grown network's losses at a trial's half and end, [2, batches]."""
+        stops = (trial.grown_half, trial.grown_end)
+        training, start = self._grown(trial.step, trial.grown_end, _work(trial.step), stops)
+        losses = []
+        for stop in stops:
+            if stop not in training.checkpoints.steps():
+                self.context.begin(self.grown.name, trial.step, stop)
+                training.to(start, stop)
+            barrier(f"the trial stands at {stop}")
+            found = training.checkpoints.restore(start, stop)
+            assert found is not None
+            losses.append(self._losses(training, found[0], trial))
+        return np.asarray(losses)
+
+    def run(self) -> None:
+        """Decide, grow, and train the grown network for the rest of the budget."""
+        seconds = time.perf_counter()
+        follow_rule(
+            self.rule,
+            train_sources=self.train_sources,
+            source_losses=self.source_losses,
+            try_growing=self.try_growing,
+            save=self._save,
+        )
+        rule, grown, context = self.rule, self.grown, self.context
+        step = rule.state.last_step if rule.step is None else rule.step
+        self.train_sources(step)
+        reason = rule.decisions[-1].reason if rule.decisions else rule.why
+        context.note(f"{grown.name}: {reason}")
+        for name, source in self.sources.items():
+            context.finish(source, context.state_at(source, step), start=0, flops=step * source.step_flops)
+        state = self.grown_at(step)
+        context.save_result(self.event, state)
+        context.finish(self.event, state)
+        small = step * sum(source.step_flops for source in self.sources.values())
+        chunk = context.plan.steps_per_dispatch
+        left = max(0.0, rule.total_flops - rule.lost_flops - small)
+        until = step + int(left / grown.step_flops) // chunk * chunk
+        work = "." if rule.kept is None else _work(step)  # a trial that has won is continued
+        training, start = self._grown(step, until, work)
+        context.begin(grown.name, step, until)
+        state = training.to(start, until)
+        if until == step:
+            context.save_result(grown, state)
+        decision = {
+            "step": rule.step,
+            "reason": reason,
+            "lost_trials": len(rule.lost_trials),
+            "lost_share": rule.lost_flops / rule.total_flops,
+        }
+        context.finish(
+            grown,
+            state,
+            work,
+            start=step,
+            flops=rule.lost_flops + (until - step) * grown.step_flops,
+            lost_flops=rule.lost_flops,
+            seconds=time.perf_counter() - seconds,
+            rule=decision,
+        )
 
 
-def stops_of(growth: OnlineGrowth) -> set[int]:
-    """Steps of the sources whose states the rule wants, has wanted, or has decided on."""
-    wanted: set[int] = set()
-    for trial in (*map(growth.trial_at, growth.trials), growth.trial):
-        if trial is not None:
-            wanted |= {trial.step, trial.small_half, trial.small_end}
-    return wanted | {step for step in (growth.next_look, growth.step) if step is not None}
+def _work(step: int) -> str:
+    """Return the folder, within the grown node's, of the trial at a step."""
+    return f"trial-{step}"
