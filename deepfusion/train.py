@@ -145,11 +145,11 @@ def _run(
 ) -> None:
     """The run itself, once the processes have found each other."""
     import jax
+    from fusion_core.runs.execute import PLAN
 
     from deepfusion.plan_report import rows, write_report
     from fusion_core.errors import InputError
     from fusion_core.runs import run_plan
-    from fusion_core.runs.execute import PLAN
     from fusion_core.train.loop import graceful_interrupt
     from fusion_core.train.metrics import TensorBoard
     from fusion_core.train.view import view_of

@@ -9,12 +9,11 @@ import pathlib
 import shutil
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.runs.schema import DataSettings
+from fusion_core.runs.plan import DataSettings
 from fusion_core.text import (
     Batch,
     DataSource,
@@ -29,6 +28,7 @@ from fusion_core.text import (
     train_tokenizer,
 )
 from fusion_core.text.span_corruption import window_length
+from fusion_core.train.devices import barrier, first_process, processes
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 LOOKED_AT = 20_000  # documents of a streamed text from which a tokenizer is trained
@@ -66,12 +66,9 @@ class RunData:
     def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
         self.settings, self.seed, self.folder = settings, seed, folder
         ready = folder / (TOKENIZER if settings.stream else TOKENS)
-        if jax.process_index() == 0 and not ready.exists():
+        if first_process() and not ready.exists():
             self._prepare(note)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("the text is tokenized")
+        barrier("the text is tokenized")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self._ids = {} if settings.stream else read_tokens(folder)
         # what a checkpoint must agree on
@@ -126,7 +123,8 @@ class RunData:
         whole = (
             self._streamed(False, length, seed) if self.settings.stream else self._held("train", length, batch, seed)
         )
-        return dataclasses.replace(whole, process_index=jax.process_index(), process_count=jax.process_count())
+        index, count = processes()
+        return dataclasses.replace(whole, process_index=index, process_count=count)
 
     def validation(self, length: int, batch: int) -> list[Batch]:
         """The global batches of every evaluation, at least one; no window of a text in memory comes twice."""

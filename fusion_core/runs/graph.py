@@ -239,7 +239,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     for name, steps in (("steps", node.steps), ("budget", node.budget)):
         if isinstance(steps, int) and steps % dispatch:
             raise InputError(f"{name} is {steps}, but a dispatch has {dispatch} steps; take a multiple of it")
-    check_sentinels(node.length, window_length(node.length, NOISE_DENSITY, MEAN_SPAN)[0], NOISE_DENSITY, MEAN_SPAN)
+    check_sentinels(node.length, window_length(node.length)[0], NOISE_DENSITY, MEAN_SPAN)
     check_share(node.batch, node.accumulate, devices or 1)
     if source is not None and source.optimizer is not None and not _same_state(node.optimizer, source.optimizer):
         raise InputError(

@@ -18,8 +18,15 @@ from fusion_core.errors import InputError
 from fusion_core.text.documents import Documents, Place, blocks
 from fusion_core.text.lanes import Blocks, Lane
 from fusion_core.text.packing import corrupt_each, pack, windows_of
-from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source, last_sentinel
-from fusion_core.text.span_corruption import check_sentinels, corrupt, noise_masks, window_length
+from fusion_core.text.sources import Batch, State, check_noise, check_process, check_source, last_sentinel
+from fusion_core.text.span_corruption import (
+    MEAN_SPAN,
+    NOISE_DENSITY,
+    check_sentinels,
+    corrupt,
+    noise_masks,
+    window_length,
+)
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
 # of about so many rows a group is made: many, since its last row is half empty; few, since they are made in one go
@@ -61,8 +68,8 @@ class StreamedSpans:
     seed: int
     target: int | None = None
     packed: bool = True
-    noise_density: float = 0.15
-    mean_span: float = 3.0
+    noise_density: float = NOISE_DENSITY
+    mean_span: float = MEAN_SPAN
     lanes: int = 8
     block_documents: int = 8192
     block_characters: int = 1 << 24
@@ -73,7 +80,7 @@ class StreamedSpans:
         for name, least in (("source", 3), ("lanes", 1), ("block_documents", 1), ("block_characters", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        check_share(self.process_index, self.process_count)
+        check_process(self.process_index, self.process_count)
         check_noise(self.noise_density, self.mean_span)
         window, target = self._window()
         check_sentinels(self.source, window, self.noise_density, self.mean_span)

@@ -13,6 +13,7 @@ from fusion_core.train.loop import Trainer as Trainer
 from fusion_core.train.loop import TrainingDiverged as TrainingDiverged
 from fusion_core.train.losses import t5_loss as t5_loss
 from fusion_core.train.metrics import Metrics as Metrics
+from fusion_core.train.metrics import Record as Record
 from fusion_core.train.optimizer import adafactor as adafactor
 from fusion_core.train.optimizer import adamw as adamw
 from fusion_core.train.optimizer import clipped as clipped

@@ -11,8 +11,8 @@ import pytest
 import safetensors.numpy
 
 import fusion_core as fc
-from fusion_core import decoder
 from fusion_core.growth import fused_config
+from fusion_core.models import decoder
 from fusion_core.models.decoder import files
 from tests.strategies.decoders import KINDS, logits, random_params, small, tokens
 from tests.strategies.networks import random_t5, tiny

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core import decoder
 from fusion_core.growth import conv
+from fusion_core.models import decoder
 from fusion_core.train import adafactor, t5_schedule
 from tests.strategies import decoders
 from tests.strategies.networks import conv_logits

@@ -1,6 +1,7 @@
 """Streams of batches: every token once, the same from any place on, the same from any number of processes."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -27,6 +28,7 @@ from fusion_core.text import (
 )
 from fusion_core.text import documents as streams
 from fusion_core.text.documents import Place, blocks, pieces
+from fusion_core.text.examples import ExampleBatches
 from fusion_core.text.lanes import deal, groups
 from fusion_core.text.packing import unpack, windows_of
 from tests.strategies.texts import documents, sentences
@@ -349,26 +351,59 @@ def test_a_batch_that_processes_cannot_share_is_refused(size, lanes, count):
         stream(lanes=lanes, process_count=count).batches(size)
 
 
-def test_windows_in_memory_are_shared_and_go_on(folder):
-    whole = SpanCorruption.from_documents(TOKENIZER.encode(TEXTS), TOKENIZER, 32, 5)
+def in_memory(kind, **changes):
+    """A source whose batch is a function of the step: windows, or pairs of texts."""
+    ids = TOKENIZER.encode(changes.pop("texts", TEXTS))
+    if kind is ExampleBatches:
+        return ExampleBatches(ids, ids, **({"seed": 5, "dispatch": 3} | changes))
+    source = SpanCorruption.from_documents(ids, TOKENIZER, 32, changes.pop("seed", 5))
+    return dataclasses.replace(source, **changes)
+
+
+@pytest.mark.parametrize("kind", [SpanCorruption, ExampleBatches])
+def test_sources_in_memory_are_shared_and_go_on(kind):
+    whole = in_memory(kind)
     batches = first(whole, 8, 6)
     for step, (batch, _) in enumerate(batches):
         same(batch, whole.batch(step, 8))
     state = json.loads(json.dumps(batches[2][1]))
     for i in range(2):
-        half = fc.text.SpanCorruption(whole.windows, whole.last_id, 5, process_index=i, process_count=2)
+        half = in_memory(kind, process_index=i, process_count=2)
         for (batch, after), (part, own) in zip(batches[3:], first(half, 8, 3, state), strict=True):
             assert merge_states([own, own]) == after
             same({name: array[4 * i : 4 * i + 4] for name, array in batch.items()}, part)
-    with pytest.raises(fc.InputError, match="the state is of another text or other settings"):
-        whole.batches(16, state)
     with pytest.raises(fc.InputError, match="2 processes cannot share a batch of 7"):
         half.batches(7)
+    with pytest.raises(fc.InputError, match="process 2 of 2; count processes from 0"):
+        in_memory(kind, process_index=2, process_count=2)
 
 
-def test_both_are_data_sources():
-    assert isinstance(stream(), DataSource)
-    assert isinstance(SpanCorruption.from_documents(TOKENIZER.encode(TEXTS), TOKENIZER, 32, 5), DataSource)
+@pytest.mark.parametrize(
+    ("kind", "change", "size"),
+    [
+        (SpanCorruption, {}, 16),
+        (SpanCorruption, {"seed": 6}, 8),
+        (SpanCorruption, {"texts": TEXTS[1:]}, 8),
+        (ExampleBatches, {}, 16),
+        (ExampleBatches, {"seed": 6}, 8),
+        (ExampleBatches, {"dispatch": 4}, 8),
+        (ExampleBatches, {"texts": [*TEXTS[1:], TEXTS[0]]}, 8),
+        (ExampleBatches, {"targets": TOKENIZER.encode(["no"] * len(TEXTS))}, 8),
+    ],
+)
+def test_a_state_of_other_text_in_memory_is_refused(kind, change, size):
+    *_, (_, state) = first(in_memory(kind), 8, 2)
+    targets = change.pop("targets", None)
+    other = in_memory(kind, **change)
+    if targets is not None:
+        other = dataclasses.replace(other, targets=targets)
+    with pytest.raises(fc.InputError, match="the state is of another text or other settings"):
+        other.batches(size, state)
+
+
+def test_all_are_data_sources():
+    for source in (stream(), in_memory(SpanCorruption), in_memory(ExampleBatches)):
+        assert isinstance(source, DataSource)
 
 
 def test_a_part_is_what_split_documents_gives():

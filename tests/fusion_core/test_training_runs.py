@@ -29,7 +29,6 @@ from fusion_core.train import (
     initialize_distributed,
     save_state,
     t5_loss,
-    t5_schedule,
 )
 from fusion_core.train.checkpoint import DamagedCheckpoint, load_state
 from fusion_core.train.devices import devices_for

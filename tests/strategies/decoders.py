@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fusion_core as fc
-from fusion_core import decoder
+from fusion_core.models import decoder
 
 # two sources of unequal widths each, whose fused sizes transformers takes
 LLAMAS = (
