@@ -112,7 +112,7 @@ class AutoGrowth:
         self.train_sources(step)
         reason = rule.decisions[-1].reason if rule.decisions else rule.why
         context.note(f"{grown.name}: {reason}")
-        for name, source in self.sources.items():
+        for source in self.sources.values():
             context.finish(source, context.state_at(source, step), start=0, flops=step * source.step_flops)
         state = self.grown_at(step)
         context.save_result(self.event, state)

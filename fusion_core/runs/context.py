@@ -150,17 +150,17 @@ class RunContext:
 
     def trainer(self, config: T5Config, node: TrainNode) -> Trainer:
         """Return the compiled step of a node, the same for all nodes of one shape."""
-        optimizer = dataclasses.replace(node.optimizer, rate=None)  # the rate is in the state
-        kind = (config, node.compute, optimizer, node.batch, node.accumulate)
-        if kind not in self.trainers:
-            self.trainers[kind] = Trainer(
-                t5_loss(config, node.compute),
-                optimizer.build(),
-                node.batch,
-                self.plan.steps_per_dispatch,
-                accumulate=node.accumulate,
-            )
-        return self.trainers[kind].with_seed(self.seed_of(node))
+        return trainer_of(self.plan, config, node, self.trainers).with_seed(self.seed_of(node))
+
+
+def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any, Trainer]) -> Trainer:
+    """Return the compiled step of a node's shape from ``trainers``, after adding it if it is not there."""
+    optimizer = dataclasses.replace(node.optimizer, rate=None)  # the rate is in the state
+    kind = (config, node.compute, optimizer, node.batch, node.accumulate, plan.steps_per_dispatch)
+    if kind not in trainers:
+        loss, chunk = t5_loss(config, node.compute), plan.steps_per_dispatch
+        trainers[kind] = Trainer(loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate)
+    return trainers[kind]
 
 
 def state_shapes(config: T5Config, optimizer: OptimizerSettings | None) -> TrainState:
@@ -309,7 +309,8 @@ def grown_state(
     if resolved.optimizer is not None and event.mapping is not None:
         carried = jax.jit(lambda s: grow_states(event.mapping, s, event.factors, copies=event.copies))(parts)
         return carried._replace(params=params)
-    # a fresh optimizer's rate is set by the node that goes on, so that only the ratios of the rates matter here
-    factors = event.factors if event.factors is not None else jax.tree.map(lambda _: 1.0, params)
-    rates = jax.tree.map(lambda f: jnp.asarray(f, jnp.float32), factors)
+    # the node that goes on sets a fresh optimizer's rate, so that only the ratios of the rates matter here
+    rates = jax.tree.map(lambda factor: jnp.asarray(factor, jnp.float32), event.factors)
+    if jax.tree.structure(rates) == jax.tree.structure(parts[0].rates):
+        rates = jax.tree.map(jnp.multiply, rates, _scaled(parts[0].rates, 1.0))
     return TrainState(params, (), parts[0].step, rates)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from fusion_core.models.t5 import T5Config, token_loss
+from fusion_core import atomic
+from fusion_core.models.t5 import T5Config, step_flops, token_loss
 from fusion_core.runs.context import RunContext, event_of
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
-from fusion_core.schedule import GrowthMeter, Trained
+from fusion_core.schedule import GrowthMeter, TrainedNetwork, greedy_decision
+from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Metrics
 from fusion_core.train.devices import first_process
 
-THEORY = "theory.jsonl"
+THEORY, GREEDY = "theory.jsonl", "greedy.json"
 PAIRS = 4  # pairs of batches behind every estimate
 
 
@@ -46,10 +50,12 @@ def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolve
     if not wanted:
         return
     optimizer = growth.optimizer.build()
-    small = Trained(_mean_loss(configs.pop()), optimizer, sources[node.name].step_flops)
-    grown_flops = context.plan_flops(growth)
-    meter = GrowthMeter(small, Trained(_mean_loss(growth.config), optimizer, grown_flops), event.mapping, event.factors)
-    order = [name for name in growth.node.inputs]
+    small = TrainedNetwork(_mean_loss(configs.pop()), optimizer, sources[node.name].step_flops)
+    grown_flops = step_flops(growth.config, node.batch, node.length, target_length(node.length))
+    meter = GrowthMeter(
+        small, TrainedNetwork(_mean_loss(growth.config), optimizer, grown_flops), event.mapping, event.factors
+    )
+    order = growth.node.inputs
     for step in wanted:
         context.note(f"{growth.name}: the theory's terms at step {step}")
         states = [context.state_at(sources[name], step, works[name]) for name in order]
@@ -57,6 +63,12 @@ def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolve
         record = meter.measure(states, batches[:PAIRS], batches[PAIRS:])
         if first_process():
             records.write({"step": step, **record})
+    if first_process():
+        rate = max(float(r) for r in jax.tree.leaves(states[0].rates))
+        decision = greedy_decision(records.records, rate, event.factors)
+        atomic.write_text(
+            context.folder_of(growth.name) / GREEDY, json.dumps(dataclasses.asdict(decision), indent=2) + "\n"
+        )
 
 
 def _mean_loss(config: T5Config) -> Any:

@@ -95,11 +95,8 @@ class OptimizerSettings:
 
     def build(self) -> optax.GradientTransformation:
         """Return the optimizer at learning rate 1, after clipping."""
-        if self.name == "adafactor":
-            optimizer = adafactor()
-        else:
-            optimizer = adamw(b1=self.b1, b2=self.b2, weight_decay=self.weight_decay)
-        return clipped(optimizer, self.clip or None)
+        decay = {"b1": self.b1, "b2": self.b2, "weight_decay": self.weight_decay}
+        return clipped(adafactor() if self.name == "adafactor" else adamw(**decay), self.clip or None)
 
 
 @checked

@@ -7,7 +7,7 @@ import difflib
 import pathlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -58,9 +58,23 @@ def read_plan(path: pathlib.Path) -> Plan:
     Raises:
       InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
     """
+    return plan_from(path)
+
+
+def plan_from(path: pathlib.Path, change: Callable[[dict[str, Any]], None] = lambda values: None) -> Plan:
+    """Read a plan file whose values are changed before they are checked.
+
+    Args:
+      path: of the file.
+      change: changes the file's values in place.
+
+    Raises:
+      InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text)
+        change(values)
     except FileNotFoundError:
         raise InputError(f"there is no plan {path}; examples are in examples/plans") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

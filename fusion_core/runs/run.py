@@ -19,7 +19,7 @@ from fusion_core.runs.compare import compare
 from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
-from fusion_core.runs.measure import THEORY, measure
+from fusion_core.runs.measure import GREEDY, THEORY, measure
 from fusion_core.runs.plan import Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
@@ -37,6 +37,7 @@ def run_plan(
     show: Callable[[dict[str, Any]], None] = lambda record: None,
     note: Callable[[str], None] = lambda line: None,
     begin: Callable[[str, int, int], None] = lambda name, step, until: None,
+    trainers: dict[Any, Trainer] | None = None,
 ) -> dict[str, Any] | None:
     """Run a plan in a folder, or resume it; the processes of a run all call this, with a folder that all can read.
 
@@ -50,6 +51,7 @@ def run_plan(
       show: called with every record of the metrics.
       note: called with sentences for the user.
       begin: called when a node begins, with its name, its first step and its last.
+      trainers: compiled steps of an earlier run in this process, to be used again.
 
     Returns:
       The results (also in ``results.json``; ``fusion_core.runs.compare`` has their format); None if nodes are missing.
@@ -63,7 +65,7 @@ def run_plan(
         plan.node(only)  # raises, and lists the nodes
     _check_folder(plan, folder)
     data = RunData(plan.data, plan.seed, folder / "data", note)
-    trainers: dict[Any, Trainer] = {}
+    trainers = {} if trainers is None else trainers
     found: dict[int, dict[str, Any]] = {}
     for seed in plan.seeds or (plan.seed,):
         place = folder / f"seed-{seed}" if plan.seeds else folder
@@ -106,7 +108,7 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
             if context.plan.measure:
                 measure(context, resolved, sources)
             context.finish(resolved, state)
-            context.note(f"{name}: grown from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
+            context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
 
 
 def _measure(context: RunContext, nodes: dict[str, Resolved], group: AutoGroup) -> None:
@@ -193,5 +195,6 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
             "input_wait": pick("input_wait"),
             "final": validation[-1][1] if validation else None,
             "theory": Metrics(folder / THEORY).records,
+            "greedy": json.loads((folder / GREEDY).read_text(encoding="utf-8")) if (folder / GREEDY).exists() else None,
         }
     return found

@@ -159,7 +159,7 @@ class Training:
                         stopped = self._evaluate(done.replicated, done.step)
                     if saves(done.step) or stopped:
                         state = host_copy(done.replicated)
-                        self._save(state, _merged(done.position))
+                        self._save(state, merged_position(done.position))
                     meter.pause(time.perf_counter() - begun)
                     if stopped:
                         break
@@ -198,8 +198,8 @@ class Training:
             self.show(record)
 
 
-def _merged(position: Any) -> Any:
-    """Return the position of the run's data from those of all processes."""
+def merged_position(position: Any) -> Any:
+    """Return the position of the run's data from those of all processes, on each of them."""
     if position is None:
         return None
     return merge_states([json.loads(text) for text in gather(json.dumps(position).encode())])

@@ -119,7 +119,7 @@ def train_steps(
 
 
 def evaluate_step(loss: Loss) -> Callable[[Params, Batch], dict[str, Array]]:
-    """Compile ``loss``, ``accuracy`` and ``tokens`` of replicated params over all tokens of sharded batches, without dropout."""
+    """Compile ``loss``, ``accuracy`` and ``tokens`` of replicated params over sharded batches, without dropout."""
 
     def evaluate(params: Params, batches: Batch) -> dict[str, Array]:
         each = jax.lax.map(lambda batch: loss(params, batch, None)[1], batches)

@@ -241,7 +241,9 @@ MLP = (random_mlp((2, 3, 1), 0), fc.MLPConfig((2, 3, 1)))
 
 
 def shapes_only(config):
-    return jax.tree.map(np.zeros, fc.models.t5.parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)), config
+    return jax.tree.map(
+        np.zeros, fc.models.t5.parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)
+    ), config
 
 
 def grown_as_told(message, params, config):

@@ -234,7 +234,7 @@ def test_a_cadence_that_is_no_whole_number_of_dispatches_is_refused(compiled, tm
 
 
 def test_a_cadence_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="log\n.*greater than or equal to 1"):
+    with pytest.raises(ValueError, match=r"log\n.*greater than or equal to 1"):
         Cadence(log=0)
 
 
