@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bea.chebyshev import chebyshev_step, stages_for
 
 import bea
-from bea.chebyshev import chebyshev_step, stages_for
 from bea.krylov import lanczos
 from bea.look_ahead import decayed_steps, step_times
 from tests.bea.helpers import distance, euler, slope

@@ -6,11 +6,7 @@ import pytest
 from tests.strategies.problems import quadratic as quadratic_problem
 from toy_models import quadratic
 
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def test_gradient_flow_with_the_modified_hessian_is_the_step():
