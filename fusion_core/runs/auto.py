@@ -82,7 +82,7 @@ class AutoGrowth:
         start = first_state(self.context, self.grown, (self.event, self.grown_at(step)))
         return training_of(self.context, self.grown, start, until - step, pinned=pinned, work=work), start
 
-    def try_growing(self, trial: Trial) -> np.ndarray:
+    def grown_losses(self, trial: Trial) -> np.ndarray:
         """Return the grown network's losses at a trial's half and end, [2, batches]."""
         stops = (trial.grown_half, trial.grown_end)
         training, start = self._grown(trial.step, trial.grown_end, _work(trial.step), stops)
@@ -104,13 +104,13 @@ class AutoGrowth:
             self.rule,
             train_sources=self.train_sources,
             source_losses=self.source_losses,
-            try_growing=self.try_growing,
+            grown_losses=self.grown_losses,
             save=self._save,
         )
         rule, grown, context = self.rule, self.grown, self.context
         step = rule.state.last_step if rule.step is None else rule.step
         self.train_sources(step)
-        reason = rule.decisions[-1].reason if rule.decisions else rule.why
+        reason = rule.reason
         context.note(f"{grown.name}: {reason}")
         for source in self.sources.values():
             context.finish(source, context.state_at(source, step), start=0, flops=step * source.step_flops)

@@ -92,7 +92,7 @@ def seconds_of(node: Mapping[str, Any]) -> float:
 
 def _pace(node: Mapping[str, Any]) -> float:
     """Return the seconds of a step. The first record includes the compilation."""
-    paces = [value for _, value in node["steps_per_second"]]
+    paces = [value for _, value in node["steps_per_second"] if value > 0]
     paces = paces[1:] or paces
     return 1 / statistics.median(paces) if paces else 0.0
 
@@ -110,8 +110,8 @@ def arm_of(nodes: Nodes, last: str) -> Arm:
     while nodes[chain[0]]["inputs"] and nodes[nodes[chain[0]]["inputs"][0]]["kind"] == "train":
         chain.insert(0, nodes[chain[0]]["inputs"][0])
     sources = tuple(name for name in _ancestors(nodes, last) if name not in chain)
-    flops = sum(float(nodes[name].get("flops", 0.0)) for name in sources)
-    seconds = sum(seconds_of(nodes[name]) for name in sources)
+    flops = math.fsum(float(nodes[name].get("flops", 0.0)) for name in sources)
+    seconds = math.fsum(seconds_of(nodes[name]) for name in sources)
     before, points = (flops, seconds), []
     for name in chain:
         node = nodes[name]

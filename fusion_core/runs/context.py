@@ -215,6 +215,7 @@ def training_of(
     node = resolved.node
     assert isinstance(node, TrainNode)
     trainer = context.trainer(resolved.config, node)
+    data = context.data.training(node.length, node.batch, context.seed_of(node))
     validation = context.data.validation(node.length, node.batch)
 
     def evaluate(state: TrainState) -> Record:
@@ -227,7 +228,7 @@ def training_of(
     return Training(
         name=node.name,
         trainer=trainer,
-        data=context.data.training(node.length, node.batch, context.seed_of(node)),
+        data=data,
         folder=context.folder_of(node.name) / work,
         run=context.identity(resolved),
         cadence=cadence,

@@ -293,7 +293,7 @@ def _timed(plan: Plan, resolved: Resolved, inputs: Sequence[Resolved], budget: f
             steps_within(plan, node, resolved.step_flops, None, 0.0)  # raises
         steps = None  # the ancestors' FLOPs are not known yet
     else:
-        steps = steps_within(plan, node, resolved.step_flops, budget, sum((before or {}).values()))
+        steps = steps_within(plan, node, resolved.step_flops, budget, math.fsum((before or {}).values()))
     if steps is not None:
         node.schedule.function(start or 0, steps)  # checks that the warm-up fits
     flops = None if steps is None else steps * resolved.step_flops

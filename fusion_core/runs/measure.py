@@ -50,10 +50,12 @@ def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolve
     if not wanted:
         return
     optimizer = growth.optimizer.build()
-    small = TrainedNetwork(_mean_loss(configs.pop()), optimizer, sources[node.name].step_flops)
+    before = sources[node.name]
+    schedule = node.schedule.function(before.start or 0, before.steps or node.schedule.warmup + 1)
+    small = TrainedNetwork(_mean_loss(configs.pop()), optimizer, before.step_flops, schedule)
     grown_flops = step_flops(growth.config, node.batch, node.length, target_length(node.length))
     meter = GrowthMeter(
-        small, TrainedNetwork(_mean_loss(growth.config), optimizer, grown_flops), event.mapping, event.factors
+        small, TrainedNetwork(_mean_loss(growth.config), optimizer, grown_flops, schedule), event.mapping, event.factors
     )
     order = growth.node.inputs
     for step in wanted:

@@ -216,8 +216,8 @@ class _Reader:
             values = _over(defaults, values)
         cls = KINDS[kind]
         spelled = {"source_node": "from"}
-        known = [spelled.get(field.name, field.name) for field in dataclasses.fields(cls) if field.name != "name"]
-        self.unknown(place, owner, values, known)
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
+        self.unknown(place, owner, values, [spelled.get(field, field) for field in names])
         if "from" in values:
             values["source_node"] = values.pop("from")
         if "model" in values:
@@ -228,7 +228,13 @@ class _Reader:
             self.error(place, f"{owner}: how many steps? give a number, a share of the budget, 'rest' or 'auto'")
         if kind == "grow" and "source_node" not in values:
             self.error(place, f"{owner}: from is missing; give the node whose network is grown")
-        return self.make(cls, place, {"name": name, **values}) if len(self.errors) == before else None
+        if len(self.errors) > before:
+            # the other fields are checked all the same; a stand-in takes the place of what failed
+            kept = {field: value for field, value in values.items() if field in names and value is not None}
+            missing = {"steps": 1, "model": T5Config(), "source_node": ""} if kind == "train" else {"source_node": "?"}
+            self.make(cls, place, {"name": name, **({} if kind == "fuse" else missing), **kept})
+            return None
+        return self.make(cls, place, {"name": name, **values})
 
     def model(self, place: Place, value: Any, vocabulary: int) -> T5Config | None:
         """Return a configuration from a name, or from a table of its fields, which may have a name too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -156,7 +157,7 @@ def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) 
     start = first_state(context, resolved, source)
     first, seconds, steps = int(start.step), time.perf_counter(), resolved.steps
     if steps is None:
-        spent = sum(_spent(context, nodes, node.inputs).values())
+        spent = math.fsum(_spent(context, nodes, node.inputs).values())
         steps = steps_within(context.plan, node, resolved.step_flops, budget_flops(context.plan, nodes), spent)
     training = training_of(context, resolved, start, steps)
     context.begin(node.name, first, first + steps)
@@ -175,7 +176,7 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
     found = {}
     for name, resolved in nodes.items():
         facts = context.done(name) or {}
-        before = sum(_spent(context, nodes, resolved.node.inputs).values())
+        before = math.fsum(_spent(context, nodes, resolved.node.inputs).values())
         folder = context.folder_of(name)
         metrics = Metrics(folder / facts.get("work", ".") / METRICS)
         pick = lambda key, metrics=metrics: [(r["step"], r[key]) for r in metrics.records if key in r]
