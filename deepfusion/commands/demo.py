@@ -128,7 +128,7 @@ def demo(
         check_empty(folder, f"choose another, or use --resume {folder}")
     fresh = not folder.exists()
     with working("loading JAX", quiet=as_json):
-        from deepfusion.running import run_shown
+        from deepfusion.view import run_shown
         from fusion_core import atomic
         from fusion_core.runs import resolve
 

@@ -2,6 +2,7 @@
 
 from fusion_core.runs.compare import compare as compare
 from fusion_core.runs.cost import Cost as Cost
+from fusion_core.runs.cost import arm_flops as arm_flops
 from fusion_core.runs.cost import costs as costs
 from fusion_core.runs.graph import Resolved as Resolved
 from fusion_core.runs.graph import resolve as resolve

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import parameter_shapes
-from fusion_core.runs.graph import Resolved
-from fusion_core.runs.plan import FuseNode, TrainNode
+from fusion_core.runs.graph import Resolved, budget_flops
+from fusion_core.runs.plan import FuseNode, Plan, TrainNode
 from fusion_core.text.span_corruption import target_length
 
 FLOAT = 4  # bytes
@@ -102,3 +102,22 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
 def costs(nodes: Sequence[Resolved], devices: int, flops_per_second: float) -> list[Cost]:
     """Return the costs of all nodes."""
     return [cost_of(node, devices, flops_per_second) for node in nodes]
+
+
+def arm_flops(plan: Plan, nodes: Sequence[Resolved]) -> dict[str, float | None]:
+    """Return what every arm of a plan costs, its sources included, in FLOPs: arm -> FLOPs, None if not known beforehand.
+
+    Arms are the nodes that the plan names as such and those without successors.
+    """
+    used = {name for node in nodes for name in node.node.inputs}
+    named = {node.name: node for node in nodes}
+    found: dict[str, float | None] = {}
+    for node in nodes:
+        if isinstance(node.node, TrainNode) and (node.node.arm or node.name not in used):
+            total = None if node.spent is None else math.fsum(node.spent.values())
+            if total is None and node.node.auto:
+                total = node.flops
+            elif total is None and node.node.steps == "rest":
+                total = budget_flops(plan, named)
+            found[node.node.arm or node.name] = total
+    return found

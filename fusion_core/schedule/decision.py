@@ -24,7 +24,7 @@ class GrowthDecision:
       learning_rate: rate of the grown network's arrays whose factor is 1, in the optimizer's unit; None if step is None.
       factors: factors on that rate other than 1, by the name of the array.
       reason: sentences with the numbers that decided.
-      rule: name of the rule, ``"trials"`` or ``"greedy"``.
+      rule: name of the rule, ``"online"`` or ``"greedy"``.
     """
 
     step: int | None

@@ -197,7 +197,7 @@ class TrialRule:
     def decision(self, learning_rate: float, factors: Params) -> GrowthDecision:
         """Return what is decided; the rates after growth are the sources' times the factors of ``rate_factors``."""
         reason = self.reason if self.step is None else f"{self.reason} {rate_sentence(learning_rate, factors)}"
-        return GrowthDecision.of("trials", self.step, reason, learning_rate, factors)
+        return GrowthDecision.of("online", self.step, reason, learning_rate, factors)
 
     def save(self, path: pathlib.Path) -> None:
         """Write the rule as JSON."""

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from fusion_core.runs.context import DONE
 
 import fusion_core as fc
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs import costs, read_plan, resolve, run_plan
+from fusion_core.runs.context import DONE
 from fusion_core.runs.cost import shapes_of, tree_bytes
 from fusion_core.text.span_corruption import window_length
 from fusion_core.train import Interrupted, Metrics, adafactor

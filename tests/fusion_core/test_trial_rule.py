@@ -75,7 +75,7 @@ def test_a_trial_that_wins_is_grown_from_and_costs_nothing():
     assert growth.lost_trials == ()
     assert growth.lost_flops == 0
     decision = growth.decision(0.02, FACTORS)
-    assert decision == GrowthDecision(1500, 0.02, {"q": 0.5}, decision.reason, "trials")
+    assert decision == GrowthDecision(1500, 0.02, {"q": 0.5}, decision.reason, "online")
     assert decision.reason.startswith(
         "Grow at step 1500: after the transient the grown network's loss falls faster per FLOP"
     )
@@ -88,7 +88,7 @@ def test_a_trial_that_loses_is_charged_and_growth_follows_at_twice_the_step():
     assert lost.lost_flops == pytest.approx(lost.state.trial_cost * BUDGET * GROWN)
     assert (lost.next_decision, lost.trial, lost.kept) == (3000, None, None)
     decision = lost.decision(0.02, FACTORS)
-    assert decision == GrowthDecision(None, None, {}, lost.decisions[-1].reason, "trials")
+    assert decision == GrowthDecision(None, None, {}, lost.decisions[-1].reason, "online")
     # what the limit pays for is said whatever comes of it
     assert decision.reason.endswith(f"no further trial can be paid; {begin().state.why}.")
     grown = lost.decide(3000)

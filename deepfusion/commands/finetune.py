@@ -6,13 +6,13 @@ import json
 import pathlib
 import shlex
 import shutil
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from deepfusion.checkpoints import Json
+from deepfusion.options import Json, check_empty, check_only_resume
+from deepfusion.terminal import notes, working
+from fusion_core.errors import InputError, Interrupted
 
 
 def finetune(
@@ -25,27 +25,27 @@ def finetune(
     train: Annotated[pathlib.Path | None, typer.Option(help="Examples to learn, .tsv or .jsonl.")] = None,
     validation: Annotated[pathlib.Path | None, typer.Option(help="Examples to be scored on, .tsv or .jsonl.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder of the run, new or empty.")] = None,
-    input_column: Annotated[str | None, typer.Option(help="Of a custom task: what the network reads.")] = None,
-    target_column: Annotated[str | None, typer.Option(help="Of a custom task: what it should write.")] = None,
-    prefix: Annotated[str, typer.Option(help="Of a custom task: words before every source.")] = "",
+    input_column: Annotated[str | None, typer.Option(help="Column of a custom task that the network reads.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="Column of a custom task that it should write.")] = None,
+    prefix: Annotated[str, typer.Option(help="Words before every source of a custom task.")] = "",
     steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
     batch: Annotated[int, typer.Option(help="Examples in a global batch, shared by all devices.")] = 32,
     learning_rate: Annotated[
-        float, typer.Option(help="Adafactor's, relative to each parameter's size. Small networks bear 0.01.")
+        float, typer.Option(help="Adafactor's, relative to each parameter's size; 0.01 suits small networks.")
     ] = 0.001,
     every: Annotated[int, typer.Option(help="Steps between evaluations. 0: a fifth of --steps.")] = 0,
     source_length: Annotated[
         int, typer.Option(help="Tokens of a source at most; longer ones are cut, and counted.")
     ] = 512,
-    target_length: Annotated[int, typer.Option(help="The same for targets.")] = 128,
+    target_length: Annotated[int, typer.Option(help="Tokens of a target at most.")] = 128,
     dropout: Annotated[
         float | None, typer.Option(help="Share of units dropped in training. Default: the checkpoint's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the examples' order, and of dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the examples' order, and of dropout.")] = 0,
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Fine-tune a T5 on a text-to-text task; its answers are what it is scored by.
+) -> None:
+    """Fine-tune a T5 on a text-to-text task, and score its answers.
 
     Writes checkpoint/ (Hugging Face's layout, with the tokenizer), scores.json, predictions.tsv and .jsonl, metrics.jsonl.
 
@@ -56,49 +56,45 @@ def finetune(
     deepfusion finetune --resume runs/sst2                       after Ctrl-C or a crash
     deepfusion generate runs/sst2/checkpoint "sst2 sentence: a joy to watch"
     """
-    from deepfusion.finetuning import CHECKPOINT, METRICS, FinetuneSettings, Finetuning, load_settings
-    from fusion_core.errors import InputError
-    from fusion_core.train import Interrupted
+    with working("loading JAX", quiet=as_json):
+        from rich.console import Console
 
-    console = Console(stderr=True)
+        from deepfusion.finetuning import CHECKPOINT, METRICS, FinetuneSettings, Finetuning, load_settings
+
     fresh = False
     if resume is not None:
-        given = [
-            name
-            for name in context.params
-            if name not in ("resume", "as_json")
-            and getattr(context.get_parameter_source(name), "name", None) == "COMMANDLINE"
-        ]
-        if given:
-            option = "the checkpoint" if given[0] == "checkpoint" else "--" + given[0].replace("_", "-")
-            raise InputError(f"{option} cannot be changed by a resumed run; leave it out, or start a new run")
+        check_only_resume(context)
         settings, folder = load_settings(resume), resume
     else:
-        needed = {"--task": task, "--train": train, "--validation": validation, "--out": out}
-        if checkpoint is None:
-            raise InputError("give a checkpoint folder to start from, or --resume with the folder of a run")
-        if missing := [name for name, value in needed.items() if value is None]:
-            raise InputError(f"{missing[0]} is missing; see deepfusion finetune --help")
+        given = _given(checkpoint, task, train, validation, out)
         settings = FinetuneSettings(
-            str(checkpoint.resolve()), str(pathlib.Path(train or "").resolve()),
-            str(pathlib.Path(validation or "").resolve()), task or "", input_column, target_column, prefix, steps, batch,
-            learning_rate, seed, every, source_length, target_length, dropout,
-        )  # fmt: skip
+            **given,
+            input_column=input_column,
+            target_column=target_column,
+            prefix=prefix,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            seed=seed,
+            every=every,
+            source_length=source_length,
+            target_length=target_length,
+            dropout=dropout,
+        )
         folder = out or pathlib.Path()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is not an empty folder; choose another, or use --resume {folder}")
+        check_empty(folder, f"choose another, or use --resume {folder}")
         fresh = not folder.exists()
     run = Finetuning(settings, folder)
     for name, counts in run.cut.items():
         for what, count in counts.items():
             if count:
                 of = f"{count} of {len(run.examples[name])} {name} {what}"
-                console.print(f"{of} were longer than allowed and were cut (--{what[:-1]}-length)", highlight=False)
+                notes(f"{of} were longer than allowed and were cut (--{what[:-1]}-length)")
     try:
-        result = run.run(console)
+        result = run.run(Console(stderr=True))
     except (Interrupted, KeyboardInterrupt):
         command = f"deepfusion finetune --resume {shlex.quote(str(folder))}"
-        console.print(f"\nInterrupted; nothing is lost. Go on with:  {escape(command)}", soft_wrap=True)
+        notes(f"\nInterrupted; nothing is lost. Go on with:  {command}")
         raise typer.Exit(130) from None
     except InputError:
         if fresh and not (folder / METRICS).exists():
@@ -109,8 +105,23 @@ def finetune(
         return
     for name, value in result["scores"].items():
         print(f"{name}: {'undefined' if value is None else format(value, '.4f')}")
-    if result["answers_that_are_no_label"]:
-        print(
-            f"{result['answers_that_are_no_label']} of {len(run.examples['validation'])} answers are none of the labels."
-        )
+    if wrong := result["answers_that_are_no_label"]:
+        print(f"{wrong} of {result['examples']['validation']} answers are none of the labels.")
     print(f"Checkpoint: {folder / CHECKPOINT}")
+
+
+def _given(
+    checkpoint: pathlib.Path | None,
+    task: str | None,
+    train: pathlib.Path | None,
+    validation: pathlib.Path | None,
+    out: pathlib.Path | None,
+) -> dict[str, Any]:
+    """Return what a new run needs, with whole paths. Raises InputError for the first that is missing."""
+    if checkpoint is None:
+        raise InputError("give a checkpoint folder to start from, or --resume with the folder of a run")
+    for name, value in (("--task", task), ("--train", train), ("--validation", validation), ("--out", out)):
+        if value is None:
+            raise InputError(f"{name} is missing; see deepfusion finetune --help")
+    paths = {"checkpoint": checkpoint, "train": train, "validation": validation}
+    return {"task": task, **{name: str(path.resolve()) for name, path in paths.items() if path is not None}}

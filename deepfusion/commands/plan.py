@@ -1,0 +1,98 @@
+"""``deepfusion plan``: a plan checked and priced; nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from deepfusion.options import Json
+from deepfusion.tables import duration, prefixed, print_table
+from deepfusion.terminal import working
+
+PlanFile = Annotated[pathlib.Path, typer.Argument(help="A plan in TOML; docs/train.md and examples/plans show how.")]
+
+
+def plan(
+    plan: PlanFile,
+    devices: Annotated[int, typer.Option(help="Devices that share every batch.", min=1)] = 1,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="Peak of one device, in 10¹² FLOP/s. Default: measured on this machine.", min=1e-6),
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="Share of that speed that training reaches.", min=1e-6, max=1.0)] = 0.4,
+    as_json: Json = False,
+) -> None:
+    """Check a plan, and print its graph and its cost; train nothing.
+
+    \b
+    deepfusion plan plan.toml                                     on this machine, whose speed is measured (a second)
+    deepfusion plan plan.toml --devices 8 --tflops 989 --mfu 0.45     on eight H100s
+    """
+    with working("loading JAX, reading the plan and measuring this machine", quiet=as_json):
+        from fusion_core.runs import arm_flops, costs, read_plan, resolve
+        from fusion_core.runs.speed import product_speed
+
+        read = read_plan(plan)
+        nodes = resolve(read, devices)
+        peak = product_speed(nodes) if tflops is None else tflops * 1e12
+        found = costs(nodes, devices, peak * mfu)
+    kind = "assumed" if tflops is not None else "measured"
+    totals = {
+        "flops": math.fsum(cost.flops or 0 for cost in found),
+        "device_hours": math.fsum(cost.hours or 0 for cost in found),
+    }
+    arms = arm_flops(read, nodes)
+    totals["wall_hours"] = totals["device_hours"] / devices
+    if as_json:
+        rows = [
+            dataclasses.asdict(cost) | {"memory": cost.memory, "inputs": list(dict.fromkeys(node.node.inputs))}
+            for cost, node in zip(found, nodes, strict=True)
+        ]
+        speed = {"speed": kind, "peak_flops": peak, "mfu": mfu, "devices": devices}
+        print(json.dumps({"name": read.name, "nodes": rows, "arms": arms, **speed, **totals}))
+        return
+    columns = ("node", "from", "width", "parameters", "steps", "FLOPs", "time", "memory")
+    cells = [_cells(cost, node) for cost, node in zip(found, nodes, strict=True)]
+    print_table(columns, cells, title=f"{read.name}: {len(nodes)} nodes", text=("node", "from"))
+    each = f"{devices} devices, each of" if devices > 1 else "one device of"
+    where = "assumed" if tflops is not None else "measured on this machine by products of the largest node's size"
+    print(
+        f"Together {prefixed(totals['flops'], 'FLOP')}: {duration(3600 * totals['wall_hours'])} on {each} "
+        f"{prefixed(peak, 'FLOP/s')} ({where}), of which training is taken to reach {mfu:.0%}. Memory: parameters, "
+        "optimizer and gradients exactly, activations estimated, without rematerialisation."
+    )
+    print(_arms(arms))
+
+
+def _arms(arms: dict[str, float | None]) -> str:
+    """Return a sentence on whether all arms end at equal FLOPs, their sources included."""
+    known = {name: flops for name, flops in arms.items() if flops is not None}
+    if len(arms) < 2 or not known:
+        return ""
+    most = max(known.values())
+    uneven = [f"{name} at {flops / most:.1%}" for name, flops in known.items() if flops < 0.98 * most]
+    unknown = [name for name in arms if name not in known]
+    if not uneven and not unknown:
+        return "All arms end at equal FLOPs, sources included."
+    rest = f"; of {', '.join(unknown)} it is not known beforehand" if unknown else ""
+    return f"The arms do not end at equal FLOPs: of the dearest one's, {', '.join(uneven) or 'the others all'}{rest}."
+
+
+def _cells(cost: Any, node: Any) -> tuple[str, ...]:
+    trains = cost.kind == "train"
+    steps = str(node.node.steps) if trains and cost.steps is None else f"{cost.steps or 0:,}"
+    return (
+        cost.name,
+        " + ".join(node.node.inputs) or "random start",
+        str(node.config.d_model),
+        prefixed(cost.parameters),
+        steps if trains else cost.kind,
+        "" if cost.flops is None or not trains else prefixed(cost.flops),
+        "" if cost.hours is None or not trains else duration(3600 * cost.hours),
+        prefixed(cost.memory, "B"),
+    )
