@@ -157,6 +157,8 @@ def demo(
         raise
     from deepfusion.pages.report import lines, write_report
 
+    assert results is not None  # all nodes are run
+
     report = write_report(results, folder)
     if as_json:
         print(json.dumps({"folder": str(folder), "report": str(report), "comparison": results["comparison"]}))

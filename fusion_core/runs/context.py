@@ -288,7 +288,12 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
     factors = ones
     if node.rates == "velocity" and optimizer is not None:
         factors = rate_factors(ones, config, len(configs), optimizer.rule)
-    options = {"norm": node.norm, "off_diagonal": node.off_diagonal, "noise": float(node.noise), "seed": seed}
+    options: dict[str, Any] = {
+        "norm": node.norm,
+        "off_diagonal": node.off_diagonal,
+        "noise": float(node.noise),
+        "seed": seed,
+    }
     weights = node.weights or None
     return Event(
         fusion_map(configs, weights),
@@ -312,6 +317,7 @@ def grown_state(
         return carried._replace(params=params)
     # the node that goes on sets a fresh optimizer's rate, so that only the ratios of the rates matter here
     rates = jax.tree.map(lambda factor: jnp.asarray(factor, jnp.float32), event.factors)
-    if jax.tree.structure(rates) == jax.tree.structure(parts[0].rates):
+    found: object = jax.tree.structure(rates)
+    if found == jax.tree.structure(parts[0].rates):
         rates = jax.tree.map(jnp.multiply, rates, _scaled(parts[0].rates, 1.0))
     return TrainState(params, (), parts[0].step, rates)

@@ -228,9 +228,8 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     if isinstance(node, FuseNode):
         return _fused(node, inputs)
     if isinstance(node, GrowNode):
-        source = inputs[0]
-        config = growth_map(source.config, node.operator, **node.sizes).config
-        return Resolved(node, config, None if node.optimizer_state == "fresh" else source.optimizer)
+        config = growth_map(inputs[0].config, node.operator, **node.sizes).config
+        return Resolved(node, config, None if node.optimizer_state == "fresh" else inputs[0].optimizer)
     source = inputs[0] if inputs else None
     config = node.model if source is None else source.config
     assert config is not None  # the node has either

@@ -24,11 +24,11 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Word = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 
-checked = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+FORBID = ConfigDict(extra="forbid")
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class DataSettings:
     """The text of a plan, shared by all nodes, and its tokenizer.
 
@@ -59,7 +59,7 @@ class DataSettings:
             raise InputError("data.packed needs data.stream = true")
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class OptimizerSettings:
     """An optimizer and its learning rate.
 
@@ -99,7 +99,7 @@ class OptimizerSettings:
         return clipped(adafactor() if self.name == "adafactor" else adamw(**decay), self.clip or None)
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class ScheduleSettings:
     """A factor of peak 1 on the learning rate.
 
@@ -138,7 +138,7 @@ class ScheduleSettings:
         return (lambda n: self.factor * schedule(n - start)) if self.restart else schedule
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class TrainNode:
     """A network that is trained.
 
@@ -212,7 +212,7 @@ class TrainNode:
         return (self.source_node,) if self.source_node else ()
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class FuseNode:
     """Networks that are fused into one.
 
@@ -248,7 +248,7 @@ class FuseNode:
         return self.sources
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class GrowNode:
     """A network that is grown by an operator.
 
@@ -303,7 +303,7 @@ GrowthNode = FuseNode | GrowNode
 Node = TrainNode | FuseNode | GrowNode
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class Budget:
     """What every arm of a plan may cost, its sources included: FLOPs, or steps of a node.
 
@@ -322,7 +322,7 @@ class Budget:
             raise InputError("the budget is a number of FLOPs, or { node = NAME, steps = NUMBER }; give one of the two")
 
 
-@checked
+@dataclass(frozen=True, config=FORBID)
 class Plan:
     """A run as a graph of nodes.
 

@@ -173,7 +173,7 @@ class _Reader:
             self.error(("node",), "nodes are tables, [node.NAME]")
             return None
         nodes = [self.node(node, table, values.get("defaults", {}), vocabulary) for node, table in tables.items()]
-        rest = {key: values[key] for key in ("name", "seed", "seeds", "steps_per_dispatch", "measure") if key in values}
+        rest: dict[str, Any] = {key: values[key] for key in ("name", "seed", "seeds", "steps_per_dispatch", "measure") if key in values}
         if (budget := values.get("budget")) is not None:
             table = {"flops": budget} if isinstance(budget, int | float) else budget
             rest["budget"] = self.table(Budget, ("budget",), "budget", table)

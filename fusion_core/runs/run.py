@@ -157,11 +157,15 @@ def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) 
     start = first_state(context, resolved, source)
     first, seconds, steps = int(start.step), time.perf_counter(), resolved.steps
     if steps is None:
-        spent = math.fsum(_spent(context, nodes, node.inputs).values())
-        steps = steps_within(context.plan, node, resolved.step_flops, budget_flops(context.plan, nodes), spent)
+        spent, budget = math.fsum(_spent(context, nodes, node.inputs).values()), budget_flops(context.plan, nodes)
+        dispatch = context.plan.steps_per_dispatch * resolved.step_flops
+        left = budget is None or budget - spent >= dispatch
+        steps = steps_within(context.plan, node, resolved.step_flops, budget, spent) if left else 0
     training = training_of(context, resolved, start, steps)
     context.begin(node.name, first, first + steps)
     state = training.to(start, first + steps)
+    if int(state.step) == first:
+        context.save_result(resolved, state)
     context.finish(
         resolved,
         state,

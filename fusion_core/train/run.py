@@ -139,10 +139,10 @@ class Training:
             self.metrics.keep(lambda record: record["step"] <= step)
         evaluated = [record for record in self.metrics.records if "learning_rate" not in record]
         stopped = bool(broadcast(bool(evaluated) and self.stop(evaluated[-1])))
-        if step >= until or stopped:
-            return state
         if self.evaluate is not None and not broadcast(bool(evaluated)):
             stopped = self._evaluate(replicate(state, self.trainer.devices), step)
+        if step >= until or stopped:
+            return state
         source = self.data.batches(self.trainer.batch_size, position)
         meter = _Meter(self, step, max(float(jnp.max(rate)) for rate in jax.tree.leaves(state.rates)))
         saves = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint

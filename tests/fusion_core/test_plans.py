@@ -103,7 +103,7 @@ def refusal(file, devices=None):
         ("[node.a]\nsteps = 5", "node a: give either a model, for a random start, or from = NODE"),
         ('[node.a]\nsteps = 5\nmodel = "t5-huge"', "node a: no T5 is named 't5-huge'"),
         (SOURCES.replace("seed = 1", "cadence = { log = 7 }"), "node b: log is every 7 steps, but a dispatch has 5"),
-        (SOURCES.replace("seed = 1", 'optimizer = { name = "adam" }'), "node b: optimizer.name is 'adam'; it must be one of 'adafactor' or"),
+        (SOURCES.replace("seed = 1", 'optimizer = { name = "adam" }'), "node b: optimizer.name is 'adam'; it must be"),
         (SOURCES.replace("seed = 1", "schedule = { kind = 'cosine', warmup = 20 }"), "node b: the schedule's warmup of 20"),
         (SOURCES.replace("seed = 1", "schedule = { factor = 2.0 }"), "node b: schedule.factor is for a restart"),
         (SOURCES.replace("seed = 1", "length = 100000"), "node b: a source of 100000 tokens needs more than 100 sentinels"),
@@ -128,7 +128,7 @@ def refusal(file, devices=None):
         (SOURCES.replace("seed = 1", "compute = { dtype = 'half' }"), "node b: Compute.dtype is 'half'; it must be"),
         (SOURCES + "[node.'a/b']\nsteps = 5", "node a/b: a name has letters, digits"),
         (SOURCES.replace("steps = 20", "steps = '35%'", 1), "node a: steps is '35%', but the plan has no budget"),
-        (SOURCES.replace("steps = 20", "steps = 'half'", 1), "node a: steps is 'half'; it must be a whole number, at least 1, or"),
+        (SOURCES.replace("steps = 20", "steps = 'half'", 1), "node a: steps is 'half'; it must be a whole number, at"),
         (SOURCES + '[node.g]\nfrom = "a"\noperator = "mitosis"', "node g: operator is 'mitosis'; there are deep_fusion,"),
         (SOURCES + '[node.g]\nfrom = "a"\noperator = "stacking"\nwidth = 4', "node g: stacking got width; give exactly one of"),
         (SOURCES + '[node.g]\noperator = "stacking"\nfactor = 2', "node g: from is missing"),
@@ -387,7 +387,8 @@ def test_self_fusion_with_noise_and_a_restarted_schedule_keeps_the_loss(plan_of,
     )
     results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
     assert results["nodes"]["m"]["final"] == pytest.approx(results["nodes"]["a"]["final"], rel=1e-4)
-    assert numbers(tmp_path / "run", "m")[1][0]["learning_rate"] == pytest.approx(1e-9)
+    rates = [r["learning_rate"] for r in numbers(tmp_path / "run", "m")[1] if "learning_rate" in r]
+    assert rates == pytest.approx([1e-9])
 
 
 @pytest.mark.parametrize("operator", ["hypercloning", "identity_layers"])
