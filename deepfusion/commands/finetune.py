@@ -85,11 +85,7 @@ def finetune(
         check_empty(folder, f"choose another, or use --resume {folder}")
         fresh = not folder.exists()
     run = Finetuning(settings, folder)
-    for name, counts in run.cut.items():
-        for what, count in counts.items():
-            if count:
-                of = f"{count} of {len(run.examples[name])} {name} {what}"
-                notes(f"{of} were longer than allowed and were cut (--{what[:-1]}-length)")
+    _note_cuts(run)
     try:
         result = run.run(Console(stderr=True))
     except (Interrupted, KeyboardInterrupt):
@@ -100,6 +96,10 @@ def finetune(
         if fresh and not (folder / METRICS).exists():
             shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
         raise
+    _report(result, folder, folder / CHECKPOINT, as_json)
+
+
+def _report(result: dict[str, Any], folder: pathlib.Path, checkpoint: pathlib.Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folder": str(folder), **result}))
         return
@@ -107,7 +107,7 @@ def finetune(
         print(f"{name}: {'undefined' if value is None else format(value, '.4f')}")
     if wrong := result["answers_that_are_no_label"]:
         print(f"{wrong} of {result['examples']['validation']} answers are none of the labels.")
-    print(f"Checkpoint: {folder / CHECKPOINT}")
+    print(f"Checkpoint: {checkpoint}")
 
 
 def _given(
@@ -125,3 +125,12 @@ def _given(
             raise InputError(f"{name} is missing; see deepfusion finetune --help")
     paths = {"checkpoint": checkpoint, "train": train, "validation": validation}
     return {"task": task, **{name: str(path.resolve()) for name, path in paths.items() if path is not None}}
+
+
+def _note_cuts(run: Any) -> None:
+    """Say how many texts were longer than allowed."""
+    for name, counts in run.cut.items():
+        for what, count in counts.items():
+            if count:
+                of = f"{count} of {len(run.examples[name])} {name} {what}"
+                notes(f"{of} were longer than allowed and were cut (--{what[:-1]}-length)")

@@ -14,6 +14,9 @@ from deepfusion.options import Json
 from deepfusion.tables import duration, prefixed, print_table
 from deepfusion.terminal import working
 
+# shares of a device's speed that training reaches: a well-fed T5 of an A100's peak in bfloat16; small T5s (7 to 29 %) of
+# the speed of plain products on a CPU
+ASSUMED_SHARE, MEASURED_SHARE = 0.4, 0.25
 PlanFile = Annotated[pathlib.Path, typer.Argument(help="A plan in TOML; docs/train.md and examples/plans show how.")]
 
 
@@ -24,7 +27,15 @@ def plan(
         float | None,
         typer.Option(help="Peak of one device, in 10¹² FLOP/s. Default: measured on this machine.", min=1e-6),
     ] = None,
-    mfu: Annotated[float, typer.Option(help="Share of that speed that training reaches.", min=1e-6, max=1.0)] = 0.4,
+    mfu: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Share of that speed that training reaches. Default: {ASSUMED_SHARE} of --tflops, {MEASURED_SHARE} of "
+            "what is measured.",
+            min=1e-6,
+            max=1.0,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a plan, and print its graph and its cost; train nothing.
@@ -33,14 +44,16 @@ def plan(
     deepfusion plan plan.toml                                     on this machine, whose speed is measured (a second)
     deepfusion plan plan.toml --devices 8 --tflops 989 --mfu 0.45     on eight H100s
     """
-    with working("loading JAX, reading the plan and measuring this machine", quiet=as_json):
+    work = "loading JAX and reading the plan"
+    with working(f"{work}, then measuring this machine" if tflops is None else work, quiet=as_json):
         from fusion_core.runs import arm_flops, costs, read_plan, resolve
         from fusion_core.runs.speed import product_speed
 
         read = read_plan(plan)
         nodes = resolve(read, devices)
         peak = product_speed(nodes) if tflops is None else tflops * 1e12
-        found = costs(nodes, devices, peak * mfu)
+        share = mfu or (MEASURED_SHARE if tflops is None else ASSUMED_SHARE)
+        found = costs(nodes, devices, peak * share)
     kind = "assumed" if tflops is not None else "measured"
     totals = {
         "flops": math.fsum(cost.flops or 0 for cost in found),
@@ -53,7 +66,7 @@ def plan(
             dataclasses.asdict(cost) | {"memory": cost.memory, "inputs": list(dict.fromkeys(node.node.inputs))}
             for cost, node in zip(found, nodes, strict=True)
         ]
-        speed = {"speed": kind, "peak_flops": peak, "mfu": mfu, "devices": devices}
+        speed = {"speed": kind, "peak_flops": peak, "mfu": share, "devices": devices}
         print(json.dumps({"name": read.name, "nodes": rows, "arms": arms, **speed, **totals}))
         return
     columns = ("node", "from", "width", "parameters", "steps", "FLOPs", "time", "memory")
@@ -63,10 +76,10 @@ def plan(
     where = "assumed" if tflops is not None else "measured on this machine by products of the largest node's size"
     print(
         f"Together {prefixed(totals['flops'], 'FLOP')}: {duration(3600 * totals['wall_hours'])} on {each} "
-        f"{prefixed(peak, 'FLOP/s')} ({where}), of which training is taken to reach {mfu:.0%}. Memory: parameters, "
-        "optimizer and gradients exactly, activations estimated, without rematerialisation."
+        f"{prefixed(peak, 'FLOP/s')} ({where}), of which training is taken to reach {share:.0%}; compiling, evaluating and "
+        "saving come on top. Memory: parameters, optimizer and gradients exactly, activations estimated, without "
+        "rematerialisation."
     )
-    print(_arms(arms))
 
 
 def _arms(arms: dict[str, float | None]) -> str:

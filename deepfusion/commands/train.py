@@ -126,7 +126,7 @@ def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_jso
         found = {"folder": str(out), "finished": True, "report": str(report), "nodes": table}
         print(json.dumps(found | {"comparison": results["comparison"]}))
         return
-    columns = ("node", "from", "parameters", "steps", "FLOPs, all", "loss")
+    columns = ("node", "from", "parameters", "steps", "total FLOPs", "loss")
     cells = [
         (
             row["node"],

@@ -31,7 +31,7 @@ from fusion_core.train.run import Cadence
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}
 TABLES = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings, "cadence": Cadence, "compute": Compute}
-TOP = ("name", "seed", "seeds", "steps_per_dispatch", "budget", "measure", "data", "defaults", "node")
+TOP = ("name", "seed", "seeds", "steps_per_dispatch", "measure", "budget", "data", "defaults", "node")
 # kinds of pydantic's errors -> what a value must be
 WANTED = {
     "int_type": "a whole number",
@@ -173,7 +173,7 @@ class _Reader:
             self.error(("node",), "nodes are tables, [node.NAME]")
             return None
         nodes = [self.node(node, table, values.get("defaults", {}), vocabulary) for node, table in tables.items()]
-        rest: dict[str, Any] = {key: values[key] for key in ("name", "seed", "seeds", "steps_per_dispatch", "measure") if key in values}
+        rest: dict[str, Any] = {key: values[key] for key in TOP[:5] if key in values}
         if (budget := values.get("budget")) is not None:
             table = {"flops": budget} if isinstance(budget, int | float) else budget
             rest["budget"] = self.table(Budget, ("budget",), "budget", table)
