@@ -1,136 +1,197 @@
-"""Growth now and growth later, forecast from one look: the small networks are followed ahead, and grown on the way."""
+"""Looking ahead: the loss that a phase ends with, from a dozen linearisations instead of all its steps."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
-from bea.look_ahead import look_ahead
-from bea.pytrees import Loss, Number, Params
+from bea.krylov import lanczos, metric_root
+from bea.pytrees import Loss, Number, Params, check_floating, check_step_size, is_traced
+
+Curvature: TypeAlias = Callable[[Params], tuple[Params, Callable[[Params], Params]]]
+"""``params -> (gradient, v -> A v)`` with the symmetric matrix that stands for the Hessian there."""
 
 
-class GrowthForecast(NamedTuple):
-    """What one look says of growing now and at some later steps.
+class LookAhead(NamedTuple):
+    """The forecast of a phase.
 
     Attributes:
-      after: small steps from now to each growth, 0 first.
-      losses: forecast final losses, growth now first.
-      uncertainties: of these, those of the grown phases (``LookAhead.uncertainty``); the small phases' are not in them.
-      small_gradients: cost, in gradients of one small network (all sources and segments together).
-      grown_gradients: cost, in gradients of the grown network.
+      loss: at its end.
+      uncertainty: of that loss, from how far the quadratic models missed the loss where they led: root of the sum of
+        the squared relative misses, times the loss. Re-linearising corrects part of every miss, so it is cautious.
+      params: at the end, a tree like params.
+      times: steps done at every re-linearisation, 0 first and the whole phase last.
+      losses: at these times.
+      gradients: what the forecast cost, in gradients of the loss (a product with the curvature counts as two).
     """
 
-    after: Array
-    losses: Array
-    uncertainties: Array
-    small_gradients: int
-    grown_gradients: int
+    loss: Array
+    uncertainty: Array
+    params: Params
+    times: Float[Array, " points"]
+    losses: Float[Array, " points"]
+    gradients: int
 
     @property
     def reason(self) -> str:
-        """One sentence: the lowest forecast against growing now, what it cost, and where it is out of its domain."""
-        best = int(jnp.argmin(self.losses))
-        say = lambda i: f"{float(self.losses[i]):.4g} ± {float(self.uncertainties[i]):.1g}"
-        cost = f"{self.small_gradients} small and {self.grown_gradients} grown gradients"
-        domain = "it follows ONE batch, smooth activations and step sizes below the edge of stability"
-        if not bool(jnp.isfinite(self.losses).all()):
-            return f"A forecast is not finite: the step size is too large for this point ({cost})."
-        if best == 0:
-            later = min(range(1, len(self.losses)), key=lambda i: float(self.losses[i]))
-            lowest = (
-                f"no later growth looked at is below (the lowest {say(later)}, {float(self.after[later]):.0f} steps on)"
-            )
-        else:
-            lowest = f"growing {float(self.after[best]):.0f} small steps later at {say(best)}"
-        return f"Growing now is forecast to end at {say(0)}, {lowest}; by {cost}; {domain}."
+        """One sentence: how it was obtained and where it is out of its domain."""
+        loss, error, steps = float(self.loss), float(self.uncertainty), float(self.times[-1])
+        count = len(self.times) - 1
+        sentence = (
+            f"{steps:.0f} steps from here end at loss {loss:.4g} ± {error:.1g}, by {count} re-linearisations of the flow "
+            f"at {self.gradients} gradients"
+        )
+        if not np.isfinite(loss):
+            return sentence + "; the flow blew up: the step size is too large for this point."
+        if error > 0.5 * loss:
+            return sentence + "; the models missed by half of it or more: it may order growth steps, it is not a loss."
+        return sentence + "; it follows ONE batch, so it holds as far as the loss on fresh batches does."
 
 
-def forecast_growth(
-    small_losses: Sequence[Loss],
-    grown_loss: Loss,
-    sources: Sequence[Params],
-    grow: Callable[[tuple[Params, ...]], Params],
+def hessian(loss: Loss) -> Curvature:
+    """The Hessian itself: forecasts of second order, for smooth activations."""
+    return lambda params: jax.linearize(jax.grad(loss), params)
+
+
+def gauss_newton(predict: Callable[[Params], Array], output_loss: Callable[[Array], Array]) -> Curvature:
+    """``G = JᵀH_outJ`` of the loss ``output_loss(predict(params))``: nonnegative where that is convex in the outputs.
+
+    Forecasts are of first order, since G leaves out how J turns; for networks whose Hessian says little (ReLU).
+    """
+    slope = jax.grad(output_loss)
+
+    def at(params: Params) -> tuple[Params, Callable[[Params], Params]]:
+        outputs, forward = jax.linearize(predict, params)
+        backward = jax.linear_transpose(forward, params)
+        curve = lambda vector: jax.jvp(slope, (outputs,), (vector,))[1]
+        return backward(slope(outputs))[0], lambda vector: backward(curve(forward(vector)))[0]
+
+    return at
+
+
+def look_ahead(
+    loss: Loss,
+    params: Params,
     *,
-    step_sizes: tuple[Number, Number],
-    small_steps: Any,
-    grown_steps: Any,
-    metrics: tuple[Sequence[Params] | None, Params | None] = (None, None),
+    step_size: Number,
+    steps: Number,
+    metric: Params | None = None,
+    curvature: Curvature | None = None,
     evaluate: Loss | None = None,
-    small_relinearisations: int | None = None,
     relinearisations: int = 12,
-    **settings: Any,
-) -> GrowthForecast:
-    r"""Forecast final losses of growing now, and after each of several more stretches of training the small networks.
+    ratio: float = 1.5,
+    krylov: int = 16,
+) -> LookAhead:
+    r"""Forecast of the loss after ``steps`` steps of (preconditioned) gradient descent.
 
-    .. math:: \hat\ell(n) = L\big( F_2^{\,n_2} ( J F_1^{\,n} \theta ) \big)
+    .. math:: \Theta \leftarrow \Theta - h M^{1/2} q_\tau(h M^{1/2} A M^{1/2}) M^{1/2} g, \qquad
+              q_\tau(x) = \frac{1 - (1 - x)^\tau}{x}
 
-    with both phases F by ``look_ahead``: the small flow goes on from one stretch's end to the next, so that each is
-    followed once.
+    τ steps of descent on the quadratic model of curvature A at once, with τ growing by ``ratio`` and g and A taken anew
+    each time, so that the number of linearisations does not grow with the phase. With the Hessian for A this is the
+    exponential Rosenbrock-Euler method of second order (negative curvature adds half to q at most: the loss does not
+    let a network go on along it), with Gauss-Newton's matrix an exponential Euler method. q is applied by Lanczos,
+    started from g. Where such a step would raise the loss (far from a minimum the model reaches further than it holds)
+    the lowest of it, of the same with |A| for A, and of that with τ/10 is taken.
 
     Args:
-      small_losses, sources: one loss and params each.
-      grown_loss: of the grown network.
-      grow: ``sources -> grown params``; J, and what growth adds to it.
-      step_sizes: (h₁, h₂).
-      small_steps: an array of k stretches, in small steps, each from the growth step before.
-      grown_steps: k + 1 numbers: the grown steps that the budget leaves after growing now, and after each stretch.
-      metrics: of ``look_ahead``: one per source, or None, and the grown network's.
-      evaluate: the grown loss that is reported, of fresh data; None is ``grown_loss``.
-      small_relinearisations: of each stretch of a small network; None is half of ``relinearisations``.
-      relinearisations: of each grown phase.
-      settings: ``ratio`` and ``krylov`` of every ``look_ahead``.
+      loss: E, of the batch that the flow follows.
+      params: Θ now: for growing now, just after the event.
+      step_size: h.
+      steps: n ≥ 0, how many; may be traced.
+      metric: M, a tree like params of rates (block factors, or a frozen preconditioner), a number or an array a leaf;
+        None is M = 1.
+      curvature: A with g; None is ``hessian(loss)``, another is ``gauss_newton(predict, output_loss)``.
+      evaluate: loss that is reported, of fresh data for an honest forecast; None: the loss itself. ``losses`` and the
+        uncertainty are always of the loss that is followed.
+      relinearisations: static.
+      ratio: of each τ to the one before.
+      krylov: Lanczos vectors a linearisation, static.
+
+    Returns:
+      ``LookAhead``; it can be jitted and vmapped.
 
     Raises:
-      ValueError: the lengths do not fit each other, or what ``look_ahead`` raises.
+      ValueError: step_size is not positive and finite, a count is not a positive integer, ratio is below 1, steps is
+        negative, or metric has another tree than params.
+      TypeError: a leaf is not floating.
 
-    Source: theory.md, section 6.
+    Source: theory.md, section 6; Hochbruck & Ostermann (2010), Exponential integrators, section 2.4.
     """
-    segments, left = jnp.asarray(small_steps), jnp.asarray(grown_steps)
-    if segments.ndim != 1 or left.shape != (segments.size + 1,):
-        raise ValueError(
-            f"small_steps and grown_steps have shapes {segments.shape} and {left.shape}, but are k stretches and k + 1 rests"
-        )
-    if not sources or len(small_losses) != len(sources):
-        raise ValueError(f"there are {len(sources)} sources and {len(small_losses)} losses: pass one loss for each")
-    small_metrics = metrics[0] if metrics[0] is not None else [None] * len(sources)
-    if len(small_metrics) != len(sources):
-        raise ValueError(
-            f"there are {len(sources)} sources and {len(small_metrics)} metrics: pass one for each, or None"
-        )
-    if small_relinearisations is None:
-        small_relinearisations = max(1, relinearisations // 2)
-    small_settings = settings | {"relinearisations": small_relinearisations}
-    grown_settings = settings | {"relinearisations": relinearisations}
-    cost = {"small": 0, "grown": 0}
+    check_floating(params)
+    check_step_size(step_size)
+    for name, count in (("relinearisations", relinearisations), ("krylov", krylov)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} is {count!r}, but has to be a positive whole number")
+    if not ratio >= 1:
+        raise ValueError(f"ratio is {ratio!r}, but the steps have to grow (1.5), or to be equal (1)")
+    if not is_traced(steps) and not float(steps) >= 0:
+        raise ValueError(f"steps is {float(steps)!r}, but a phase that ends before it begins has no forecast")
+    point, unravel = ravel_pytree(params)
+    root, krylov = metric_root(metric, params), min(krylov, point.size)
+    flatten: Callable[[Params], Array] = lambda tree: ravel_pytree(tree)[0]
+    at = hessian(loss) if curvature is None else curvature
+    h = jnp.asarray(step_size, point.dtype)
 
-    def grown(small: tuple[Params, ...], steps: Array) -> tuple[Array, Array]:
-        ahead = look_ahead(
-            grown_loss,
-            grow(small),
-            step_size=step_sizes[1],
-            steps=steps,
-            metric=metrics[1],
-            evaluate=evaluate,
-            **grown_settings,
-        )
-        cost["grown"] = ahead.gradients
-        return ahead.loss, ahead.uncertainty
+    def advance(flat: Array, tau: Array) -> tuple[Array, tuple[Array, Array]]:
+        here = unravel(flat)
+        value = loss(here)
+        slope, curve = at(here)
+        start = root * flatten(slope)
+        tridiagonal = lanczos(lambda v: root * flatten(curve(unravel(root * v))), start, krylov)
+        values, vectors = tridiagonal.eigh()
+        length = jnp.sqrt(jnp.vdot(start, start))
+        weights = length * vectors[0]  # of the start in the eigenvectors of T
+        # the second reads negative curvature as positive, the third goes a tenth of the way
+        tries = [(h * values, tau), (h * jnp.abs(values), tau), (h * jnp.abs(values), jnp.round(tau / 10))]
+        moves = jnp.stack([h * decayed_steps(x, t) * weights for x, t in tries])
+        ends = flat - root * ((moves @ vectors.T) @ tridiagonal.basis)
+        reached = jnp.stack([loss(unravel(end)) for end in ends])
+        reached = jnp.where(jnp.isfinite(reached), reached, jnp.inf)
+        chosen = jnp.where(reached[0] <= value, 0, jnp.argmin(reached))
+        moved = moves[chosen]
+        model = value - jnp.vdot(weights, moved) + 0.5 * jnp.vdot(moved, values * moved)
+        return ends[chosen], (value, model)
 
-    def advance(small: tuple[Params, ...], case: tuple[Array, Array]) -> tuple[tuple[Params, ...], tuple[Array, Array]]:
-        stretch, steps = case
-        followed = [
-            look_ahead(loss, p, step_size=step_sizes[0], steps=stretch, metric=metric, **small_settings)
-            for loss, p, metric in zip(small_losses, small, small_metrics, strict=True)
-        ]
-        cost["small"] = sum(one.gradients for one in followed)
-        there = tuple(one.params for one in followed)
-        return there, grown(there, steps)
+    times = step_times(steps, relinearisations, ratio, point.dtype)
+    end, (losses, models) = jax.lax.scan(advance, point, jnp.diff(times))
+    last = unravel(end)
+    losses = jnp.append(losses, loss(last))
+    misses = losses[1:] - models
+    relative = misses / jnp.maximum(jnp.abs(losses[1:]), jnp.finfo(point.dtype).tiny)
+    return LookAhead(
+        losses[-1] if evaluate is None else evaluate(last),
+        jnp.sqrt(jnp.vdot(relative, relative)) * jnp.abs(losses[-1]),
+        last,
+        times,
+        losses,
+        relinearisations * (2 + 2 * krylov) + 1,
+    )
 
-    here = tuple(sources)
-    now = grown(here, left[0])
-    _, later = jax.lax.scan(advance, here, (segments, left[1:]))
-    losses, uncertainties = (jnp.append(a, b) for a, b in zip(now, later, strict=True))
-    after = jnp.append(0, jnp.cumsum(segments))
-    return GrowthForecast(after, losses, uncertainties, cost["small"] * segments.size, cost["grown"] * left.size)
+
+def decayed_steps(x: Array, tau: Array) -> Array:
+    """``q_τ(x) = (1 − (1 − x)^τ) / x`` for whole τ ≥ 0, with ``q_τ(0) = τ``, bounded outside of [0, 2].
+
+    Beyond x = 2 descent diverges on the model, and the loss keeps a network out of there: ``|1 − x|`` counts as 1 at
+    most. Below 0 it is ``τ (1 + ½ min(|x| τ, 1))``.
+    """
+    positive = jnp.where(x > 0, x, 1.0)
+    # log1p where 1 − x would round away what there is of a small x
+    near = jnp.log1p(-jnp.clip(positive, 0.0, 0.5))
+    far = jnp.log(jnp.clip(jnp.abs(1 - positive), jnp.finfo(x.dtype).tiny, 1.0))
+    logarithm = jnp.where(positive < 0.5, near, far)
+    alternates = (positive > 1) & (jnp.mod(tau, 2) == 1)
+    done = jnp.where(alternates, 1.0 + jnp.exp(tau * logarithm), -jnp.expm1(tau * logarithm))
+    return jnp.where(x > 0, done / positive, tau * (1 + 0.5 * jnp.minimum(-x * tau, 1.0)))
+
+
+def step_times(steps: Number, count: int, ratio: float, dtype: DTypeLike) -> Float[Array, " points"]:
+    """0, then ``count`` whole times at which geometrically growing intervals end, the last at ``steps``."""
+    shares = np.concatenate([[0.0], np.cumsum(ratio ** np.arange(count))])
+    return jnp.round(jnp.asarray(steps, dtype) * jnp.asarray(shares / shares[-1], dtype))

@@ -1,7 +1,7 @@
-"""When to grow, decided while training, within a limit of what the decision itself may cost.
+"""When to grow, decided while training, by trials of growth whose cost is limited.
 
-The state is a value: it goes in with what was measured now, and comes out with it. Nothing here computes a gradient;
-the caller measures what ``OnlineState.method`` asks for and says what that costs.
+The state is a value: ``online_growth_step`` takes it with what was measured, and returns the next one. Nothing here
+computes a gradient.
 """
 
 import dataclasses
@@ -11,74 +11,54 @@ from typing import Literal
 
 import numpy as np
 
-Method = Literal["look_ahead", "slopes", "fixed"]
+Method = Literal["trials", "fixed"]
 
-# How far above the loss of the batch that the forecast follows its loss on other batches may be, as a share.
-HOLDS = 0.1
-# Standard errors that a difference has to stand out by, where there are several batches.
+# Standard errors by which a difference has to stand out, if it is measured on several batches.
 STANDS_OUT = 1.0
-# Looks are a share 1 / CLOSEST of the run apart at least.
-CLOSEST = 32
-# The fixed fraction of the budget that did best on the growth benchmark's tuning problems.
+# The fixed share of the budget that did best on the tuning problems of docs/when_to_grow.md.
 FIXED_SHARE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Forecast:
-    """What ``look_ahead`` says of growing at one step.
-
-    Attributes:
-      step: the small step.
-      fresh: forecast final losses on batches other than the one the flow follows, always the same ones in the same order;
-        with full-batch training the one loss of all data.
-      followed: the forecast final loss of the batch that the flow follows; None with full-batch training.
-      later: the same forecasts of growing at later steps, from here: the small phase is followed ahead too. With them the
-        rule sees past a rise that a later fall makes good; without, it takes the first.
-    """
-
-    step: int
-    fresh: tuple[float, ...]
-    followed: float | None = None
-    later: tuple[tuple[int, tuple[float, ...]], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class OnlineState:
-    """What the rule knows so far.
+    """State of the rule between two decisions.
 
     Attributes:
-      method: what it wants to be told next: a ``Forecast`` (``"look_ahead"``), rates after the transient of a trial
-        (``"slopes"``), or nothing (``"fixed"``).
-      why: what was chosen, within which cost, as part of a sentence.
+      method: ``"trials"`` if the next decision needs the rates of a trial, ``"fixed"`` if it needs no measurement.
+      why: reason of the method, with its cost, as part of a sentence.
       last_step: small steps that the whole budget pays for.
-      next_look: the small step at which to ask next; asking earlier is answered, and costs as much.
-      looks: how often it may still be asked within the limit, by this method.
-      trials: how many lost trials the limit pays for, should forecasts not hold.
-      fixed_step: where it grows without being told anything; last_step is never.
-      forecasts: so far.
+      next_decision: small step of the next decision; None if nothing is left to decide.
+      fixed_step: small step at which the network grows without a trial; ``last_step`` means never.
+      trials_left: lost trials that the limit still pays for.
+      trials_lost: trials lost so far.
+      trial_steps: small steps that the sources train during a trial.
+      trial_cost: cost of a lost trial, as a share of the budget.
+      grid: decisions fall on multiples of it, or on the last step.
     """
 
     method: Method
     why: str
     last_step: int
-    next_look: int
-    looks: int
-    trials: int
+    next_decision: int | None
     fixed_step: int
-    forecasts: tuple[Forecast, ...] = ()
+    trials_left: int
+    trials_lost: int
+    trial_steps: int
+    trial_cost: float
+    grid: int
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineDecision:
-    """Grow now, or not yet.
+    """Whether to grow now.
 
     Attributes:
-      step: now, or None: go on with the small networks (at the last step: not within this budget).
-      method: which rule decided.
-      value: what it looked at: the rise of the forecast loss above its lowest, or above the lowest of later growth (units
-        of the loss), or how far the grown network's rate is ahead of the small ones' (log loss per FLOP); 0 for a fixed step.
-      standard_error: of value, paired over batches; nan where there is one value only.
-      reason: one sentence with the numbers, and where they are out of their domain.
+      step: the present small step if the network grows now; None if the small networks train on (at the last step: the
+        network does not grow within this budget).
+      method: what the decision rests on.
+      value: how far the grown network's rate is ahead of the small ones', in log loss per FLOP; 0 for a fixed step.
+      standard_error: of value, paired over batches; nan for a single batch.
+      reason: one sentence with the numbers.
     """
 
     step: int | None
@@ -92,169 +72,108 @@ def start_online(
     last_step: int,
     *,
     run_gradients: float,
-    forecast_gradients: float,
     trial_gradients: float,
-    looks: int = 16,
+    trial_steps: int | None = None,
+    grid: int = 1,
     cost_limit: float = 0.05,
     fixed_share: float = FIXED_SHARE,
 ) -> OnlineState:
-    """Choose the rule that tells most among those that can be paid: forecasts, else trials, else a fixed fraction.
+    """Return the state before the first step: trials if the limit pays for one and it fits, else a fixed step.
 
     Args:
       last_step: small steps that the whole budget pays for.
       run_gradients: the whole budget, in gradients of the grown network.
-      forecast_gradients: cost of one look (all its forecasts, and their evaluation on fresh batches), in the same unit.
-      trial_gradients: cost of one trial that loses (one that wins is kept).
-      looks: the rule is not asked more often than this, whatever can be paid.
-      cost_limit: share of the budget that deciding may cost.
-      fixed_share: where to grow when nothing can be paid, as a share of the budget; trials begin there.
+      trial_gradients: cost of one trial that is lost, in the same unit. A trial that wins is trained on, and costs nothing.
+      trial_steps: small steps that the sources train during a trial; if None, as many as cost ``trial_gradients``.
+      grid: decisions fall on multiples of it, or on the last step.
+      cost_limit: share of the budget that lost trials may cost together.
+      fixed_share: share of the budget at which the first trial is, or growth without one.
 
     Raises:
-      ValueError: a number is not positive and finite, or a share is not between 0 and 1.
+      ValueError: a count is not a positive whole number, a cost is not positive and finite, or a share is not in [0, 1].
+
+    Source: theory.md, section 6.
     """
-    for name, count in (("last_step", last_step), ("looks", looks)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} is {count!r}, but has to be a positive whole number")
-    numbers = {"run_gradients": run_gradients, "forecast_gradients": forecast_gradients}
-    for name, number in (numbers | {"trial_gradients": trial_gradients}).items():
+    for name, number in (("run_gradients", run_gradients), ("trial_gradients", trial_gradients)):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(f"{name} is {number!r}, but a cost in gradients is positive and finite")
     for name, share in (("cost_limit", cost_limit), ("fixed_share", fixed_share)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share!r}, but a share of the budget lies between 0 and 1")
-    ahead, trial = (cost / run_gradients for cost in (forecast_gradients, trial_gradients))
+    cost = trial_gradients / run_gradients
+    if trial_steps is None:
+        trial_steps = max(1, math.ceil(cost * last_step))
+    for name, count in (("last_step", last_step), ("trial_steps", trial_steps), ("grid", grid)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} is {count!r}, but has to be a positive whole number")
     # a hair above, so that a limit that is met exactly is met
-    forecasts, trials = (min(looks, int(cost_limit / share * (1 + 1e-9))) for share in (ahead, trial))
-    fixed = round(fixed_share * last_step)
-    limit = f"within the limit of {cost_limit:.1%} of the run"
-    if forecasts:
-        why = f"one look ahead costs {ahead:.2%}, {forecasts} at most, {limit}"
-        return OnlineState("look_ahead", why, last_step, 0, forecasts, trials, fixed)
-    dear = f"one look ahead would cost {ahead:.1%}"
-    if trials:
-        why = f"{dear}; a lost trial costs {trial:.1%}, {trials} at most, {limit}"
-        return OnlineState("slopes", why, last_step, fixed, trials, trials, fixed)
-    why = f"{dear} and one trial {trial:.1%}, neither {limit}"
-    return OnlineState("fixed", why, last_step, fixed, 0, 0, fixed)
+    trials = int(cost_limit / cost * (1 + 1e-9))
+    first = _on_grid(round(fixed_share * last_step), last_step, grid)
+    limit = f"the limit of {cost_limit:.1%} of the run"
+    why = f"a lost trial costs {cost:.1%}, {trials} at most, within {limit}"
+    state = OnlineState("trials", why, last_step, first, first, trials, 0, trial_steps, cost, grid)
+    if not trials:
+        return dataclasses.replace(state, method="fixed", why=f"a lost trial would cost {cost:.1%}, above {limit}")
+    if not _fits(state, first):
+        return dataclasses.replace(state, method="fixed", why=f"no trial at step {first} fits into what is left")
+    return state
 
 
 def online_growth_step(
-    state: OnlineState,
-    step: int,
-    *,
-    forecast: Forecast | None = None,
-    rates: tuple[Sequence[float], Sequence[float]] | None = None,
+    state: OnlineState, step: int, *, rates: tuple[Sequence[float], Sequence[float]] | None = None
 ) -> tuple[OnlineState, OnlineDecision]:
-    """Tell the rule what was measured at this step; it says whether to grow now, and in the state when to ask again.
+    """Return whether to grow now, and the next state.
 
-    * looking ahead: with forecasts of later growth, grow as soon as none of them is below that of growing now, with
-      several batches by more than a standard error of the paired difference; else the next look is half-way to the
-      lowest. Without, grow as soon as the forecast of growing now is above the lowest so far (by as much). When no further
-      look can be paid, the last plan stands. A forecast whose loss on fresh batches is more than 10 % (and two standard
-      errors) above that of the batch it follows does not hold: the rule falls back to trials.
-    * slopes: grow as soon as the grown network's rate, measured after the transient of the event, passes the small
-      ones'; else the next trial is at twice the step. When no further trial can be paid, it grows at twice the step.
-    * fixed: grow at the first step at or after the fixed one; the last step is never.
+    * By trials: grow as soon as the grown network's rate, measured after the transient of the event, is positive and above
+      the small ones', with several batches by more than a standard error of the paired difference. Else the next trial is
+      at twice the step. If the limit pays for no further trial, the network grows at twice the step without one; if none
+      fits into what is left of the budget, it does not grow.
+    * Fixed: grow at the first step at or after the fixed one; at the last step, do not grow.
 
     Args:
-      state: from ``start_online`` or the last call.
-      step: the small step now.
-      forecast: of growing now (and later); wanted while the method is ``"look_ahead"``.
-      rates: decrease of log loss per FLOP, (small, grown), one of each a batch or run: over the second half of a trial run
-        of about 4 % of the budget. Wanted while the method is ``"slopes"``.
-
-    Returns:
-      The next state and an ``OnlineDecision``.
+      state: of ``start_online`` or the last call.
+      step: the present small step. ``state.next_decision`` as a rule; other steps are decided in the same way.
+      rates: decrease of log loss per FLOP, (small, grown), one of each a batch or run: over the second half of a trial of
+        about 4 % of the budget. Needed if the method is ``"trials"``.
 
     Raises:
-      ValueError: step lies outside of the run or not after the last forecast, what the method wants is missing, not finite
-        or of another number of batches.
+      ValueError: step lies outside of the run, or the rates are missing, not finite, or not equally many.
 
     Source: theory.md, section 6.
     """
     if not 0 <= step <= state.last_step:
         raise ValueError(f"step is {step}, outside of the run of {state.last_step} small steps")
-    if state.method == "look_ahead":
-        if forecast is None:
-            raise ValueError("the method is look_ahead: pass forecast=Forecast(step, fresh, followed)")
-        _check_forecast(state, step, forecast)
-        if (misfit := _misfit(forecast)) is not None:
-            state = _fall_back(state, step, misfit)
-            if state.method == "slopes" and rates is None:
-                return state, _wait(state, step, math.nan, math.nan, f"a trial is wanted at step {state.next_look}")
-        else:
-            kept = dataclasses.replace(state, forecasts=(*state.forecasts, forecast), looks=state.looks - 1)
-            return (_by_plan if forecast.later else _by_forecast)(kept, state.forecasts, step, forecast)
-    if state.method == "slopes":
-        return _by_slopes(state, step, rates)
-    if step >= state.fixed_step and step < state.last_step:
+    if state.method == "trials":
+        return _by_trial(state, step, rates)
+    if state.fixed_step <= step < state.last_step:
         reason = f"Grow at step {step}: decided before, since {state.why}."
-        return state, OnlineDecision(step, "fixed", 0.0, math.nan, reason)
-    never = state.fixed_step == state.last_step
-    return state, _wait(
-        state, step, 0.0, math.nan, "no growth is planned" if never else f"planned is {state.fixed_step}"
-    )
+        return _decided(state), OnlineDecision(step, "fixed", 0.0, math.nan, reason)
+    if step == state.last_step:
+        state, sentence = _decided(state), "Not within this budget: no growth is planned"
+    else:
+        sentence = f"Not yet at step {step}: planned is {state.fixed_step}"
+    return state, OnlineDecision(None, "fixed", 0.0, math.nan, f"{sentence} ({state.why}).")
 
 
-Told = tuple[OnlineState, OnlineDecision]
-
-
-def _by_forecast(state: OnlineState, before: Sequence[Forecast], step: int, forecast: Forecast) -> Told:
-    lowest = min(before, key=lambda f: np.mean(f.fresh), default=forecast)
-    rise, error = _paired(np.asarray(forecast.fresh) - np.asarray(lowest.fresh))
-    if rise > _margin(error):
-        reason = (
-            f"Grow at step {step}: the forecast final loss has stopped falling, {np.mean(forecast.fresh):.4g} now after "
-            f"{np.mean(lowest.fresh):.4g} at step {lowest.step} (rise {rise:.2g}{_plus_minus(error)}); {state.why}."
-        )
-        return state, OnlineDecision(step, "look_ahead", rise, error, reason)
-    because = f"the forecast final loss, {np.mean(forecast.fresh):.4g}, still falls"
-    state = dataclasses.replace(state, next_look=min(step + max(1, step), state.last_step))
-    if not state.looks:
-        planned = max(state.fixed_step, step + 1)
-        why = f"{because} at step {step} and no further look can be paid"
-        state = dataclasses.replace(state, method="fixed", why=why, fixed_step=planned, next_look=planned)
-    return state, _wait(state, step, rise, error, because)
-
-
-def _by_plan(state: OnlineState, before: Sequence[Forecast], step: int, forecast: Forecast) -> Told:
-    best, fresh = min(forecast.later, key=lambda later: np.mean(later[1]))
-    worse, error = _paired(np.asarray(forecast.fresh) - np.asarray(fresh))
-    now = float(np.mean(forecast.fresh))
-    if worse > _margin(error):
-        where = "never growing" if best == state.last_step else f"growing at step {best}"
-        because = f"the forecast final loss, {now:.4g}, is lower by {worse:.2g} for {where}"
-        state = dataclasses.replace(state, next_look=_next_look(state, step, best))
-        if not state.looks:
-            why = f"{because} at step {step} and no further look can be paid"
-            state = dataclasses.replace(state, method="fixed", why=why, fixed_step=best, next_look=best)
-        return state, _wait(state, step, worse, error, because)
-    reason = (
-        f"Grow at step {step}: the forecast final loss, {now:.4g}, is not lower for any later growth looked at (the lowest, "
-        f"at step {best}, is off by {-worse:.2g}{_plus_minus(error)}); {state.why}."
-    )
-    return state, OnlineDecision(step, "look_ahead", worse, error, reason)
-
-
-def _next_look(state: OnlineState, step: int, best: int) -> int:
-    """Half-way, and at least a 32nd of the run from here: closer, nothing has changed."""
-    return min(max((step + best) // 2, step + max(1, state.last_step // CLOSEST)), state.last_step)
-
-
-def _by_slopes(state: OnlineState, step: int, rates: tuple[Sequence[float], Sequence[float]] | None) -> Told:
+def _by_trial(
+    state: OnlineState, step: int, rates: tuple[Sequence[float], Sequence[float]] | None
+) -> tuple[OnlineState, OnlineDecision]:
     if rates is None:
-        raise ValueError("the method is slopes: pass rates=(small, grown), measured after the transient of a trial")
+        raise ValueError("the method is trials: pass rates=(small, grown), measured after the transient of a trial")
     small, grown = (np.asarray(r, float) for r in rates)
     if small.shape != grown.shape or small.ndim != 1 or not small.size or not np.isfinite([small, grown]).all():
         raise ValueError(f"rates are {small} and {grown}, but have to be two equally long rows of finite numbers")
-    ahead, error = _paired(grown - small)
-    if ahead > _margin(error) and grown.mean() > 0:
+    difference = grown - small
+    ahead = float(difference.mean())
+    error = float(difference.std(ddof=1) / math.sqrt(difference.size)) if difference.size > 1 else math.nan
+    margin, shown = (0.0, "") if math.isnan(error) else (STANDS_OUT * error, f" ± {error:.1g}")
+    if ahead > margin and grown.mean() > 0:
         reason = (
             f"Grow at step {step}: after the transient the grown network's loss falls faster per FLOP "
-            f"({grown.mean():.3g} against {small.mean():.3g}, ahead by {ahead:.2g}{_plus_minus(error)}); {state.why}. It sees "
-            "the present slopes only."
+            f"({grown.mean():.3g} against {small.mean():.3g}, ahead by {ahead:.2g}{shown}); {state.why}. It sees the "
+            "present slopes only."
         )
-        return state, OnlineDecision(step, "slopes", ahead, error, reason)
+        return _decided(state), OnlineDecision(step, "trials", ahead, error, reason)
     if ahead <= 0:
         because = f"the small networks' loss falls faster per FLOP ({small.mean():.3g} against {grown.mean():.3g})"
     elif grown.mean() <= 0:
@@ -262,70 +181,40 @@ def _by_slopes(state: OnlineState, step: int, rates: tuple[Sequence[float], Sequ
     else:
         because = (
             "the grown network's loss falls faster per FLOP by no more than the noise "
-            f"({grown.mean():.3g} against {small.mean():.3g}, ahead by {ahead:.2g}{_plus_minus(error)})"
+            f"({grown.mean():.3g} against {small.mean():.3g}, ahead by {ahead:.2g}{shown})"
         )
-    twice = min(step + max(1, step), state.last_step)
-    state = dataclasses.replace(state, looks=state.looks - 1, next_look=twice)
-    if state.looks < 1:
-        why = f"{because} at step {step} and no further trial can be paid"
-        state = dataclasses.replace(state, method="fixed", why=why, fixed_step=twice)
-    return state, _wait(state, step, ahead, error, because)
+    after, following = _after_lost_trial(state, step, because)
+    reason = f"Not yet at step {step}: {because}; {following}; {state.why}."
+    return after, OnlineDecision(None, "trials", ahead, error, reason)
 
 
-def _wait(state: OnlineState, step: int, value: float, error: float, because: str) -> OnlineDecision:
-    when = "Not within this budget" if step == state.last_step else f"Not yet at step {step}"
-    return OnlineDecision(None, state.method, value, error, f"{when}: {because} ({state.why}).")
-
-
-def _fall_back(state: OnlineState, step: int, misfit: str) -> OnlineState:
-    method: Method = "slopes" if state.trials else "fixed"
-    rest = "trials decide" if state.trials else "no trial can be paid, so the fixed fraction decides"
-    return dataclasses.replace(
-        state, method=method, why=f"{misfit}; {rest}", looks=state.trials, next_look=max(step, state.fixed_step)
+def _after_lost_trial(state: OnlineState, step: int, because: str) -> tuple[OnlineState, str]:
+    """Return the state after a trial that was lost, and what follows in words."""
+    # the sources stand at the trial's end
+    following = _on_grid(max(2 * step, step + state.trial_steps), state.last_step, state.grid)
+    state = dataclasses.replace(
+        state, trials_left=state.trials_left - 1, trials_lost=state.trials_lost + 1, next_decision=following
     )
+    if state.trials_left < 1:
+        none, fixed = "no further trial can be paid", following
+    elif not _fits(state, following):
+        none, fixed = "no later trial fits into what is left", state.last_step
+    else:
+        return state, f"the next trial is at step {following}"
+    why = f"{because} at step {step} and {none}; {state.why}"
+    return dataclasses.replace(state, method="fixed", why=why, fixed_step=fixed, next_decision=fixed), none
 
 
-def _misfit(forecast: Forecast) -> str | None:
-    """Why a forecast does not hold, or None."""
-    mean, error = _paired(np.asarray(forecast.fresh))
-    if not math.isfinite(mean):
-        return f"the forecast at step {forecast.step} is not finite"
-    if forecast.followed is None:
-        return None
-    above = mean - forecast.followed
-    if above > max(HOLDS * abs(forecast.followed), 2 * (0.0 if math.isnan(error) else error)):
-        return (
-            f"the forecast at step {forecast.step} does not hold on fresh batches ({mean:.4g}{_plus_minus(error)} against "
-            f"{forecast.followed:.4g} on the batch that it follows)"
-        )
-    return None
+def _fits(state: OnlineState, step: int) -> bool:
+    """Whether a trial at this step ends before the budget does, the trials lost so far paid."""
+    left = 1 - step / state.last_step - state.trials_lost * state.trial_cost
+    return step + state.trial_steps <= state.last_step and state.trial_cost <= left
 
 
-def _margin(error: float) -> float:
-    return 0.0 if math.isnan(error) else STANDS_OUT * error
+def _on_grid(step: int, last_step: int, grid: int) -> int:
+    """The first multiple of the grid at or after the step, the last step at most."""
+    return min(-(-step // grid) * grid, last_step)
 
 
-def _check_forecast(state: OnlineState, step: int, forecast: Forecast) -> None:
-    if forecast.step != step or (state.forecasts and step <= state.forecasts[-1].step):
-        raise ValueError(f"the forecast is of step {forecast.step}, but now is step {step}, after the ones before")
-    if not forecast.fresh or (state.forecasts and len(forecast.fresh) != len(state.forecasts[-1].fresh)):
-        raise ValueError(
-            f"the forecast has {len(forecast.fresh)} losses; pass as many as before and one at least, of the same batches"
-        )
-
-    for later, fresh in forecast.later:
-        if not step < later <= state.last_step or len(fresh) != len(forecast.fresh):
-            raise ValueError(
-                f"a later forecast is of step {later} with {len(fresh)} losses, but now is step {step} with "
-                f"{len(forecast.fresh)} (last step {state.last_step}): pass later steps and the same batches"
-            )
-
-
-def _paired(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error (nan for one value)."""
-    error = float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
-    return float(values.mean()), error
-
-
-def _plus_minus(error: float) -> str:
-    return "" if math.isnan(error) else f" ± {error:.1g}"
+def _decided(state: OnlineState) -> OnlineState:
+    return dataclasses.replace(state, next_decision=None)

@@ -149,7 +149,7 @@ def compute(
                 streamed[kind] |= {"source_filled": float(full[0]), "target_filled": float(full[1])}
         result["streamed"] = streamed
         window = made._window()[0]
-        lengths = [corrupted_lengths(len(w), 0.15, 3.0)[0] for x in ids for w in windows_of(x[:-1], window)]
+        lengths = [corrupted_lengths(len(w))[0] for x in ids for w in windows_of(x[:-1], window)]
         result["one_document_a_row_filled"] = sum(lengths) / (source * len(lengths))
         report("windows in memory")
         plain = SpanCorruption.from_documents(ids, tokenizer, source, 0)

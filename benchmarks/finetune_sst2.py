@@ -29,6 +29,7 @@ from fusion_core.models.t5 import init
 from fusion_core.provenance import provenance
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
 from fusion_core.text.examples import ExampleBatches, encode_texts
+from fusion_core.text.sources import first_batches
 from fusion_core.text.tasks import Example, named_task
 from fusion_core.text.tokenizer import SENTINELS
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
@@ -79,7 +80,7 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
     for stop in sorted({*range(0, arguments.pretrain_steps, 250), arguments.pretrain_steps} - {0}):
         state, measured = trainer.advance(state, batches.batch, stop)
         note(f"pre-training step {stop}: loss {measured['loss'][-50:].mean():.3f}")
-    validation = trainer.evaluate(state.params, [checks.batch(i, 16) for i in range(8)])
+    validation = trainer.evaluate(state.params, first_batches(checks, 16, 8))
     fc.save_pretrained(folder, state.params, config)
     tokenizer.save(folder)
     return {

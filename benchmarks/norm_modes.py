@@ -23,6 +23,7 @@ from benchmarks.output import hand_over
 from fusion_core.models.t5 import init
 from fusion_core.models.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
+from fusion_core.text.sources import first_batches
 from fusion_core.text.tokenizer import SENTINELS
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 
@@ -57,8 +58,8 @@ def text(documents: list[str]) -> tuple[SpanCorruption, SpanCorruption]:
 def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: list[str]) -> dict[str, Any]:
     """Deviations and losses of every style, case and mode."""
     train, held_out = text(documents)
-    checks = [held_out.batch(i, BATCH) for i in range(batches)]
-    calibration = train.batch(10**6, BATCH)
+    checks = first_batches(held_out, BATCH, batches)
+    (calibration,) = first_batches(train.with_seed(10**6), BATCH, 1)
     rows, seconds = [], time.perf_counter()
     for style in styles:
         sources, trainers = {}, {}

@@ -15,7 +15,7 @@ from fusion_core.errors import InputError
 from fusion_core.models.t5 import T5Config
 from fusion_core.models.t5.decoding import Decoding, generate
 from fusion_core.text import Tokenizer
-from fusion_core.text.examples import in_order, padded, width_for
+from fusion_core.text.examples import batches_by_length, padded, width_for
 
 
 class Network(NamedTuple):
@@ -84,7 +84,7 @@ def answer(
     """
     options = {name: getattr(how, name) for name in how.__dataclass_fields__}
     size, found = min(batch, len(sources)), dict[int, str]()
-    for rows in in_order([len(x) for x in sources], size):
+    for rows in batches_by_length([len(x) for x in sources], size):
         ids = padded([sources[i] for i in rows], width_for(max(len(sources[i]) for i in rows)))
         written = generate(network.params, network.config, ids, seed=seed, rows=rows.tolist(), **options)
         before = len(found)

@@ -19,7 +19,7 @@ from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.errors import InputError
 from fusion_core.models.t5.decoding import Decoding
 from fusion_core.provenance import provenance
-from fusion_core.text.examples import ExampleBatches, encode_texts, in_order, padded, width_for
+from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
 from fusion_core.train import (
@@ -150,7 +150,7 @@ class Finetuning:
         """Mean over the validation targets' tokens, nats."""
         sources, targets = self.ids["validation"]
         groups: dict[int, list[dict[str, np.ndarray]]] = {}
-        for rows in in_order([len(x) for x in sources], self.settings.batch):
+        for rows in batches_by_length([len(x) for x in sources], self.settings.batch):
             width = width_for(max(len(sources[i]) for i in rows))
             batch_targets = padded([targets[i] for i in rows], self.longest)
             batch_targets[len(np.unique(rows)) :] = self.network.config.pad_token_id  # what fills the last batch

@@ -1,21 +1,8 @@
-"""Fusion operators, lean T5s and decoders, its data pipeline and a minimal trainer."""
+"""Networks that grow: T5s and decoders, operators of growth, checkpoints, text, a trainer, and runs of plans.
 
-from fusion_core.checkpoints.pretrained import load_pretrained as load_pretrained
-from fusion_core.checkpoints.pretrained import save_pretrained as save_pretrained
-from fusion_core.errors import InputError as InputError
-from fusion_core.growth import GROWTH_OPERATORS as GROWTH_OPERATORS
-from fusion_core.growth import ConvConfig as ConvConfig
-from fusion_core.growth import FusionMap as FusionMap
-from fusion_core.growth import MLPConfig as MLPConfig
-from fusion_core.growth import calibrate as calibrate
-from fusion_core.growth import fuse as fuse
-from fusion_core.growth import fusion_map as fusion_map
-from fusion_core.growth import grow as grow
-from fusion_core.growth import growth_map as growth_map
-from fusion_core.growth import growth_rate_factors as growth_rate_factors
-from fusion_core.growth import rate_factors as rate_factors
-from fusion_core.models.decoder import GPT2Config as GPT2Config
-from fusion_core.models.decoder import Llama3Rope as Llama3Rope
-from fusion_core.models.decoder import LlamaConfig as LlamaConfig
-from fusion_core.models.t5 import T5Config as T5Config
-from fusion_core.models.t5 import forward as forward
+The names of ``__init__.pyi`` are imported when they are first used: ``fusion_core.errors`` loads no JAX.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,34 @@
-"""The one exception that means: the user's input is at fault, and here is the remedy."""
+"""The exceptions that a user of this software meets."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class InputError(ValueError):
     """Bad input. The message names the thing, its value and the remedy; the command line prints it and exits with 2."""
+
+
+class Interrupted(Exception):
+    """Training was interrupted by Ctrl-C and stopped between two dispatches.
+
+    Attributes:
+      state: the training state after the last dispatch, to be saved.
+      position: where the data stands then; None if batches depend on the step alone.
+    """
+
+    def __init__(self, state: Any, position: Any = None) -> None:
+        super().__init__(f"interrupted at step {int(state.step)}")
+        self.state, self.position = state, position
+
+
+class TrainingDiverged(Exception):
+    """The loss or the gradient became infinite or not a number.
+
+    Attributes:
+      step: the step at which it did.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step

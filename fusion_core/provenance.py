@@ -1,4 +1,4 @@
-"""Where a result came from: versions, device, commit, time."""
+"""Origin of a result: versions, devices, commit, time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import platform
 import subprocess
 from typing import Any
 
-import jax
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "sympy", "diffrax", "optax", "sentencepiece", "tokenizers", "matplotlib")
 
 
 def commit() -> str | None:
-    """The commit of this software's own checkout, "-dirty" with local changes; an installed copy has none."""
+    """Return the commit of this software's own checkout, with "-dirty" after local changes; None for an installed copy."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -32,7 +30,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of this software, Python and the packages that compute."""
+    """Return the versions of this software, Python and the packages that compute."""
     found = {"python": platform.python_version()}
     for name in ("deepfusion", *PACKAGES):
         try:
@@ -43,7 +41,9 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """``versions``, ``devices``, ``commit`` and ``created`` (UTC, ISO 8601), ready for JSON."""
+    """Return ``versions``, ``devices``, ``commit`` and ``created`` (UTC, ISO 8601), ready for JSON."""
+    import jax  # here, because the command line needs versions without it
+
     return {
         "versions": versions(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.local_devices()],

@@ -8,8 +8,9 @@ from rich.progress import Progress
 
 from deepfusion.demo.settings import DemoSettings
 from fusion_core.errors import InputError
-from fusion_core.runs.data import TOKENIZER, TOKENS, read_tokens, write_tokens
 from fusion_core.text import SpanCorruption, Tokenizer, default_corpus, read_documents, split_documents, train_tokenizer
+from fusion_core.text.prepared import TOKENIZER, TOKENS, read_tokens, write_tokens
+from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
 
 
@@ -47,7 +48,7 @@ class DemoData:
             "train_tokens": len(ids["train"]),
             "validation_tokens": len(ids["validation"]),
         }
-        window, _ = window_length(settings.source, SpanCorruption.noise_density, SpanCorruption.mean_span)
+        window, _ = window_length(settings.source)
         for name, key in (("training", "train"), ("validation", "validation")):
             self._check(settings, name, len(ids[key]) // window, settings.batch)
         self.train = SpanCorruption.from_documents([ids["train"]], self.tokenizer, settings.source, settings.seed)
@@ -55,7 +56,7 @@ class DemoData:
         wanted = settings.validation_batches * settings.batch
         # at least one batch, and no window twice
         batches = min(wanted, len(held_out.windows)) // settings.batch
-        self.validation = [held_out.batch(i, settings.batch) for i in range(batches)]
+        self.validation = first_batches(held_out, settings.batch, batches)
 
     @staticmethod
     def _check(settings: DemoSettings, name: str, windows: int, batch: int) -> None:

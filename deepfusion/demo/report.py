@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from deepfusion.demo.run import ARMS
-from deepfusion.pages import image, write_page
+from deepfusion.pages.frame import image, write_page
 from paper_figures import style
 
 Results = dict[str, Any]
@@ -199,7 +199,11 @@ def draw_theory(results: Results) -> Figure:
         errors = [scale * r.get(f"{name}_se", 0.0) for r in records]
         axes.errorbar(steps, values, errors, label=label, color=color, marker=".", capsize=2, elinewidth=0.8)
 
-    networks = (("a", "source A", "#E69F00"), ("b", "source B", "#CC79A7"), ("fused", "their fusion", "#0072B2"))
+    networks = (
+        ("source_0", "source A", "#E69F00"),
+        ("source_1", "source B", "#CC79A7"),
+        ("fused", "their fusion", "#0072B2"),
+    )
     for name, label, color in networks:
         series(grid[0, 0], f"loss_{name}", label, color)
         series(grid[0, 1], f"gradient_norm_{name}", label, color)

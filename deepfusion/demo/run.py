@@ -25,15 +25,16 @@ from fusion_core.errors import InputError
 from fusion_core.growth import fusion_map, rate_factors
 from fusion_core.models.t5 import T5Config, init, parameter_shapes, token_loss
 from fusion_core.provenance import provenance
-from fusion_core.runs.auto import follow_rule, stops_of
-from fusion_core.schedule.trials import (
+from fusion_core.schedule import (
+    GrowthDecision,
     GrowthMeter,
-    GrowthPlan,
-    Network,
-    OnlineGrowth,
+    TrainedNetwork,
     Trial,
+    TrialRule,
     factors_by_name,
-    plan_growth,
+    follow_rule,
+    greedy_decision,
+    stops_of,
 )
 from fusion_core.text import Tokenizer
 from fusion_core.train import (
@@ -91,8 +92,8 @@ class DemoRun:
         self.small, self.large = self._trainer(settings.small), self._trainer(settings.large)
         self.factors = rate_factors(parameter_shapes(settings.small), settings.small, 2, "adafactor")
         self.meter = GrowthMeter(
-            Network(_mean_loss(settings.small), self.optimizer, small),
-            Network(_mean_loss(settings.large), self.optimizer, large),
+            TrainedNetwork(_mean_loss(settings.small), self.optimizer, small),
+            TrainedNetwork(_mean_loss(settings.large), self.optimizer, large),
             self.mapping,
             self.factors,
         )
@@ -243,19 +244,19 @@ class DemoRun:
         """The records with theory's terms, in order."""
         return [r for r in self.metrics.of(arm="sources") if "small_rate" in r]
 
-    def greedy(self) -> GrowthPlan:
+    def greedy(self) -> GrowthDecision:
         """What the greedy rule says of the records so far."""
         records = self.theory()
         if not records:
-            return GrowthPlan(None, None, {}, "Nothing is measured yet.", "greedy")
-        return plan_growth(records, self.settings.small_rate, self.factors)
+            return GrowthDecision(None, None, {}, "Nothing is measured yet.", "greedy")
+        return greedy_decision(records, self.settings.small_rate, self.factors)
 
     # The online rule, and its trials.
 
-    def _load_online(self) -> OnlineGrowth:
+    def _load_online(self) -> TrialRule:
         if (self.folder / ONLINE).exists():
-            return OnlineGrowth.load(self.folder / ONLINE)
-        return OnlineGrowth.start(
+            return TrialRule.load(self.folder / ONLINE)
+        return TrialRule.start(
             sources=2,
             small_flops=self.small_flops,
             grown_flops=self.large_flops,
@@ -266,10 +267,10 @@ class DemoRun:
             cost_limit=self.settings.cost_limit,
         )
 
-    def decide(self) -> GrowthPlan:
+    def decide(self) -> GrowthDecision:
         """Trains the sources, with trials of growing, until the online rule has decided."""
 
-        def told(online: OnlineGrowth) -> None:
+        def save(online: TrialRule) -> None:
             online.save(self.folder / ONLINE)
             self.online = online
 
@@ -277,10 +278,10 @@ class DemoRun:
             self.online,
             train_sources=self.train_sources,
             source_losses=self._source_losses,
-            try_growing=self._try,
-            told=told,
+            grown_losses=self._try,
+            save=save,
         )
-        return self.online.plan(self.settings.small_rate, self.factors)
+        return self.online.decision(self.settings.small_rate, self.factors)
 
     def _trial_losses(self, trainer: Trainer, state: TrainState, trial: Trial) -> list[float]:
         """Mean losses on fresh batches: training text in another order than any network's, the same for all of a trial."""
@@ -355,7 +356,7 @@ def trial_arm(step: int) -> str:
     return f"trial at step {step}"
 
 
-def _events(run: DemoRun, greedy: GrowthPlan) -> dict[str, int]:
+def _events(run: DemoRun, greedy: GrowthDecision) -> dict[str, int]:
     """Growth steps of the arms: the online rule's (or the fallback), the greedy rule's if it grows, and a later one."""
     grid = [r["step"] for r in run.metrics.of(arm="sources") if r["step"]]
     nearest = lambda wanted: min(grid, key=lambda s: abs(s - wanted))
@@ -415,7 +416,7 @@ def run_demo(settings: DemoSettings, folder: pathlib.Path, console: Console) -> 
     return results
 
 
-def collect(run: DemoRun, plan: GrowthPlan, greedy: GrowthPlan, steps: dict[str, int]) -> dict[str, Any]:
+def collect(run: DemoRun, plan: GrowthDecision, greedy: GrowthDecision, steps: dict[str, int]) -> dict[str, Any]:
     """Everything that the report is written from."""
     sources, online = run.metrics.of(arm="sources"), run.online
     curve = lambda arm: [(r["flops"], r["loss"]) for r in run.metrics.of(arm=arm)]

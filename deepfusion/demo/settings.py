@@ -8,7 +8,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth import fused_config
 from fusion_core.models.t5 import T5Config, step_flops
 from fusion_core.text.corpus import DEFAULT_PACKAGES
-from fusion_core.text.span_corruption import window_length
+from fusion_core.text.span_corruption import target_length
 from fusion_core.text.tokenizer import SENTINELS
 
 
@@ -95,8 +95,7 @@ class DemoSettings:
 
     def flops(self, config: T5Config) -> float:
         """FLOPs of one training step."""
-        _, target = window_length(self.source, 0.15, 3.0)
-        return step_flops(config, self.batch, self.source, target)
+        return step_flops(config, self.batch, self.source, target_length(self.source))
 
     @property
     def total_flops(self) -> float:

@@ -1,6 +1,5 @@
 """Growth plans: a run as a graph of nodes, read from a file, checked and priced, then trained and fused."""
 
-from fusion_core.runs.auto import follow_rule as follow_rule
 from fusion_core.runs.cost import Cost as Cost
 from fusion_core.runs.cost import costs as costs
 from fusion_core.runs.execute import run_plan as run_plan

@@ -11,9 +11,10 @@ import jax
 
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import parameter_shapes
-from fusion_core.runs.graph import Resolved, target_length
+from fusion_core.runs.graph import Resolved
 from fusion_core.runs.optimizers import optimizer_of
 from fusion_core.runs.schema import TrainNode
+from fusion_core.text.span_corruption import target_length
 
 FLOAT = 4  # bytes
 

@@ -15,12 +15,11 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.provenance import provenance
-from fusion_core.runs.auto import follow_rule, stops_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Auto, Resolved, auto_groups, resolve
 from fusion_core.runs.nodes import Workshop, first_state, fused_state, identity, save_result, state_shapes, training_of
 from fusion_core.runs.schema import FuseNode, Plan, TrainNode
-from fusion_core.schedule.trials import OnlineGrowth, Trial
+from fusion_core.schedule import Trial, TrialRule, follow_rule, stops_of
 from fusion_core.train import Metrics, TrainState
 from fusion_core.train.run import CHECKPOINTS, METRICS, Training
 from fusion_core.train.store import Checkpoints
@@ -135,9 +134,9 @@ class _Group:
         small = sum(source.step_flops for source in self.sources.values()) / len(self.sources)
         assert group.grown.budget is not None
         self.growth = (
-            OnlineGrowth.load(self.file)
+            TrialRule.load(self.file)
             if self.file.exists()
-            else OnlineGrowth.start(
+            else TrialRule.start(
                 sources=len(self.sources),
                 small_flops=small,
                 grown_flops=self.grown.step_flops,
@@ -148,7 +147,7 @@ class _Group:
             )
         )
 
-    def _told(self, growth: OnlineGrowth) -> None:
+    def _save(self, growth: TrialRule) -> None:
         if jax.process_index() == 0:
             growth.save(self.file)
         self.growth = growth
@@ -195,7 +194,7 @@ class _Group:
         folder = self.shop.folder_of(self.grown.name) / work
         return training_of(self.shop, self.grown, start, until - step, pinned=pinned, folder=folder), start
 
-    def try_growing(self, trial: Trial) -> np.ndarray:
+    def grown_losses(self, trial: Trial) -> np.ndarray:
         """See ``follow_rule``."""
         stops = (trial.grown_half, trial.grown_end)
         training, start = self._grown(trial.step, trial.grown_end, _work(trial.step), stops)
@@ -217,13 +216,13 @@ class _Group:
             self.growth,
             train_sources=self.train_sources,
             source_losses=self.source_losses,
-            try_growing=self.try_growing,
-            told=self._told,
+            grown_losses=self.grown_losses,
+            save=self._save,
         )
         growth, grown = self.growth, self.grown
         step = growth.state.last_step if growth.step is None else growth.step
         self.train_sources(step)
-        reason = growth.decisions[-1].reason if growth.decisions else growth.why
+        reason = growth.reason
         self.shop.note(f"{grown.name}: {reason}")
         for name, source in self.sources.items():
             state = self.source_at(name, step)

@@ -10,11 +10,8 @@ from fusion_core.growth.networks import fused_config, fusion_map
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.schema import FuseNode, Node, OptimizerSettings, Plan, TrainNode
-from fusion_core.text.span_corruption import span_counts, window_length
-from fusion_core.text.tokenizer import SENTINELS
+from fusion_core.text.span_corruption import MEAN_SPAN, NOISE_DENSITY, check_sentinels, target_length, window_length
 from fusion_core.train.devices import check_share
-
-NOISE_DENSITY, MEAN_SPAN = 0.15, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +51,6 @@ class Auto:
     @property
     def names(self) -> tuple[str, ...]:
         return (*(source.name for source in self.sources), self.fuse.name, self.grown.name)
-
-
-def target_length(length: int) -> int:
-    """Tokens of a target sequence, of a source of ``length`` tokens under span corruption."""
-    return window_length(length, NOISE_DENSITY, MEAN_SPAN)[1]
 
 
 def in_order(nodes: Sequence[Node]) -> list[Node]:
@@ -199,8 +191,7 @@ def _trained(plan: Plan, node: TrainNode, source: Resolved | None, devices: int 
     for name, steps in (("steps", node.steps), ("budget", node.budget)):
         if steps is not None and steps % dispatch:
             raise InputError(f"{name} is {steps}, but a dispatch has {dispatch} steps; take a multiple of it")
-    if span_counts(window_length(node.length, NOISE_DENSITY, MEAN_SPAN)[0], NOISE_DENSITY, MEAN_SPAN)[1] > SENTINELS:
-        raise InputError(f"a length of {node.length} tokens needs more than {SENTINELS} sentinels; take a shorter one")
+    check_sentinels(node.length, window_length(node.length)[0], NOISE_DENSITY, MEAN_SPAN)
     check_share(node.batch, node.accumulate, devices or 1)
     if source is not None and source.optimizer is not None and not _same_state(node.optimizer, source.optimizer):
         raise InputError(

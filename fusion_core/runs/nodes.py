@@ -19,9 +19,10 @@ from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init
 from fusion_core.runs.cost import shapes_of
 from fusion_core.runs.data import RunData
-from fusion_core.runs.graph import Resolved, target_length
+from fusion_core.runs.graph import Resolved
 from fusion_core.runs.optimizers import optimizer_of, schedule_of
 from fusion_core.runs.schema import FuseNode, OptimizerSettings, Plan, TrainNode
+from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Trainer, TrainState, fuse_states, init_state, t5_loss
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.run import CHECKPOINTS, Training
@@ -40,7 +41,7 @@ class Workshop:
       plan, folder: of the run.
       data: its text.
       peak_flops: of all devices, a second; None: what is known of their kind.
-      show, note, begin: see ``fusion_core.train.run`` and ``fusion_core.train.view``.
+      show, note, begin: see ``fusion_core.train.run``.
     """
 
     plan: Plan

@@ -1,1 +1,11 @@
-"""When to grow, decided while a run trains."""
+"""When to grow: the rule of trials that runs follow, and the greedy rule with its meter. What here uses ``bea``."""
+
+from fusion_core.schedule.decision import GrowthDecision as GrowthDecision
+from fusion_core.schedule.decision import factors_by_name as factors_by_name
+from fusion_core.schedule.greedy import GrowthMeter as GrowthMeter
+from fusion_core.schedule.greedy import TrainedNetwork as TrainedNetwork
+from fusion_core.schedule.greedy import greedy_decision as greedy_decision
+from fusion_core.schedule.trials import Trial as Trial
+from fusion_core.schedule.trials import TrialRule as TrialRule
+from fusion_core.schedule.trials import follow_rule as follow_rule
+from fusion_core.schedule.trials import stops_of as stops_of

@@ -1,8 +1,9 @@
-"""What a trainer reads, and the checks that all sources of batches share."""
+"""The interface from text to a trainer, ``DataSource``, and what its implementations share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,29 +17,71 @@ State = dict[str, Any]
 
 @runtime_checkable
 class DataSource(Protocol):
-    """Batches without end, deterministic, that go on from any step."""
+    """An endless, deterministic sequence of batches that can be continued from any of them."""
 
     def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:
-        """This process's rows of the global batches of ``size``, each with the JSON-able state after it."""
+        """Yield this process's rows of the global batches of ``size``, each with the state (JSON values) after it.
+
+        Args:
+          size: rows of a global batch, shared evenly by the processes.
+          state: where to continue; None is the beginning.
+
+        Raises:
+          InputError: the processes cannot share the batch, or ``state`` is of another source.
+        """
         ...
 
 
+def first_batches(source: DataSource, size: int, count: int) -> list[Batch]:
+    """Return the first ``count`` batches of ``size`` rows of a source."""
+    return [batch for batch, _ in itertools.islice(source.batches(size), count)]
+
+
+def batches_by_step(
+    make: Callable[[int], Batch], size: int, fingerprint: str, state: State | None, index: int, count: int
+) -> Iterator[tuple[Batch, State]]:
+    """Return ``DataSource.batches`` of a source whose global batch is a function of the step alone.
+
+    Args:
+      make: returns the global batch of a step.
+      size: rows of it.
+      fingerprint: of the source, see ``check_source``.
+      state: where to continue; None is the beginning.
+      index, count: of this process and of all of them.
+
+    Raises:
+      InputError: the processes cannot share the batch, or ``state`` is of another source or batch.
+    """
+    if size < 1 or size % count:
+        raise InputError(f"{count} processes cannot share a batch of {size}; take a multiple of {count}")
+    source = f"{fingerprint} {size}"
+    if state:
+        check_source(state, source)
+    rows = slice(index * size // count, (index + 1) * size // count)
+
+    def draw(start: int) -> Iterator[tuple[Batch, State]]:
+        for step in itertools.count(start):
+            yield {name: array[rows] for name, array in make(step).items()}, {"source": source, "step": step + 1}
+
+    return draw(state["step"] if state else 0)
+
+
 def check_noise(noise_density: float, mean_span: float) -> None:
-    """Raises InputError where either is out of range."""
+    """Raise InputError if either number is out of range."""
     if not 0 < noise_density < 1 or not mean_span >= 1:
         raise InputError(
             f"a noise density of {noise_density} with spans of {mean_span}; they must lie between 0 and 1, and at 1 or above"
         )
 
 
-def check_share(process_index: int, process_count: int) -> None:
-    """Raises InputError where there is no such process."""
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process {process_index} of {process_count}; count processes from 0")
+def check_process(index: int, count: int) -> None:
+    """Raise InputError if there is no process ``index`` among ``count``."""
+    if not 0 <= index < count:
+        raise InputError(f"process {index} of {count}; count processes from 0")
 
 
 def check_source(state: State, fingerprint: str) -> None:
-    """Raises InputError where a state was made by a source of another fingerprint."""
+    """Raise InputError if a state was made by a source of another fingerprint."""
     if state.get("source") != fingerprint:
         raise InputError(
             f"the state is of another text or other settings: {state.get('source')} instead of {fingerprint}; "
@@ -47,7 +90,7 @@ def check_source(state: State, fingerprint: str) -> None:
 
 
 def last_sentinel(tokenizer: Tokenizer) -> int:
-    """The id of ``<extra_id_0>``, from which sentinels count down. Raises InputError where the tokenizer has none."""
+    """Return the id of ``<extra_id_0>``, from which sentinels count down. Raise InputError if the tokenizer has none."""
     last = tokenizer.backend.token_to_id("<extra_id_0>")
     if last is None:
         raise InputError("the tokenizer has no <extra_id_0>; span corruption needs one with T5's sentinels")

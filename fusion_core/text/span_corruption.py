@@ -1,28 +1,34 @@
-"""Span corruption, as T5 has it: spans of tokens become sentinels in the source and are spelled out in the target."""
+"""Span corruption as in T5: spans of tokens become sentinels in the source and are spelled out in the target."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.text.sources import Batch, State, check_noise, check_share, check_source
+from fusion_core.text.sources import Batch, State, batches_by_step, check_noise, check_process
 from fusion_core.text.tokenizer import EOS, SENTINELS, Tokenizer
+
+NOISE_DENSITY, MEAN_SPAN = 0.15, 3.0  # T5's: share of the tokens that are noise, mean length of a noise span in tokens
 
 
 def span_counts(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """Number of noise tokens and of noise spans among ``length`` tokens; products are rounded as T5 does, in float32."""
+    """Return the numbers of noise tokens and of noise spans among ``length`` tokens.
+
+    Products are rounded as T5 does, in float32.
+    """
     noise = min(max(round(float(np.float32(length) * np.float32(noise_density))), 1), length - 1)
     return noise, min(max(round(float(np.float32(noise) / np.float32(mean_span))), 1), noise, length - noise)
 
 
-def corrupted_lengths(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """Lengths of source and target of ``length`` tokens, end tokens included."""
+def corrupted_lengths(
+    length: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN
+) -> tuple[int, int]:
+    """Return the lengths of source and target of ``length`` tokens, end tokens included."""
     if length < 2:
         return length + 1, length + 1
     noise, spans = span_counts(length, noise_density, mean_span)
@@ -30,10 +36,10 @@ def corrupted_lengths(length: int, noise_density: float, mean_span: float) -> tu
 
 
 @functools.cache
-def window_length(source: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    """How many raw tokens give a corrupted source of at most ``source`` tokens, end token included, and their target's length.
+def window_length(source: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN) -> tuple[int, int]:
+    """Return the number of raw tokens whose corrupted source has at most ``source`` tokens, and their target's length.
 
-    Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
+    The end tokens are included in both. Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
     """
     raw = 2
     while corrupted_lengths(raw + 1, noise_density, mean_span)[0] <= source:
@@ -41,14 +47,19 @@ def window_length(source: int, noise_density: float, mean_span: float) -> tuple[
     return raw, corrupted_lengths(raw, noise_density, mean_span)[1]
 
 
+def target_length(source: int) -> int:
+    """Return the tokens of the target of a source of ``source`` tokens, with T5's noise."""
+    return window_length(source)[1]
+
+
 def check_sentinels(source: int, window: int, noise_density: float, mean_span: float) -> None:
-    """Raises InputError where a window has more spans than there are sentinels."""
+    """Raise InputError if a window of ``window`` tokens has more spans than there are sentinels."""
     if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
         raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
 
 
 def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: float, mean_span: float) -> np.ndarray:
-    """n masks of ``length`` tokens, true where a token is noise; spans alternate, beginning with one that is kept.
+    """Draw n masks of ``length`` tokens, true where a token is noise; spans alternate, beginning with one that is kept.
 
     All masks have the same number of noise tokens and of spans; the lengths of the spans are uniform over all ways to
     cut that many tokens into that many non-empty pieces. A single token is kept. Source: ``random_spans_noise_mask`` of T5.
@@ -72,10 +83,16 @@ def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: fl
 
 
 def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target of each row: a noise span becomes one sentinel in the source; the target gives, after each
-    sentinel, the span's tokens. Both end with the end token. Sentinels count down from ``last_id``.
+    """Return the source and the target of each row.
 
-    All masks must have the same number of noise tokens and of spans, so that the rows have equal lengths.
+    In the source each noise span is replaced by one sentinel; the target has, after each sentinel, the tokens of its span.
+    Both end with the end token. Sentinels count down from ``last_id``.
+
+    Args:
+      tokens: [rows, length], integers.
+      masks: [rows, length], true where a token is noise; all rows have the same numbers of noise tokens and of spans, so
+        that their results have equal lengths.
+      last_id: id of the first sentinel.
     """
     ends = np.full((len(tokens), 1), EOS, tokens.dtype)
 
@@ -91,7 +108,7 @@ def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.nda
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-    """Batches of span corruption over a stream of tokens; the batch of a step depends on seed and step alone.
+    """Batches of span corruption over tokens in memory; the batch of a step depends on seed and step alone.
 
     The documents' tokens are joined, each ending with the end token, and cut into windows of ``window`` tokens. Every
     epoch visits all windows once, in an order drawn from (seed, epoch); the masks are drawn from (seed, step).
@@ -99,24 +116,23 @@ class SpanCorruption:
     Attributes:
       windows: integer array [number of windows, window].
       last_id: id of the first sentinel.
-      seed: decides order and masks.
-      noise_density: share of tokens that are noise.
+      seed: of the order and of the masks.
+      noise_density: share of the tokens that are noise.
       mean_span: mean length of a noise span, in tokens.
-      process_index: of this process, where ``batches`` are shared.
-      process_count: how many share them.
+      process_index, process_count: of this process and of all that share the batches.
     """
 
     windows: np.ndarray
     last_id: int
     seed: int
-    noise_density: float = 0.15
-    mean_span: float = 3.0
+    noise_density: float = NOISE_DENSITY
+    mean_span: float = MEAN_SPAN
     process_index: int = 0
     process_count: int = 1
 
     def __post_init__(self) -> None:
         check_noise(self.noise_density, self.mean_span)
-        check_share(self.process_index, self.process_count)
+        check_process(self.process_index, self.process_count)
 
     @classmethod
     def from_documents(
@@ -125,10 +141,16 @@ class SpanCorruption:
         tokenizer: Tokenizer,
         source: int,
         seed: int,
-        noise_density: float = 0.15,
-        mean_span: float = 3.0,
+        noise_density: float = NOISE_DENSITY,
+        mean_span: float = MEAN_SPAN,
     ) -> SpanCorruption:
-        """From the ids of documents (``Tokenizer.encode``), with windows whose corrupted source has ``source`` tokens.
+        """Return the source of batches over the ids of documents (``Tokenizer.encode``).
+
+        Args:
+          documents: ids of each document.
+          tokenizer: that made them, for the sentinels.
+          source: tokens of a corrupted window, end token included.
+          seed, noise_density, mean_span: see the class.
 
         Raises:
           InputError: the text is shorter than one window, or windows need more sentinels than there are.
@@ -142,11 +164,11 @@ class SpanCorruption:
         return cls(stream[: n * window].reshape(n, window), tokenizer.sentinel(0), seed, noise_density, mean_span)
 
     def with_seed(self, seed: int) -> SpanCorruption:
-        """The same windows in another order, with other masks."""
+        """Return the same windows in another order, with other masks."""
         return dataclasses.replace(self, seed=seed)
 
     def _rows(self, start: int, n: int) -> np.ndarray:
-        """Indices of the windows number ``start`` to ``start + n`` of the endless sequence of epochs."""
+        """Return the windows number ``start`` to ``start + n`` of the endless sequence of epochs, as indices."""
         rows = np.empty(n, np.int64)
         for epoch in range(start // len(self.windows), (start + n - 1) // len(self.windows) + 1):
             order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.windows))
@@ -156,7 +178,7 @@ class SpanCorruption:
         return rows
 
     def batch(self, step: int, size: int) -> Batch:
-        """The batch of ``step``: ``encoder_ids`` [size, source] and ``targets`` [size, target]."""
+        """Return the global batch of ``step``: ``encoder_ids`` [size, source] and ``targets`` [size, target]."""
         tokens = self.windows[self._rows(step * size, size)]
         rng = np.random.default_rng((self.seed, 1, step))
         masks = noise_masks(rng, size, tokens.shape[1], self.noise_density, self.mean_span)
@@ -164,25 +186,8 @@ class SpanCorruption:
         return {"encoder_ids": source, "targets": target}
 
     def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:
-        """This process's rows of ``batch(step, size)`` for step 0, 1, ... or from ``state`` on (``DataSource``).
-
-        Raises:
-          InputError: the processes cannot share the batch, or ``state`` is of another source or batch.
-        """
-        if size < 1 or size % self.process_count:
-            raise InputError(
-                f"{self.process_count} processes cannot share a batch of {size}; take a multiple of {self.process_count}"
-            )
+        """Yield the batches of the steps, see ``DataSource``."""
         content = zlib.crc32(np.ascontiguousarray(self.windows).data)
-        facts = (content, *self.windows.shape, self.seed, self.noise_density, self.mean_span, size)
-        source = " ".join(map(str, facts))
-        if state:
-            check_source(state, source)
-        return self._batches(size, source, state["step"] if state else 0)
-
-    def _batches(self, size: int, source: str, start: int) -> Iterator[tuple[Batch, State]]:
-        share = size // self.process_count
-        rows = slice(self.process_index * share, (self.process_index + 1) * share)
-        for step in itertools.count(start):
-            batch = self.batch(step, size)
-            yield {name: array[rows] for name, array in batch.items()}, {"source": source, "step": step + 1}
+        facts = (content, *self.windows.shape, self.seed, self.noise_density, self.mean_span)
+        make = lambda step: self.batch(step, size)
+        return batches_by_step(make, size, " ".join(map(str, facts)), state, self.process_index, self.process_count)

@@ -1,8 +1,7 @@
-"""A unigram tokenizer as T5 has it: pad, end, unknown, bytes, pieces, and 100 sentinels at the end."""
+"""A unigram tokenizer as in T5: pad, end, unknown, bytes, pieces, and 100 sentinels at the end."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import pathlib
@@ -23,32 +22,33 @@ PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
 
 SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
-BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
-    """Text to ids and back. ``sentinel(i)`` is the id of ``<extra_id_i>``, counted down from the end, as in T5."""
+    """A map from text to ids and back. Sentinels count down from the last id, as in T5."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, sentinels included."""
         return self.backend.get_vocab_size()
 
     def sentinel(self, i: int) -> int:
+        """Return the id of ``<extra_id_i>``."""
         return self.vocab_size - 1 - i
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, each ending with the end-of-sequence id."""
+        """Return the ids of each text, each ending with the end-of-sequence id."""
         return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the ids; padding and end are left out, sentinels are shown."""
+        """Return the text of the ids; padding and end are left out, sentinels are shown."""
         return self.backend.decode([int(i) for i in ids if i not in (PAD, EOS)], skip_special_tokens=False)
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' ``AutoTokenizer`` reads."""
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' ``AutoTokenizer`` reads."""
         self.backend.save(str(folder / "tokenizer.json"))
         settings = {
             # T5Tokenizer would rebuild the tokenizer without its byte fallback; this class takes the file as it is
@@ -62,40 +62,9 @@ class Tokenizer:
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def save_sentencepiece(self, path: pathlib.Path) -> None:
-        """Writes sentencepiece's ``.model`` (T5's ``spiece.model``): the pieces without sentinels, as T5's has them.
-
-        Raises:
-          InputError: the tokenizer is not a unigram model with T5's treatment of white space.
-        """
-        settings = json.loads(self.backend.to_str())
-        model, normalizer = settings["model"], settings["normalizer"] or {"type": None}
-        words = [step.get("type") for step in (settings["pre_tokenizer"] or {}).get("pretokenizers", [])]
-        if model.get("type") != "Unigram" or words != ["WhitespaceSplit", "Metaspace"]:
-            raise InputError(
-                f"a tokenizer of kind {model.get('type')} with {words or 'no'} splitting cannot be written for sentencepiece; "
-                "save its tokenizer.json"
-            )
-        if normalizer["type"] not in (None, "Precompiled"):
-            raise InputError(
-                f"a normalizer of kind {normalizer['type']} cannot be written for sentencepiece; save its tokenizer.json"
-            )
-        unknown = model["unk_id"]
-        kinds = {unknown: spiece.UNKNOWN, PAD: spiece.CONTROL, EOS: spiece.CONTROL}
-        kinds |= {i: spiece.BYTE for i, (text, _) in enumerate(model["vocab"]) if BYTE_PIECE.fullmatch(text)}
-        pieces = [
-            (text, float(score), kinds.get(i, spiece.NORMAL))
-            for i, (text, score) in enumerate(model["vocab"])
-            if not SENTINEL_PIECE.fullmatch(text)
-        ]
-        charsmap = normalizer.get("precompiled_charsmap")
-        charsmap = base64.b64decode(charsmap) if charsmap else spiece.white_space_map()
-        fallback = bool(model.get("byte_fallback"))
-        spiece.write_model(path, spiece.Model(tuple(pieces), fallback, (PAD, EOS, unknown), charsmap))
-
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
-        """Reads a tokenizer: a folder's ``tokenizer.json``, else its ``spiece.model``; or such a file itself.
+        """Read a tokenizer: a folder's ``tokenizer.json``, else its ``spiece.model``; or such a file itself.
 
         Raises:
           InputError: there is none, it is damaged, or a ``.model`` is not a unigram model as T5's are.
@@ -115,7 +84,7 @@ class Tokenizer:
 
 
 def _unigram(vocab: Sequence[tuple[str, float]], unknown: int, byte_fallback: bool) -> tokenizers.Tokenizer:
-    """T5's tokenizer around a vocabulary: words from white space, an end token after each text."""
+    """Return T5's tokenizer around a vocabulary: words from white space, an end token after each text."""
     backend = tokenizers.Tokenizer(Unigram(list(vocab), unk_id=unknown, byte_fallback=byte_fallback))
     metaspace: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -131,11 +100,11 @@ def _unigram(vocab: Sequence[tuple[str, float]], unknown: int, byte_fallback: bo
 
 
 def _from_sentencepiece(file: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a ``.model``; sentinels are added where it has none, as transformers adds T5's."""
+    """Return the tokenizer of a ``.model``; if it has no sentinels, they are added, as transformers adds T5's."""
     model = spiece.read_model(file)
     if model.special != (PAD, EOS, UNK) or model.pieces[EOS][0] != "</s>":
         raise InputError(
-            f"{file} has pad, end and unknown at {model.special}, but T5 at {(PAD, EOS, UNK)}; it is another network's"
+            f"{file} has pad, end and unknown at {model.special}, but T5 at {(PAD, EOS, UNK)}; take the tokenizer of a T5"
         )
     vocab = [(text, score) for text, score, _ in model.pieces]
     if not any(SENTINEL_PIECE.fullmatch(text) for text, _ in vocab):
@@ -151,15 +120,15 @@ def _from_sentencepiece(file: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokenizer:
-    """Trains a unigram model (sentencepiece) with byte fallback.
+    """Train a unigram model (sentencepiece) with byte fallback.
 
     Args:
-      texts: documents to learn from; at most 200,000 of their lines, drawn with the seed, are looked at.
+      texts: documents to learn from; at most 200,000 of their lines, drawn with the seed, are used.
       pieces: vocabulary size without the sentinels: pad, end, unknown and the 256 bytes included.
       seed: of that draw.
 
     Raises:
-      InputError: the text supports fewer pieces than asked for, or its characters need more.
+      InputError: the text supports fewer pieces, or its characters need more.
     """
     smallest = 3 + 256 + 1
     if pieces < smallest:
@@ -192,14 +161,14 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
         if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
             raise InputError(
                 f"a vocabulary of {pieces} is too small: this text's characters, special tokens and bytes alone are "
-                f"{least.group(1)}; take a larger --vocab"
+                f"{least.group(1)}; take a larger one"
             ) from None
         limit = re.search(r"<= (\d+)\.", str(error))
         if "Vocabulary size" in str(error):
             most = limit.group(1) if limit else "fewer"
             raise InputError(
-                f"the text supports {most} pieces, but a vocabulary of {pieces} was asked for; "
-                "give more text, or a smaller --vocab"
+                f"the text supports {most} pieces, but a vocabulary of {pieces} was asked for; give more text, or take a "
+                "smaller one"
             ) from None
         raise InputError(f"the tokenizer could not be trained on this text: {error}") from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

@@ -65,7 +65,7 @@ def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
         free = shutil.disk_usage(path.parent).free
         raise InputError(
             f"there is no room for the checkpoint {path}: it takes {size:,} bytes, and {free:,} are free or "
-            "allowed; those before it are intact: make room, then go on with --resume"
+            "allowed; those before it are intact: make room, then resume the run"
         ) from None
 
 

@@ -16,7 +16,7 @@ import jax
 from fusion_core.errors import InputError
 
 COORDINATOR, PROCESSES, PROCESS = "DEEPFUSION_COORDINATOR", "DEEPFUSION_PROCESSES", "DEEPFUSION_PROCESS"
-EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: another attempt, with --resume, may succeed
+EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: another attempt, resuming the run, may succeed
 # beats are this far apart (s), and a peer that has missed them for PATIENCE is taken for dead; JAX's own check, which
 # ends the process without a word of ours, comes later
 BEAT, PATIENCE, BACKSTOP = 2.0, 20.0, 50
@@ -173,7 +173,8 @@ class Watchdog:
 
     def _end(self, why: str) -> None:
         print(
-            f"Error: {why}; this process ({self._rank} of {self._count}) stops too. Start all again with --resume.",
+            f"Error: {why}; this process ({self._rank} of {self._count}) stops too. Start all processes again, to resume "
+            "the run.",
             file=sys.stderr,
             flush=True,
         )

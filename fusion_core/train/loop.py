@@ -13,29 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from fusion_core.errors import InputError
+from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
 
 # this process's rows of a batch, and where the data stands after it: anything that JSON has
 Feed = Iterator[tuple[Batch, Any]]
-
-
-class Interrupted(Exception):
-    """Ctrl-C came; the loop stopped between two dispatches. ``state`` and the data's ``position`` can be saved."""
-
-    def __init__(self, state: TrainState, position: Any = None) -> None:
-        super().__init__(f"interrupted at step {int(state.step)}")
-        self.state, self.position = state, position
-
-
-class TrainingDiverged(Exception):
-    """The loss or the gradient became infinite or not a number, at ``step``."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
-
 
 _stop = threading.Event()
 

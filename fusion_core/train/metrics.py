@@ -64,7 +64,7 @@ class TensorBoard:
         except ImportError:
             raise InputError(
                 "TensorBoard's files need tensorboardX, which is not installed: pip install 'deepfusion[tensorboard]', or "
-                "leave out --tensorboard; metrics.jsonl holds the same numbers"
+                "do without: metrics.jsonl holds the same numbers"
             ) from None
         self._open, self._writers, self._folder = SummaryWriter, dict[str, Any](), folder
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deepfusion.checkpoints import parse_size
+from deepfusion.commands.fuse import parse_size
 from fusion_core.errors import InputError
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of

@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -31,25 +33,53 @@ def refused(run):
     return call
 
 
-@pytest.mark.parametrize("command", ["demo", "diff", "fuse", "figures", "info"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_help_of_every_command_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert "Usage:" in out
-    examples = [line for line in out.splitlines() if line.strip(" │").startswith(f"deepfusion {command}")]
-    assert examples
+    assert [line for line in out.splitlines() if line.strip().startswith(f"deepfusion {command}")]
 
 
-def test_the_help_names_every_command_and_where_to_start(run):
+def test_the_help_names_every_command_and_where_to_start(run, monkeypatch):
     code, out, _ = run("--help")
     assert code == 0
     assert "deepfusion demo" in out
-    for command in ("demo", "diff", "fuse", "figures", "info"):
-        assert command in out
+    assert run()[1] == out
+    listed = out.split("Commands:")[1].splitlines()[1:]
+    assert [line.split()[0] for line in listed] == list(cli.COMMANDS)
+    assert all(len(line) <= 80 and line.endswith(".") and not line.endswith("...") for line in listed)
 
 
-def test_an_unknown_command_exits_with_2(run):
-    assert run("grow")[0] == 2
+def test_an_unknown_command_and_a_wrong_flag_exit_with_2(refused):
+    refused("No such command 'shrink'; see deepfusion --help", "shrink")
+    refused("No such option: --bogus", "fuse", "--bogus")
+
+
+SLOW = ("jax", "numpy", "scipy", "sympy", "diffrax", "matplotlib", "rich")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ((), ()),
+        (("--help",), ()),
+        (("fuse", "--bogus"), ()),
+        (("derive", "--order", "0", "--momentum", "b"), ()),
+        *(((command, "--help"), ()) for command in cli.COMMANDS),
+    ],
+    ids=" ".join,
+)
+def test_nothing_slow_is_imported_before_it_is_needed(arguments, allowed):
+    program = (
+        "import sys; from deepfusion import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', *(name for name in {SLOW!r} if name in sys.modules))"
+    )
+    words = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert set(done.stdout.splitlines()[-1].split()[1:]) <= set(allowed)
 
 
 def test_info_prints_versions_devices_and_paths(run):
@@ -101,7 +131,8 @@ def test_fuse_writes_the_fused_checkpoint_and_its_tokenizer(run, tmp_path):
     a, b = (save(tmp_path, name, config, seed, "{}") for seed, name in enumerate("ab"))
     code, out, _ = run("fuse", a, b, "--out", tmp_path / "c")
     assert code == 0
-    assert "width 32, 4 heads" in out
+    assert "d_model 16 + 16 → 32" in out
+    assert "num_heads 2 + 2 → 4" in out
     read, read_config = fc.load_pretrained(tmp_path / "c")
     wanted, wanted_config = fc.fuse([fc.load_pretrained(a), fc.load_pretrained(b)])
     assert read_config == wanted_config

@@ -25,7 +25,7 @@ from deepfusion.demo import PRESETS, DemoSettings
 from deepfusion.demo.report import NOISE, draw_losses, rows, summary
 from deepfusion.demo.run import ARMS, load_settings, stops
 from fusion_core.models.t5 import token_loss
-from fusion_core.schedule.trials import GrowthPlan, OnlineGrowth, plan_growth
+from fusion_core.schedule import GrowthDecision, TrialRule, greedy_decision
 from fusion_core.text import Tokenizer
 from tests.strategies.networks import batch_of
 from tests.strategies.texts import documents
@@ -137,18 +137,18 @@ def test_theory_is_measured_for_both_sources_and_their_fusion_at_every_evaluatio
     assert set(stops(results["source_steps"], 10)) <= set(steps)
     assert steps == sorted(set(steps))
     # the smoke run can pay for one trial, whose second half is measured along the sources
-    trial = OnlineGrowth.load(whole[0] / "online.json").trial_at(70)
+    trial = TrialRule.load(whole[0] / "online.json").trial_at(70)
     assert {trial.step, trial.small_half, trial.small_end} <= set(steps)
     for record in results["theory"]:
         for term in ("loss", "gradient_norm", "modified_loss", "decrease_per_flop"):
-            for network in ("a", "b", "fused"):
+            for network in ("source_0", "source_1", "fused"):
                 assert math.isfinite(record[f"{term}_{network}"])
-        assert record["modified_loss_a"] > record["loss_a"]
+        assert record["modified_loss_source_0"] > record["loss_source_0"]
         assert math.isfinite(record["conflict"])
 
 
 def test_the_prediction_is_said_before_the_growth_and_follows_from_what_was_known_then(whole, results):
-    plan = GrowthPlan.load(whole[0] / "plan.json")
+    plan = GrowthDecision.load(whole[0] / "plan.json")
     said = " ".join(whole[2].split())
     assert results["plan"]["step"] == plan.step
     assert " ".join(plan.reason.split()) in said
@@ -159,7 +159,7 @@ def test_the_prediction_is_said_before_the_growth_and_follows_from_what_was_know
 
 
 def test_the_greedy_rule_is_asked_along_the_same_run_and_followed_by_an_arm_of_its_own(results):
-    greedy = plan_growth(results["theory"], PRESETS["smoke"].small_rate, {})
+    greedy = greedy_decision(results["theory"], PRESETS["smoke"].small_rate, {})
     assert results["greedy"]["step"] == greedy.step
     assert results["growth_steps"].get("greedy") == greedy.step
     if greedy.step is None:
@@ -413,9 +413,9 @@ def test_the_run_follows_the_online_rule(folder, tmp_path, monkeypatch, speed, l
     results = run_module.run_demo(settings, tmp_path / "run", Console(quiet=True))
     assert results["plan"]["step"] == step
     assert list(results["lost_trials"]["curves"]) == [str(at) for at in lost]
-    online = OnlineGrowth.load(tmp_path / "run" / "online.json")
+    online = TrialRule.load(tmp_path / "run" / "online.json")
     assert results["lost_trials"]["flops"] == pytest.approx(
-        len(lost) * online.trial_gradients * results["flops"]["large_step"]
+        len(lost) * online.state.trial_cost * results["flops"]["budget"]
     )
     grown, charged = results["curves"]["grown"], 0 if step is None else results["lost_trials"]["flops"]
     flops = [point[0] for point in grown]

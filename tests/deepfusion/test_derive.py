@@ -1,36 +1,40 @@
 """``deepfusion derive`` prints what the library derives, and refuses in one line."""
 
 import json
-import subprocess
-import sys
+import shlex
 
 import pytest
 import sympy as sp
-from typer.testing import CliRunner
 
 from bea.symbolic import modified_equation, modified_loss, parse_formula
-from deepfusion.derive import app, main
 
 
-def run(*arguments):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.stdout
+@pytest.fixture
+def derive(run):
+    """``derive(...)``: what the command prints."""
+
+    def call(*arguments):
+        code, out, err = run("derive", *arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return call
 
 
-def as_json(*arguments):
-    return json.loads(run(*arguments, "--json"))
+@pytest.fixture
+def as_json(derive):
+    return lambda *arguments: json.loads(derive(*arguments, "--json"))
 
 
-def test_two_phases_to_order_three_print_as_latex():
-    printed = run("--phases", "E1:h1,E2:h2", "--order", "3", "--latex")
+def test_two_phases_to_order_three_print_as_latex(derive):
+    printed = derive("--phases", "E1:h1,E2:h2", "--order", "3", "--latex")
     assert printed.startswith(r"\begin{aligned}")
     assert r"\frac{1}{2} \nabla^{2} E_{2}\, \nabla E_{1} - \frac{1}{2} \nabla^{2} E_{1}\, \nabla E_{2}" in printed
     assert printed.count("\n&") == 1 + 4  # one line each for orders 1 and 2, four for the powers of order 3
 
 
-def test_a_loss_without_a_modified_loss_says_which_order_fails_and_by_how_much():
-    printed = run("--loss", "(x*y-1)**2/2", "--order", "3")
+def test_a_loss_without_a_modified_loss_says_which_order_fails_and_by_how_much(derive, as_json):
+    printed = derive("--loss", "(x*y-1)**2/2", "--order", "3")
     assert "no modified loss of order 3" in printed
     assert "antisymmetric part" in printed
     data = as_json("--loss", "(x*y-1)**2/2", "--order", "3")
@@ -39,31 +43,31 @@ def test_a_loss_without_a_modified_loss_says_which_order_fails_and_by_how_much()
     assert sp.expand(parse_formula(data["modified_loss"]) - modified_loss((x * y - 1) ** 2 / 2, [x, y], h, 2)) == 0
 
 
-def test_json_carries_every_coefficient_exactly():
+def test_json_carries_every_coefficient_exactly(as_json):
     data = as_json("--method", "rk4", "--order", "5")
     found = {row["tree"]: row["omega"] for row in data["coefficients"]}
     assert found == {str(tree): str(value) for tree, value in modified_equation("rk4", 5).items()}
 
 
-def test_repeats_may_be_a_name_and_losses_may_be_given():
-    assert "h1*h2*n" in run("--phases", "E1:h1:n,E2:h2")
+def test_repeats_may_be_a_name_and_losses_may_be_given(derive, as_json):
+    assert "h1*h2*n" in derive("--phases", "E1:h1:n,E2:h2")
     data = as_json("--phases", "E1:h1:n,E2:h2", "--where", "E1=x**2*y", "--where", "E2=y**2/2")
     x, y, h1, n = sp.symbols("x y h1 n")
     first = parse_formula(data["field"][0])
     assert sp.expand(first.coeff(h1, 1).coeff(n, 1).subs(sp.Symbol("h2"), 0) + 2 * x * y) == 0
 
 
-def test_a_palindrome_of_phases_has_no_conflict_of_second_order():
+def test_a_palindrome_of_phases_has_no_conflict_of_second_order(as_json):
     data = as_json("--phases", "E1:h1,E2:h2,E1:h1")
     omega = {row["tree"]: row["omega"] for row in data["coefficients"]}
     assert omega.get("[1[]]", "0") == omega.get("1[[]]", "0") == "0"
     assert data["loss_exists_through_order"] == 2
 
 
-def test_momentum_and_fields_are_derived_too():
-    assert "(b + 1)" in run("--loss", "x**2*y", "--momentum", "b")
-    assert "dy/dt" in run("--field", "y, -sin(x)", "--symbols", "x,y", "--order", "3")
-    assert r"\tikz" in run("--latex", "--trees")
+def test_momentum_and_fields_are_derived_too(derive):
+    assert "(b + 1)" in derive("--loss", "x**2*y", "--momentum", "b")
+    assert "dy/dt" in derive("--field", "y, -sin(x)", "--symbols", "x,y", "--order", "3")
+    assert r"\tikz" in derive("--latex", "--trees")
 
 
 @pytest.mark.parametrize(
@@ -93,32 +97,17 @@ def test_momentum_and_fields_are_derived_too():
         (["--bogus"], "--bogus"),
     ],
 )
-def test_usage_errors_are_one_clear_line_and_exit_code_two(capsys, arguments, message):
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("deepfusion derive: ")
-    assert message in captured.err
+def test_usage_errors_are_one_clear_line_and_exit_code_two(run, arguments, message):
+    code, out, err = run("derive", *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("Error: ")
+    assert message in err
 
 
-def test_help_teaches_by_examples_that_work(capsys):
-    printed = run("--help")
-    examples = [
-        line.split("deepfusion derive ", 1)[1]
-        for line in printed.splitlines()
-        if line.strip().startswith("deepfusion derive ")
-    ]
+def test_help_teaches_by_examples_that_work(derive):
+    lines = [line.strip() for line in derive("--help").splitlines()]
+    examples = [line.removeprefix("deepfusion derive ") for line in lines if line.startswith("deepfusion derive ")]
     assert len(examples) == 7
-    import shlex
-
     for example in examples:
-        assert main(shlex.split(example)) == 0
-        assert capsys.readouterr().out
-
-
-def test_the_module_runs_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "deepfusion.derive", "--loss", "x**2"], capture_output=True, text=True, check=True
-    )
-    assert "modified loss through order 2" in done.stdout
+        assert derive(*shlex.split(example))

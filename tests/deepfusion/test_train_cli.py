@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from deepfusion.plan_report import rows
+from deepfusion.pages.report import rows
 from fusion_core.runs import costs, read_plan, resolve
 from tests.strategies.compiled import cached_in
 from tests.strategies.plans import HEAD, MODEL
@@ -59,9 +59,11 @@ def test_plan_prints_the_graph_and_its_cost_and_runs_nothing(run, plan):
     code, out, _ = run("plan", plan, "--devices", 2, "--tflops", 100, "--mfu", 0.5)
     assert code == 0
     assert "a + a" in out
-    assert "2 devices of 100 TFLOP/s at 50% of that" in out
+    assert "on 2 devices, each of 100 TFLOP/s (assumed), of which training is taken to reach 50%" in out
     code, out, _ = run("plan", plan, "--json")
     found = json.loads(out)
+    assert found["speed"] == "measured"
+    assert found["peak_flops"] > 0
     a, twice = found["nodes"]
     assert (a["name"], a["kind"], a["steps"], twice["inputs"]) == ("a", "train", 10, ["a"])
     assert a["memory"] == sum(a[f"{what}_bytes"] for what in ("parameter", "optimizer", "gradient", "activation"))

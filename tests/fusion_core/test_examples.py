@@ -3,7 +3,14 @@ import pytest
 
 import fusion_core as fc
 from fusion_core.text import train_tokenizer
-from fusion_core.text.examples import SORTED_DISPATCHES, ExampleBatches, encode_texts, in_order, padded, width_for
+from fusion_core.text.examples import (
+    SORTED_DISPATCHES,
+    ExampleBatches,
+    batches_by_length,
+    encode_texts,
+    padded,
+    width_for,
+)
 from tests.strategies.texts import sentences
 
 
@@ -88,7 +95,7 @@ def test_texts_are_cut_with_their_end_kept_and_counted():
 
 def test_all_rows_are_answered_and_the_last_batch_is_filled():
     lengths = [5, 3, 9, 1, 7]
-    batches = in_order(lengths, 2)
+    batches = batches_by_length(lengths, 2)
     assert [b.tolist() for b in batches] == [[3, 1], [0, 4], [2, 2]]
     np.testing.assert_array_equal(padded([np.asarray([4, 1])], 4), [[4, 1, 0, 0]])
 

@@ -106,7 +106,7 @@ def refusal(file, devices=None):
         (SOURCES.replace("seed = 1", 'optimizer = { name = "adam" }'), "node b: optimizer.name is 'adam'; there are adafactor"),
         (SOURCES.replace("seed = 1", "schedule = { kind = 'cosine', warmup = 20 }"), "node b: the schedule's warmup of 20"),
         (SOURCES.replace("seed = 1", "schedule = { factor = 2.0 }"), "node b: schedule.factor is for a restart"),
-        (SOURCES.replace("seed = 1", "length = 100000"), "node b: a length of 100000 tokens needs more than 100 sentinels"),
+        (SOURCES.replace("seed = 1", "length = 100000"), "node b: a source of 100000 tokens needs more than 100 sentinels"),
         (SOURCES.replace("{ d_model", "{ vocab_size = 50, d_model", 1), "node a: the model's vocab_size is 50, but"),
         (
             SOURCES + '[node.c]\nfrom = "a"\nsteps = 5\noptimizer = { name = "adamw" }',

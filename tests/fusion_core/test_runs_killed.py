@@ -152,7 +152,7 @@ def test_a_dead_peer_stops_the_others_with_the_reason(cache, tmp_path, victim, s
     if victim == 1:
         assert code == EXIT_CODE
         assert "Error: process 1 has not been heard of for" in err
-        assert "Start all again with --resume" in err
+        assert "Start all processes again, to resume the run" in err
     else:  # the coordinator's end is noticed by JAX itself, at once
         assert code != 0
         assert "another task died" in err or "process 0, which coordinates the run, does not answer" in err

@@ -262,7 +262,7 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused():
     ) as e:
         train_tokenizer(sentences(seed=0, n=20), 5000)
     assert "\n" not in str(e.value)
-    assert str(e.value).endswith("give more text, or a smaller --vocab")
+    assert str(e.value).endswith("give more text, or take a smaller one")
 
 
 @pytest.mark.parametrize("pieces", [0, 259])
@@ -272,7 +272,7 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(pieces):
 
 
 def test_a_vocabulary_without_room_for_the_texts_characters_is_refused():
-    message = r"a vocabulary of 270 is too small: this text's characters, .* alone are \d+; take a larger --vocab"
+    message = r"a vocabulary of 270 is too small: this text's characters, .* alone are \d+; take a larger one"
     with pytest.raises(fc.InputError, match=message):
         train_tokenizer(sentences(seed=0, n=300), 270)
 

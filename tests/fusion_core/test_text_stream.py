@@ -1,6 +1,7 @@
 """Streams of batches: every token once, the same from any place on, the same from any number of processes."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -26,7 +27,8 @@ from fusion_core.text import (
     train_tokenizer,
 )
 from fusion_core.text import documents as streams
-from fusion_core.text.documents import Place, blocks, pieces
+from fusion_core.text.documents import BlockStart, blocks, parts_of
+from fusion_core.text.examples import ExampleBatches
 from fusion_core.text.lanes import deal, groups
 from fusion_core.text.packing import unpack, windows_of
 from tests.strategies.texts import documents, sentences
@@ -83,7 +85,7 @@ def rebuilt(source, target):
 
 def epochs_of(source):
     """The epoch of each block, by its number, of the first two epochs."""
-    reader = blocks(source.documents, source.seed, Place(), source.block_documents, source.block_characters)
+    reader = blocks(source.documents, source.seed, BlockStart(), source.block_documents, source.block_characters)
     return {place.number: place.epoch for place, _ in itertools.takewhile(lambda block: block[0].epoch < 2, reader)}
 
 
@@ -146,7 +148,7 @@ def test_packed_rows_are_nearly_full():
 def test_order_and_masks_depend_on_seed_and_epoch():
     a, b = (first(stream(seed=seed), 8, 3) for seed in (0, 1))
     assert not np.array_equal(a[0][0]["encoder_ids"], b[0][0]["encoder_ids"])
-    reader = blocks(TextList(TEXTS), 0, Place(), 10_000, 1 << 30)
+    reader = blocks(TextList(TEXTS), 0, BlockStart(), 10_000, 1 << 30)
     (_, one), (_, two) = itertools.islice(reader, 2)
     assert sorted(one) == sorted(two) == sorted(TEXTS)
     assert one != two
@@ -157,7 +159,7 @@ def test_blocks_hold_what_they_may_and_an_epoch_everything(n):
     found = [
         (place, texts)
         for place, texts in itertools.takewhile(
-            lambda b: b[0].epoch < 2, blocks(TextList(TEXTS), 0, Place(), n, 1 << 30)
+            lambda b: b[0].epoch < 2, blocks(TextList(TEXTS), 0, BlockStart(), n, 1 << 30)
         )
     ]
     assert [place.number for place, _ in found] == list(range(len(found)))
@@ -167,7 +169,7 @@ def test_blocks_hold_what_they_may_and_an_epoch_everything(n):
 
 
 def test_a_block_ends_with_its_characters():
-    reader = blocks(TextList(["x" * 10] * 10), 0, Place(), 100, 25)
+    reader = blocks(TextList(["x" * 10] * 10), 0, BlockStart(), 100, 25)
     assert [len(texts) for _, texts in itertools.islice(reader, 4)] == [3, 3, 3, 1]
 
 
@@ -196,7 +198,7 @@ def test_groups_are_runs_of_about_so_many_characters(texts, characters):
 @quick
 @given(text=st.text("ab é\n", min_size=1, max_size=60), longest=st.integers(2, 70))
 def test_a_long_document_is_cut_between_words(text, longest):
-    parts = list(pieces(text, longest))
+    parts = list(parts_of(text, longest))
     assert "".join(parts) == text
     assert max(map(len, parts)) <= longest
     for part in parts[:-1]:
@@ -349,26 +351,59 @@ def test_a_batch_that_processes_cannot_share_is_refused(size, lanes, count):
         stream(lanes=lanes, process_count=count).batches(size)
 
 
-def test_windows_in_memory_are_shared_and_go_on(folder):
-    whole = SpanCorruption.from_documents(TOKENIZER.encode(TEXTS), TOKENIZER, 32, 5)
+def in_memory(kind, **changes):
+    """A source whose batch is a function of the step: windows, or pairs of texts."""
+    ids = TOKENIZER.encode(changes.pop("texts", TEXTS))
+    if kind is ExampleBatches:
+        return ExampleBatches(ids, ids, **({"seed": 5, "dispatch": 3} | changes))
+    source = SpanCorruption.from_documents(ids, TOKENIZER, 32, changes.pop("seed", 5))
+    return dataclasses.replace(source, **changes)
+
+
+@pytest.mark.parametrize("kind", [SpanCorruption, ExampleBatches])
+def test_sources_in_memory_are_shared_and_go_on(kind):
+    whole = in_memory(kind)
     batches = first(whole, 8, 6)
     for step, (batch, _) in enumerate(batches):
         same(batch, whole.batch(step, 8))
     state = json.loads(json.dumps(batches[2][1]))
     for i in range(2):
-        half = fc.text.SpanCorruption(whole.windows, whole.last_id, 5, process_index=i, process_count=2)
+        half = in_memory(kind, process_index=i, process_count=2)
         for (batch, after), (part, own) in zip(batches[3:], first(half, 8, 3, state), strict=True):
             assert merge_states([own, own]) == after
             same({name: array[4 * i : 4 * i + 4] for name, array in batch.items()}, part)
-    with pytest.raises(fc.InputError, match="the state is of another text or other settings"):
-        whole.batches(16, state)
     with pytest.raises(fc.InputError, match="2 processes cannot share a batch of 7"):
         half.batches(7)
+    with pytest.raises(fc.InputError, match="process 2 of 2; count processes from 0"):
+        in_memory(kind, process_index=2, process_count=2)
 
 
-def test_both_are_data_sources():
-    assert isinstance(stream(), DataSource)
-    assert isinstance(SpanCorruption.from_documents(TOKENIZER.encode(TEXTS), TOKENIZER, 32, 5), DataSource)
+@pytest.mark.parametrize(
+    ("kind", "change", "size"),
+    [
+        (SpanCorruption, {}, 16),
+        (SpanCorruption, {"seed": 6}, 8),
+        (SpanCorruption, {"texts": TEXTS[1:]}, 8),
+        (ExampleBatches, {}, 16),
+        (ExampleBatches, {"seed": 6}, 8),
+        (ExampleBatches, {"dispatch": 4}, 8),
+        (ExampleBatches, {"texts": [*TEXTS[1:], TEXTS[0]]}, 8),
+        (ExampleBatches, {"targets": TOKENIZER.encode(["no"] * len(TEXTS))}, 8),
+    ],
+)
+def test_a_state_of_other_text_in_memory_is_refused(kind, change, size):
+    *_, (_, state) = first(in_memory(kind), 8, 2)
+    targets = change.pop("targets", None)
+    other = in_memory(kind, **change)
+    if targets is not None:
+        other = dataclasses.replace(other, targets=targets)
+    with pytest.raises(fc.InputError, match="the state is of another text or other settings"):
+        other.batches(size, state)
+
+
+def test_all_are_data_sources():
+    for source in (stream(), in_memory(SpanCorruption), in_memory(ExampleBatches)):
+        assert isinstance(source, DataSource)
 
 
 def test_a_part_is_what_split_documents_gives():

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import fusion_core as fc
+from deepfusion.view import View, clock, sparkline, view_of
 from fusion_core.models.t5 import init
 from fusion_core.train import (
     Cadence,
@@ -37,7 +38,6 @@ from fusion_core.train.devices import devices_for
 from fusion_core.train.distributed import COORDINATOR, PROCESS, PROCESSES
 from fusion_core.train.metrics import TensorBoard
 from fusion_core.train.step import summed_gradients
-from fusion_core.train.view import View, duration, sparkline, view_of
 from tests.strategies import runs, training
 from tests.strategies.networks import batch_of, tiny
 
@@ -353,7 +353,7 @@ def test_a_sparkline_goes_from_low_to_high_and_averages_what_does_not_fit():
 
 
 def test_durations_are_read_at_a_glance():
-    assert [duration(s) for s in (7.0, 125.0, 3723.0)] == ["0:07", "2:05", "1:02:03"]
+    assert [clock(s) for s in (7.0, 125.0, 3723.0)] == ["0:07", "2:05", "1:02:03"]
 
 
 def test_without_a_terminal_the_view_is_plain_lines():

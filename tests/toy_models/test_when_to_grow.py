@@ -8,6 +8,7 @@ import pytest
 from benchmarks import growth_prediction
 from tests.strategies.growth import measure_smoke
 from toy_models.when_to_grow import measure, problems, tables
+from toy_models.when_to_grow.follower import Follower
 
 
 def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(capsys, tmp_path, monkeypatch):
@@ -50,10 +51,10 @@ def test_problems_come_from_their_seed_and_alternate_the_operators():
 
 
 def test_self_fusion_with_noise_keeps_the_function_and_separates_the_copies():
-    shop = problems.Workshop(problems.draw(problems.SMOKE, 1))
-    (source,) = shop.start(0)
-    grown = shop.grow((source,))
-    np.testing.assert_allclose(shop.predict(grown), shop.predict(source), atol=2e-6)
+    prepared = problems.PreparedProblem(problems.draw(problems.SMOKE, 1))
+    (source,) = prepared.start(0)
+    grown = prepared.grow((source,))
+    np.testing.assert_allclose(prepared.predict(grown), prepared.predict(source), atol=2e-6)
     weight = np.asarray(grown["layers"][1]["weight"])
     rows, columns = source["layers"][1]["weight"].shape
     assert not np.allclose(weight[:rows, :columns], weight[rows:, columns:])
@@ -68,8 +69,8 @@ def test_a_range_of_problems_that_is_none_is_refused(text, message, capsys):
 
 def test_a_charged_rule_stays_within_its_limit_and_its_budget_pays_for_it():
     problem = problems.draw(problems.SMOKE, 0)
-    shop = problems.Workshop(problem)
-    follower = measure.Follower(shop, 0.1, measure.PLANS["short_plan"])
+    prepared = problems.PreparedProblem(problem)
+    follower = Follower(prepared, 0.1, measure.PLANS["short_plan"])
     charged = follower.run(0, charge=True)
     # a look costs more than this whole run; one lost trial of 4 % fits into 5 %
     assert charged["looks"] == 0
@@ -79,7 +80,7 @@ def test_a_charged_rule_stays_within_its_limit_and_its_budget_pays_for_it():
     assert free["method"] == "look_ahead"
     assert free["gradients"] == pytest.approx(free["looks"] * follower.look_gradients)
     # the run as the record says, by hand
-    sources = tuple(shop.advance(p, free["step"], 0.1, shop.ones) for p in shop.start(0))
-    steps = round((1 - free["step"] / shop.small_steps(1.0)) * problem.steps)
-    end = shop.advance(shop.grow(sources), steps, 0.1, shop.factors)
-    assert float(shop.loss(end)) == pytest.approx(free["final"], rel=1e-5)
+    sources = tuple(prepared.advance(p, free["step"], 0.1, prepared.ones) for p in prepared.start(0))
+    steps = round((1 - free["step"] / prepared.small_steps(1.0)) * problem.steps)
+    end = prepared.advance(prepared.grow(sources), steps, 0.1, prepared.factors)
+    assert float(prepared.loss(end)) == pytest.approx(free["final"], rel=1e-5)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import bea
-from toy_models.when_to_grow.problems import SHARES, Params, Problem, Workshop
+from toy_models.when_to_grow.follower import Follower
+from toy_models.when_to_grow.problems import SHARES, Params, PreparedProblem, Problem
 
 # shares of the budget, after a growth step, at which trial runs and the small networks are looked at
 WINDOW = (0.0, 0.01, 0.02, 0.04)
@@ -24,9 +25,6 @@ WINDOW = (0.0, 0.01, 0.02, 0.04)
 ARM_RATES = (0.5, 2**-0.5, 1.0, 2**0.5, 2.0)
 SCRATCH_RATES = (2**-0.5, 1.0, 2**0.5, 2.0, 2**1.5)
 ARM_SHARES = (0.05, 0.2, 0.5)
-
-# Later growth that is looked at from a growth step, as shares of the budget that is left; 1 is never.
-LATER = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 FORECASTS: dict[str, dict[str, Any]] = {
     "look_ahead": {"relinearisations": 12, "ratio": 1.5, "krylov": 16},
@@ -50,19 +48,19 @@ def measure(
     Rules are measured on the first ``runs`` initialisations, the truth (``final``) on ``truth_runs`` with these among them.
     """
     began = time.perf_counter()
-    shop = Workshop(problem)
+    prepared = PreparedProblem(problem)
     report("rate")
-    rate = shop.tuned_rate()
+    rate = prepared.tuned_rate()
     record: dict[str, Any] = {"problem": dataclasses.asdict(problem), "rate": rate, "shares": list(SHARES)}
-    record |= {"costs": list(shop.costs), "small_steps": [shop.small_steps(s) for s in SHARES]}
-    record["steps_left"] = [shop.grown_steps(s) for s in SHARES]
+    record |= {"costs": list(prepared.costs), "small_steps": [prepared.small_steps(s) for s in SHARES]}
+    record["steps_left"] = [prepared.grown_steps(s) for s in SHARES]
     per_run: dict[str, list[Any]] = {}
-    forecasters = _forecasters(shop, rate)
-    greedy = jax.jit(functools.partial(_greedy, shop, rate))
-    followers = {name: Follower(shop, rate, how) for name, how in PLANS.items()}
+    forecasters = _forecasters(prepared, rate)
+    greedy = jax.jit(functools.partial(_greedy, prepared, rate))
+    followers = {name: Follower(prepared, rate, how) for name, how in PLANS.items()}
     for run in range(runs):
         report(f"run {run + 1} of {runs}")
-        for name, value in _one_run(shop, rate, run, forecasters, greedy).items():
+        for name, value in _one_run(prepared, rate, run, forecasters, greedy).items():
             per_run.setdefault(name, []).append(value)
         for name, follower in followers.items():
             per_run.setdefault(f"online_{name}", []).append(follower.run(run))
@@ -70,30 +68,34 @@ def measure(
                 per_run.setdefault(f"charged_{name}", []).append(follower.run(run, charge=True))
     for run in range(runs, truth_runs):
         report(f"truth, run {run + 1} of {truth_runs}")
-        states = _small_run(shop, rate, run, SHARES)
-        per_run["final"].append(_finals(shop, rate, [shop.grow(states[shop.small_steps(s)]) for s in SHARES]))
+        states = _small_run(prepared, rate, run, SHARES)
+        per_run["final"].append(
+            _finals(prepared, rate, [prepared.grow(states[prepared.small_steps(s)]) for s in SHARES])
+        )
     for run in range(costate_runs):
         report(f"costate, run {run + 1} of {costate_runs}")
-        per_run.setdefault("costate", []).append(_costate(shop, rate, run))
+        per_run.setdefault("costate", []).append(_costate(prepared, rate, run))
     report("arms of equal FLOPs")
-    record |= per_run | _arms(shop, rate / problem.rate, runs)
+    record |= per_run | _arms(prepared, rate / problem.rate, runs)
     record["seconds"] = time.perf_counter() - began
     return record
 
 
-def _small_run(shop: Workshop, rate: float, run: int, shares: Sequence[float]) -> dict[int, tuple[Params, ...]]:
+def _small_run(
+    prepared: PreparedProblem, rate: float, run: int, shares: Sequence[float]
+) -> dict[int, tuple[Params, ...]]:
     """The sources of a run at these shares of the budget, by their steps."""
-    sources, done, states = shop.start(run), 0, {}
-    for step in sorted({shop.small_steps(share) for share in shares}):
-        sources = tuple(shop.advance(p, step - done, rate, shop.ones) for p in sources)
+    sources, done, states = prepared.start(run), 0, {}
+    for step in sorted({prepared.small_steps(share) for share in shares}):
+        sources = tuple(prepared.advance(p, step - done, rate, prepared.ones) for p in sources)
         states[step], done = sources, step
     return states
 
 
-def _finals(shop: Workshop, rate: float, grown: list[Params]) -> list[float]:
+def _finals(prepared: PreparedProblem, rate: float, grown: list[Params]) -> list[float]:
     """The final losses of what was grown at ``SHARES``."""
-    steps = jnp.asarray([shop.grown_steps(s) for s in SHARES])
-    return shop.losses(shop.advance_grown(stack(grown), steps, rate, shop.factors)).tolist()
+    steps = jnp.asarray([prepared.grown_steps(s) for s in SHARES])
+    return prepared.losses(prepared.advance_grown(stack(grown), steps, rate, prepared.factors)).tolist()
 
 
 def stack(trees: Sequence[Params]) -> Params:
@@ -101,30 +103,38 @@ def stack(trees: Sequence[Params]) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _forecasters(shop: Workshop, rate: float) -> dict[str, Callable[..., bea.LookAhead]]:
+def _forecasters(prepared: PreparedProblem, rate: float) -> dict[str, Callable[..., bea.LookAhead]]:
     made: dict[str, Callable[..., bea.LookAhead]] = {}
     for name, settings in FORECASTS.items():
-        curvature = None if name == "look_ahead" else bea.gauss_newton(shop.predict, shop.output_loss)
+        curvature = None if name == "look_ahead" else bea.gauss_newton(prepared.predict, prepared.output_loss)
         made[name] = jax.jit(
             lambda params, steps, settings=settings, curvature=curvature: bea.look_ahead(
-                shop.loss, params, step_size=rate, steps=steps, metric=shop.factors, curvature=curvature, **settings
+                prepared.loss,
+                params,
+                step_size=rate,
+                steps=steps,
+                metric=prepared.factors,
+                curvature=curvature,
+                **settings,
             )
         )
     return made
 
 
-def _one_run(shop: Workshop, rate: float, run: int, forecasters: dict[str, Any], greedy: Any) -> dict[str, Any]:
-    states = _small_run(shop, rate, run, [min(s + w, 1.0) for s in SHARES for w in WINDOW])
-    loss = jax.jit(shop.loss)
-    small_log = lambda share: float(np.mean([np.log(float(loss(p))) for p in states[shop.small_steps(share)]]))
-    grown = [shop.grow(states[shop.small_steps(s)]) for s in SHARES]
-    steps, stacked, losses = [shop.grown_steps(s) for s in SHARES], stack(grown), shop.losses
+def _one_run(
+    prepared: PreparedProblem, rate: float, run: int, forecasters: dict[str, Any], greedy: Any
+) -> dict[str, Any]:
+    states = _small_run(prepared, rate, run, [min(s + w, 1.0) for s in SHARES for w in WINDOW])
+    loss = jax.jit(prepared.loss)
+    small_log = lambda share: float(np.mean([np.log(float(loss(p))) for p in states[prepared.small_steps(share)]]))
+    grown = [prepared.grow(states[prepared.small_steps(s)]) for s in SHARES]
+    steps, stacked, losses = [prepared.grown_steps(s) for s in SHARES], stack(grown), prepared.losses
     found: dict[str, Any] = {"small_log": [[small_log(min(s + w, 1.0)) for w in WINDOW] for s in SHARES]}
-    found["final"] = _finals(shop, rate, grown)
+    found["final"] = _finals(prepared, rate, grown)
     trial, trials, done = stacked, [losses(stacked)], 0
     for share in WINDOW[1:]:
-        step = max(1, round(share * shop.problem.steps))
-        trial = shop.advance_grown(trial, jnp.full(len(SHARES), step - done), rate, shop.factors)
+        step = max(1, round(share * prepared.problem.steps))
+        trial = prepared.advance_grown(trial, jnp.full(len(SHARES), step - done), rate, prepared.factors)
         trials.append(losses(trial))
         done = step
     found["trial_log"] = np.log(np.asarray(trials).T).tolist()
@@ -132,120 +142,32 @@ def _one_run(shop: Workshop, rate: float, run: int, forecasters: dict[str, Any],
         results = [forecast(p, float(n)) for p, n in zip(grown, steps, strict=True)]
         found[name] = [float(r.loss) for r in results]
         found[f"{name}_uncertainty"] = [float(r.uncertainty) for r in results]
-    found["greedy"] = [[float(v) for v in greedy(states[shop.small_steps(s)])] for s in SHARES]
+    found["greedy"] = [[float(v) for v in greedy(states[prepared.small_steps(s)])] for s in SHARES]
     return found
 
 
-class Follower:
-    """Runs that follow ``bea.online_growth_step``: not on the grid, but to where the rule says, and from there to the end."""
-
-    def __init__(self, shop: Workshop, rate: float, settings: dict[str, Any]) -> None:
-        self.shop, self.rate = shop, rate
-        sources, cost = shop.problem.sources, {}
-
-        def look(small: tuple[Params, ...], stretches: Any, left: Any) -> jax.Array:
-            found = bea.forecast_growth(
-                [shop.loss] * sources,
-                shop.loss,
-                small,
-                shop.grow,
-                step_sizes=(rate, rate),
-                small_steps=stretches,
-                grown_steps=left,
-                metrics=(None, shop.factors),
-                **settings,
-            )
-            # the rule's cost in gradients of the grown network
-            cost["look"] = found.grown_gradients + found.small_gradients * shop.costs[0] / sources / shop.costs[1]
-            return found.losses
-
-        count = len(LATER)
-        shapes = jnp.zeros(count), jnp.zeros(count + 1)
-        self.look = jax.jit(look).lower(shop.start(0), *shapes).compile()
-        self.look_gradients = cost["look"]
-
-    def run(self, run: int, charge: bool = False) -> dict[str, Any]:
-        """One run. ``charge``: within the rule's limit of cost, which the rest of the budget pays; else looks are free."""
-        shop, rate, last = self.shop, self.rate, self.shop.small_steps(1.0)
-        trial = WINDOW[-1] * shop.problem.steps
-        budget = float(shop.problem.steps) if charge else 1e9
-        state = bea.start_online(
-            last, run_gradients=budget, forecast_gradients=self.look_gradients, trial_gradients=trial
-        )
-        sources, step, looks, trials, spent, decision = shop.start(run), 0, 0, 0, 0.0, None
-        while step < last:
-            there = min(max(state.next_look, step + (decision is not None)), last)
-            sources = tuple(shop.advance(p, there - step, rate, shop.ones) for p in sources)
-            step = there
-            if step == last:
-                break
-            told: dict[str, Any] = {}
-            if state.method == "look_ahead":
-                looks, spent = looks + 1, spent + self.look_gradients
-                told["forecast"] = self._forecast(sources, step, last)
-            elif state.method == "slopes":
-                told["rates"] = self._trial(sources, step)
-            state, decision = bea.online_growth_step(state, step, **told)
-            if decision.step is not None:
-                break
-            if "rates" in told:
-                trials, spent = trials + 1, spent + trial
-        left = max(0, round((1 - step / last) * shop.problem.steps - (spent if charge else 0.0)))
-        end = shop.advance(shop.grow(sources), left, rate, shop.factors)
-        return {
-            "step": step,
-            "share": step / last,
-            "final": float(shop.loss(end)),
-            "method": state.method if decision is None else decision.method,
-            "looks": looks,
-            "lost_trials": trials,
-            "gradients": spent,
-            "reason": "" if decision is None else decision.reason,
-        }
-
-    def _forecast(self, sources: tuple[Params, ...], step: int, last: int) -> bea.Forecast:
-        later = sorted({step + max(1, round(part * (last - step))) for part in LATER})
-        later += [last] * (len(LATER) - len(later))
-        left = [(1 - at / last) * self.shop.problem.steps for at in (step, *later)]
-        stretches = np.diff([step, *later])
-        losses = np.asarray(self.look(sources, jnp.asarray(stretches, jnp.float32), jnp.round(jnp.asarray(left))))
-        plan = tuple((at, (float(loss),)) for at, loss in zip(later, losses[1:], strict=True))
-        return bea.Forecast(step, (float(losses[0]),), later=plan)
-
-    def _trial(self, sources: tuple[Params, ...], step: int) -> tuple[list[float], list[float]]:
-        """Decrease of log loss of both over the second half of a trial, at equal FLOPs."""
-        shop, grown, logs = self.shop, self.shop.grow(sources), []
-        for share in WINDOW[-2:]:
-            steps = max(1, round(share * shop.problem.steps))
-            end = shop.advance(grown, steps, self.rate, shop.factors)
-            small = [shop.advance(p, shop.small_steps(share), self.rate, shop.ones) for p in sources]
-            logs.append((np.mean([np.log(float(shop.loss(p))) for p in small]), np.log(float(shop.loss(end)))))
-        (small_half, grown_half), (small_end, grown_end) = logs
-        return [float(small_half - small_end)], [float(grown_half - grown_end)]
-
-
-def _greedy(shop: Workshop, rate: float, sources: tuple[Params, ...]) -> tuple[jax.Array, jax.Array]:
+def _greedy(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...]) -> tuple[jax.Array, jax.Array]:
     """Predicted decrease of the grown loss per FLOP: a step of all sources, and one of the grown network."""
-    grown, descent = shop.grow(sources), bea.gradient_field(shop.loss)
-    small = shop.embed(tuple(jax.tree.map(lambda v: rate * v, descent(p)) for p in sources))
-    step = jax.tree.map(lambda f, v: rate * f * v, shop.factors, descent(grown))
-    decrease = functools.partial(bea.predicted_decrease, shop.loss, grown)
-    return decrease(small) / shop.costs[0], decrease(step) / shop.costs[1]
+    grown, descent = prepared.grow(sources), bea.gradient_field(prepared.loss)
+    small = prepared.embed(tuple(jax.tree.map(lambda v: rate * v, descent(p)) for p in sources))
+    step = jax.tree.map(lambda f, v: rate * f * v, prepared.factors, descent(grown))
+    decrease = functools.partial(bea.predicted_decrease, prepared.loss, grown)
+    return decrease(small) / prepared.costs[0], decrease(step) / prepared.costs[1]
 
 
-def _costate(shop: Workshop, rate: float, run: int) -> dict[str, Any]:
+def _costate(prepared: PreparedProblem, rate: float, run: int) -> dict[str, Any]:
     """The growth step by the switching function, and the loss that the run which follows it ends with."""
-    last = shop.small_steps(1.0)
-    evaluate = jax.jit(functools.partial(switching, shop, rate))
-    states, final = {0: shop.start(run)}, {}
+    last = prepared.small_steps(1.0)
+    evaluate = jax.jit(functools.partial(switching, prepared, rate))
+    states, final = {0: prepared.start(run)}, {}
 
     def at(step: int) -> tuple[Params, ...]:
         before = max(s for s in states if s <= step)
-        states[step] = tuple(shop.advance(p, step - before, rate, shop.ones) for p in states[before])
+        states[step] = tuple(prepared.advance(p, step - before, rate, prepared.ones) for p in states[before])
         return states[step]
 
     def one(step: int) -> bea.Switching:
-        steps = shop.grown_steps(step / last)
+        steps = prepared.grown_steps(step / last)
         found = evaluate(at(step), float(steps))
         final[step] = float(found.final_loss)
         return found
@@ -258,51 +180,53 @@ def _costate(shop: Workshop, rate: float, run: int) -> dict[str, Any]:
         "step": step,
         "share": step / last,
         "final": final[step],
-        "gradients": len(best.evaluated) * 4 * shop.problem.steps,
+        "gradients": len(best.evaluated) * 4 * prepared.problem.steps,
         "answered": best.step is not None,
     }
 
 
-def switching(shop: Workshop, rate: float, sources: tuple[Params, ...], steps: Any) -> bea.Switching:
+def switching(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...], steps: Any) -> bea.Switching:
     """The switching function with a traced number of steps: a clock in the params stops the field."""
-    descent = bea.gradient_field(shop.loss)
+    descent = bea.gradient_field(prepared.loss)
 
     def stopped(state: Params) -> Params:
         alive = jnp.where(state["clock"] * 1.0 < steps - 0.5, 1.0, 0.0)
-        velocity = jax.tree.map(lambda f, v: alive * f * v, shop.factors, descent(state["net"]))
+        velocity = jax.tree.map(lambda f, v: alive * f * v, prepared.factors, descent(state["net"]))
         return {"net": velocity, "clock": jnp.full_like(state["clock"], 1 / rate)}
 
     clock: Callable[[Params], Params] = lambda net: {"net": net, "clock": jnp.zeros(())}
     event = bea.GrowthEvent(
-        embed=lambda small: clock(shop.event.embed(small)),
-        transpose=lambda state: shop.event.transpose(state["net"]),
-        pinv=lambda state: shop.event.pinv(state["net"]),
+        embed=lambda small: clock(prepared.event.embed(small)),
+        transpose=lambda state: prepared.event.transpose(state["net"]),
+        pinv=lambda state: prepared.event.pinv(state["net"]),
     )
     small = bea.Phase(lambda sources: tuple(descent(p) for p in sources), rate)
-    grown = bea.Phase(stopped, rate, shop.problem.steps)
-    offset = None if shop.offset is None else clock(shop.offset)
+    grown = bea.Phase(stopped, rate, prepared.problem.steps)
+    offset = None if prepared.offset is None else clock(prepared.offset)
     return bea.switching_function(
-        event, small, grown, lambda state: shop.loss(state["net"]), sources, costs=shop.costs, offset=offset
+        event, small, grown, lambda state: prepared.loss(state["net"]), sources, costs=prepared.costs, offset=offset
     )
 
 
-def _arms(shop: Workshop, best: float, runs: int) -> dict[str, Any]:
+def _arms(prepared: PreparedProblem, best: float, runs: int) -> dict[str, Any]:
     """Final losses at equal FLOPs, each arm at the best of five rates (two runs decide): the large network from
     scratch, with and without width factors; grown at one of ``ARM_SHARES``; never grown; one small network."""
-    steps, last = shop.problem.steps, shop.small_steps(1.0)
-    alone = round(steps * shop.costs[1] * shop.problem.sources / shop.costs[0])
-    final = lambda params: float(shop.loss(params))
+    steps, last = prepared.problem.steps, prepared.small_steps(1.0)
+    alone = round(steps * prepared.costs[1] * prepared.problem.sources / prepared.costs[0])
+    final = lambda params: float(prepared.loss(params))
 
     def scratch(run: int, kind: str, share: float) -> float:
-        factors = shop.factors if kind == "factors" else shop.ones
-        return final(shop.advance(shop.start_large(run), steps, share * best, factors))
+        factors = prepared.factors if kind == "factors" else prepared.ones
+        return final(prepared.advance(prepared.start_large(run), steps, share * best, factors))
 
     def grown(run: int, at: float, share: float) -> float:
-        sources = tuple(shop.advance(p, shop.small_steps(at), share * best, shop.ones) for p in shop.start(run))
-        return final(shop.advance(shop.grow(sources), shop.grown_steps(at), share * best, shop.factors))
+        sources = tuple(
+            prepared.advance(p, prepared.small_steps(at), share * best, prepared.ones) for p in prepared.start(run)
+        )
+        return final(prepared.advance(prepared.grow(sources), prepared.grown_steps(at), share * best, prepared.factors))
 
     def one_small(run: int, _: Any, share: float) -> float:
-        return final(shop.advance(shop.start(run)[0], alone, share * best, shop.ones))
+        return final(prepared.advance(prepared.start(run)[0], alone, share * best, prepared.ones))
 
     arms: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
         "scratch": (scratch, ("factors", "plain")),

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 import bea
 from fusion_core import growth as fc
@@ -108,17 +109,23 @@ def draw(family: Family, seed: int) -> Problem:
 TUNED = tuple(0.025 * 2 ** (k / 2) for k in range(11))
 
 
-class Workshop:
-    """A problem's losses, maps and compiled runs. The small phase trains the tuple of all sources."""
+class PreparedProblem:
+    """A problem's losses, maps and compiled runs. The small phase trains the tuple of all sources.
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    Args:
+      problem: the draw.
+      dtype: of all arrays; float64 needs ``jax.enable_x64``.
+    """
+
+    def __init__(self, problem: Problem, dtype: DTypeLike = jnp.float32) -> None:
+        self.problem, self.dtype = problem, dtype
         task = teacher.teacher_task(
             (problem.sizes[0], problem.features, 1),
             seed=problem.seed,
             train=problem.samples,
             validation=1,
             exponent=problem.exponent,
+            dtype=dtype,
         )
         inputs, targets = task.train
         activation = mlp.ACTIVATIONS[problem.activation]
@@ -145,12 +152,12 @@ class Workshop:
     def start(self, run: int) -> tuple[Params, ...]:
         """The sources of a run, untrained."""
         seeds = np.random.SeedSequence((self.problem.seed, run)).generate_state(2) // 2
-        return tuple(mlp.init(self.problem.sizes, seed=int(s)) for s in seeds[: self.problem.sources])
+        return tuple(mlp.init(self.problem.sizes, seed=int(s), dtype=self.dtype) for s in seeds[: self.problem.sources])
 
     def start_large(self, run: int) -> Params:
         """A large network from scratch."""
         seed = np.random.SeedSequence((self.problem.seed, run, 1)).generate_state(1)[0] // 2
-        return mlp.init(self.grown_sizes, seed=int(seed))
+        return mlp.init(self.grown_sizes, seed=int(seed), dtype=self.dtype)
 
     def small_steps(self, share: float) -> int:
         """Small steps that a share of the budget pays for."""
@@ -185,7 +192,7 @@ class Workshop:
                 block = np.concatenate([drawn[0], -drawn[0]], axis=1) / 2
             else:
                 block = np.block([[drawn[0], -drawn[0]], [-drawn[1], drawn[1]]])
-            zeros["layers"][i]["weight"] = jnp.asarray(block, jnp.float32)
+            zeros["layers"][i]["weight"] = jnp.asarray(block, self.dtype)
         return zeros
 
     def tuned_rate(self, runs: int = 2) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-import bea
+from toy_models.when_to_grow.forecast_rule import Forecast, ForecastRule
 
 FIXED = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 Rule = Callable[[dict[str, Any]], list[int]]
@@ -32,27 +32,24 @@ def lowest_of_mean(record: dict[str, Any]) -> list[int]:
 
 
 def first_minimum(record: dict[str, Any]) -> list[int]:
-    """``bea.online_growth_step`` told of growth now only, at every step of the grid: one look after the first minimum."""
+    """The rule of forecasts without those of later growth, on every step of the grid: one look after the first minimum."""
     return [_follow(record, run) for run in range(len(record["look_ahead"]))]
 
 
 def _follow(record: dict[str, Any], run: int) -> int:
-    state = bea.start_online(
-        record["small_steps"][-1],
-        run_gradients=1e9,
-        forecast_gradients=1.0,
-        trial_gradients=1.0,
-        looks=len(record["shares"]),
+    count = len(record["shares"])
+    rule = ForecastRule.start(
+        record["small_steps"][-1], run_gradients=1e9, forecast_gradients=1.0, trial_gradients=1.0, looks=count
     )
     for i, step in enumerate(record["small_steps"][:-1]):
         if i and step == record["small_steps"][i - 1]:
-            continue  # the grid of a short run names a step twice; the rule is asked once
-        forecast = bea.Forecast(step, (record["look_ahead"][run][i],))
-        # should a forecast break, the rule falls back to trials and asks for one
-        state, decision = bea.online_growth_step(state, step, forecast=forecast, rates=_window(record, run, i, 2, 3))
-        if decision.step is not None:
+            continue  # the grid of a short run names a step twice
+        forecast = Forecast(record["look_ahead"][run][i])
+        # the rates are used from a forecast on that is not finite
+        rule = rule.decide(step, forecast=forecast, rates=_window(record, run, i, 2, 3))
+        if rule.step is not None:
             return i
-    return len(record["small_steps"]) - 1
+    return count - 1
 
 
 def _window(record: dict[str, Any], run: int, at: int, first: int, last: int) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""A run in the terminal: a sparkline of the loss, throughput and time left, in place; plain lines where it is no terminal."""
+"""A run in the terminal: a sparkline of the loss, throughput and time left, in place; plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """The values as bars, lowest to highest; more than ``width`` of them are averaged in groups."""
+    """Return the values as bars, from lowest to highest; more than ``width`` of them are averaged in groups."""
     if not values:
         return ""
     n = min(width, len(values))
@@ -29,35 +29,41 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in means)
 
 
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
+def clock(seconds: float) -> str:
+    """Return ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class View:
-    """What a run shows of one node after the other. ``show`` takes the records of ``Training``."""
+    """What a run shows of one node after the other.
+
+    Args:
+      console: where lines are printed.
+      live: the area that is redrawn in place; None if the console is no terminal.
+      every: seconds between plain lines.
+    """
 
     def __init__(self, console: Console, live: Live | None = None, every: float = 10.0) -> None:
         self._console, self._live, self._every = console, live, every
         self._name, self._until = "", 0
         self._losses: list[float] = []
         self._validation: float | None = None
-        self._told = 0.0
+        self._printed = 0.0
 
     def begin(self, name: str, step: int, until: int) -> None:
-        """The next records are of this node, which trains from ``step`` to ``until``."""
+        """Begin a node, which trains from ``step`` to ``until``: the next records are of it."""
         self._name, self._until, self._losses, self._validation = name, until, [], None
-        self._told = 0.0
+        self._printed = 0.0
         self.note(f"{name}: steps {step} to {until}")
 
     def note(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def show(self, record: Record) -> None:
-        """A record of the metrics, or of an evaluation."""
+        """Show a record of the metrics or of an evaluation, as ``Training`` makes them."""
         if "validation_loss" in record:
             self._validation = record["validation_loss"]
             if self._live is None:
@@ -68,8 +74,8 @@ class View:
         if self._live is not None:
             bars = Text(sparkline(self._losses), style="cyan")
             self._live.update(Group(Text.assemble(f"{self._name:<12} ", bars), Text(line)))
-        elif time.monotonic() - self._told > self._every or record["step"] == self._until:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._printed > self._every or record["step"] == self._until:
+            self._printed = time.monotonic()
             self.note(f"{self._name}: {line}")
 
     def _line(self, record: Record) -> str:
@@ -80,14 +86,14 @@ class View:
         if record["mfu"] is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
         parts.append(f"waiting for input {record['input_wait']:.1%}")
-        # the pace of the last record alone: the newest news
-        parts.append(f"left {duration((self._until - record['step']) / max(record['steps_per_second'], 1e-9))}")
+        # the pace of the last record alone, which is the newest
+        parts.append(f"left {clock((self._until - record['step']) / max(record['steps_per_second'], 1e-9))}")
         return ", ".join(parts)
 
 
 @contextmanager
 def view_of(console: Console) -> Iterator[View]:
-    """A live view where the console is a terminal, plain lines elsewhere."""
+    """Yield a live view if the console is a terminal, a view of plain lines otherwise."""
     if not console.is_terminal:
         yield View(console)
         return

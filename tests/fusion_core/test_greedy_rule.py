@@ -13,7 +13,8 @@ import pytest
 import fusion_core as fc
 from fusion_core.growth import fused_config
 from fusion_core.models.t5 import init
-from fusion_core.schedule.trials import TRUST, WINDOW, GrowthMeter, GrowthPlan, Network, factors_by_name, plan_growth
+from fusion_core.schedule import GrowthDecision, GrowthMeter, TrainedNetwork, factors_by_name, greedy_decision
+from fusion_core.schedule.greedy import TRUST, WINDOW
 from fusion_core.train import TrainState, adafactor, displacement, fuse_states, init_state, preconditioner, t5_schedule
 from tests.strategies.networks import random_mlp
 from toy_models import mlp
@@ -71,7 +72,7 @@ def states():
 
 @pytest.fixture(scope="module")
 def meter():
-    small, large = (Network(loss, OPTIMIZER, FLOPS[name]) for name in ("small", "large"))
+    small, large = (TrainedNetwork(loss, OPTIMIZER, FLOPS[name]) for name in ("small", "large"))
     return GrowthMeter(small, large, MAPPING, FACTORS)
 
 
@@ -113,7 +114,7 @@ def mean(values):
 
 
 def test_losses_and_gradient_norms_are_means_over_the_probes(measured, states, fused):
-    for name, params in (("a", states[0].params), ("b", states[1].params), ("fused", fused.params)):
+    for name, params in (("source_0", states[0].params), ("source_1", states[1].params), ("fused", fused.params)):
         assert measured[f"loss_{name}"] == pytest.approx(mean(value(params, p) for p in PROBES), rel=1e-12)
         norms = [inner(g, g) ** 0.5 for g in (gradient(params, p) for p in PROBES)]
         assert measured[f"gradient_norm_{name}"] == pytest.approx(np.mean(norms), rel=1e-12)
@@ -123,8 +124,8 @@ def test_losses_and_gradient_norms_are_means_over_the_probes(measured, states, f
 def test_the_predicted_decrease_is_the_change_of_the_loss_up_to_third_order(measured, states, fused, steps):
     """On batches that the update has not seen. At half the step an eighth of the error is left."""
     cases = {
-        "a": (states[0].params, [s[0][0][0] for s in steps], FLOPS["small"]),
-        "b": (states[1].params, [s[0][1][0] for s in steps], FLOPS["small"]),
+        "source_0": (states[0].params, [s[0][0][0] for s in steps], FLOPS["small"]),
+        "source_1": (states[1].params, [s[0][1][0] for s in steps], FLOPS["small"]),
         "fused": (fused.params, [s[1][0] for s in steps], FLOPS["large"]),
     }
     for name, (params, moves, flops) in cases.items():
@@ -137,7 +138,7 @@ def test_the_predicted_decrease_is_the_change_of_the_loss_up_to_third_order(meas
 
 
 def test_the_modified_loss_adds_a_quarter_of_the_metric_norm_of_the_gradient(measured, states, fused, steps):
-    cases = {"a": (states[0], [s[0][0][1] for s in steps]), "fused": (fused, [s[1][1] for s in steps])}
+    cases = {"source_0": (states[0], [s[0][0][1] for s in steps]), "fused": (fused, [s[1][1] for s in steps])}
     for name, (state, metrics) in cases.items():
         grads = [gradient(state.params, probe) for probe in PROBES]
         wanted = mean(
@@ -201,6 +202,16 @@ def test_every_term_has_a_finite_standard_error(measured):
         assert measured[f"{name}_se"] >= 0, name
 
 
+def test_the_schedule_multiplies_the_rates(states, measured):
+    """Half the schedule of twice the rates is the same training."""
+    halved = [
+        TrainedNetwork(loss, OPTIMIZER, FLOPS[name], lambda step: 1 / (2 + step * 0)) for name in ("small", "large")
+    ]
+    doubled = [state._replace(rates=jax.tree.map(lambda rate: 2 * rate, state.rates)) for state in states]
+    found = GrowthMeter(*halved, MAPPING, FACTORS).measure(doubled, UPDATES, PROBES)
+    assert found == pytest.approx(measured, rel=1e-9)
+
+
 def test_equally_many_updates_and_probes_are_needed_and_two_at_least(meter, states):
     with pytest.raises(
         fc.InputError, match="1 update and 1 probe batches; standard errors need equally many, at least 2"
@@ -210,7 +221,7 @@ def test_equally_many_updates_and_probes_are_needed_and_two_at_least(meter, stat
         meter.measure(states, UPDATES, PROBES[:1])
 
 
-# The plan, from records that are made up
+# The decision, from records that are made up
 
 
 def record(step, small_rate, grown_rate, small_factor=0.2, grown_factor=0.3):
@@ -223,21 +234,21 @@ def record(step, small_rate, grown_rate, small_factor=0.2, grown_factor=0.3):
     }
 
 
-def test_growth_is_planned_where_the_grown_rate_passes_first():
+def test_growth_is_decided_where_the_grown_rate_passes_first():
     records = [record(10 * i, 2.0, 1.0 if i < 5 else 3.0) for i in range(1, 12)]
-    plan = plan_growth(records, 0.02, FACTORS)
+    decision = greedy_decision(records, 0.02, FACTORS)
     # two of the three records in the window have passed
-    assert plan.step == 60
-    assert plan.rule == "greedy"
-    assert "Grow at step 60" in plan.reason
-    assert plan.learning_rate == 0.02
-    assert "at once is 0.3 times that (0.2 before the event; medians over 3 records)" in plan.reason
+    assert decision.step == 60
+    assert decision.rule == "greedy"
+    assert "Grow at step 60" in decision.reason
+    assert decision.learning_rate == 0.02
+    assert "at once is 0.3 times that (0.2 before the event; medians over 3 records)" in decision.reason
 
 
-def test_the_plan_looks_at_nothing_after_the_event():
+def test_the_decision_looks_at_nothing_after_the_event():
     records = [record(10 * i, 2.0, 1.0 if i < 5 else 3.0) for i in range(1, 7)]
     later = [record(70, 2.0, 9.0, 0.1, 9.0), record(80, 2.0, 9.0, 0.1, 9.0)]
-    assert plan_growth(records + later, 0.02, FACTORS) == plan_growth(records, 0.02, FACTORS)
+    assert greedy_decision(records + later, 0.02, FACTORS) == greedy_decision(records, 0.02, FACTORS)
 
 
 @pytest.mark.parametrize(
@@ -248,31 +259,34 @@ def test_the_plan_looks_at_nothing_after_the_event():
         [record(10 * i, 1.0, 2.0) for i in range(1, WINDOW)],  # too few records to decide
     ],
 )
-def test_no_growth_is_planned_where_the_grown_rate_does_not_pass(records):
-    plan = plan_growth(records, 0.02, FACTORS)
-    assert plan.step is None
-    assert plan.learning_rate is None
-    assert plan.reason.startswith("Not within this record")
+def test_no_growth_is_decided_where_the_grown_rate_does_not_pass(records):
+    decision = greedy_decision(records, 0.02, FACTORS)
+    assert decision.step is None
+    assert decision.learning_rate is None
+    assert decision.reason.startswith("Not within this record")
 
 
-def test_the_plan_names_the_rate_factors_that_are_not_one():
+def test_the_decision_names_the_rate_factors_that_are_not_one():
     config = fc.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
     factors = fc.rate_factors(init(config, 0), config, 2, "adafactor")
-    plan = plan_growth([record(10 * i, 1.0, 2.0) for i in range(1, 5)], 0.02, factors)
-    assert plan.factors == factors_by_name(factors) == dict.fromkeys(("q", "k", "v", "o", "wi", "wo"), 0.707107)
-    assert "Learning rate after it: 0.02 as before, times 0.707 in k, o, q, v, wi, wo, with which" in plan.reason
+    decision = greedy_decision([record(10 * i, 1.0, 2.0) for i in range(1, 5)], 0.02, factors)
+    assert decision.factors == factors_by_name(factors) == dict.fromkeys(("q", "k", "v", "o", "wi", "wo"), 0.707107)
+    assert "Learning rate after it: 0.02 as before, times 0.707 in k, o, q, v, wi, wo, with which" in decision.reason
 
 
-def test_a_plan_is_read_back(tmp_path):
-    for plan in (GrowthPlan(60, 0.03, {"q": 0.7}, "because", "greedy"), GrowthPlan(None, None, {}, "no", "greedy")):
-        plan.save(tmp_path / "plan.json")
-        assert GrowthPlan.load(tmp_path / "plan.json") == plan
-    assert json.loads((tmp_path / "plan.json").read_text()) == dataclasses.asdict(plan)
+def test_a_decision_is_read_back(tmp_path):
+    for decision in (
+        GrowthDecision(60, 0.03, {"q": 0.7}, "because", "greedy"),
+        GrowthDecision(None, None, {}, "no", "greedy"),
+    ):
+        decision.save(tmp_path / "decision.json")
+        assert GrowthDecision.load(tmp_path / "decision.json") == decision
+    assert json.loads((tmp_path / "decision.json").read_text()) == dataclasses.asdict(decision)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"step": 1}', "[]"])
-def test_a_file_that_is_no_plan_is_refused(tmp_path, content):
+def test_a_file_that_is_no_decision_is_refused(tmp_path, content):
     if content is not None:
-        (tmp_path / "plan.json").write_text(content)
-    with pytest.raises(fc.InputError, match=r"plan\.json is no growth plan"):
-        GrowthPlan.load(tmp_path / "plan.json")
+        (tmp_path / "decision.json").write_text(content)
+    with pytest.raises(fc.InputError, match=r"decision\.json is no growth decision"):
+        GrowthDecision.load(tmp_path / "decision.json")

@@ -81,7 +81,7 @@ def best_step_size(loss: Loss, params: Params, direction: Params) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class GrowthDecision:
+class GreedyDecision:
     """When to grow, and why.
 
     Attributes:
@@ -99,7 +99,7 @@ def greedy_growth_step(
     grown_rates: Sequence[float] | np.ndarray,
     *,
     window: int = 1,
-) -> GrowthDecision:
+) -> GreedyDecision:
     """The first recorded step at which the grown network is predicted to learn faster per FLOP than the small ones.
 
     Grow where ``grown rate ≥ small rate`` and the grown rate is positive, both as medians over the last ``window``
@@ -113,7 +113,7 @@ def greedy_growth_step(
         window.
 
     Returns:
-      A ``GrowthDecision``, whose step is None when the grown rate never passes.
+      A ``GreedyDecision``, whose step is None when the grown rate never passes.
 
     Raises:
       ValueError: the records differ in length, are empty, do not increase in step or are not finite, or window is not a
@@ -127,20 +127,20 @@ def greedy_growth_step(
     count = len(records)
     over = f"medians over {window} records" if window > 1 else "single records"
     if count < window:
-        return GrowthDecision(None, f"Not within this record: it has {count} records, and a decision needs {window}.")
+        return GreedyDecision(None, f"Not within this record: it has {count} records, and a decision needs {window}.")
     small = grown = math.nan
     for last in range(window - 1, count):
         step = records[last][0]
         small, grown = (float(np.median([r[i] for r in records[last - window + 1 : last + 1]])) for i in (1, 2))
         if grown >= small and grown > 0:
             when = "already at the first decision" if last == window - 1 else "for the first time"
-            return GrowthDecision(
+            return GreedyDecision(
                 step,
                 f"Grow at step {step}: there the predicted loss decrease per FLOP of the grown network ({grown:.3g}) "
                 f"{when} reaches the small networks' ({small:.3g}; {over}).",
             )
     first, final = records[0][0], records[-1][0]
-    return GrowthDecision(
+    return GreedyDecision(
         None,
         f"Not within this record: from step {first} to {final} the predicted loss decrease per FLOP of the grown "
         f"network stays below the small networks' or is not positive "

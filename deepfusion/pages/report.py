@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from deepfusion.pages import image, write_page
+from deepfusion.pages.frame import image, write_page
 from paper_figures import style
 
 Results = dict[str, Any]
@@ -106,6 +106,6 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
         "TABLE": f"<table><tr>{head}</tr>{''.join(lines)}</table>",
         "RULE": "".join(f"<p>{html.escape(reason)}</p>" for reason in reasons),
     }
-    body = pathlib.Path(__file__).parent / "plan_report.html"
+    body = pathlib.Path(__file__).parent / "report.html"
     title = f"{results['name']}: a growth plan"
     return write_page(folder / "report.html", title, body, fields, {}, results["provenance"])

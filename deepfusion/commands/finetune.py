@@ -1,0 +1,136 @@
+"""``deepfusion finetune``: a T5 on a text-to-text task, from the command line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import shutil
+from typing import Annotated, Any
+
+import typer
+
+from deepfusion.options import Json, check_empty, check_only_resume
+from deepfusion.terminal import notes, working
+from fusion_core.errors import InputError, Interrupted
+
+
+def finetune(
+    context: typer.Context,
+    checkpoint: Annotated[pathlib.Path | None, typer.Argument(help="Folder of a T5 with its tokenizer.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli (GLUE's, with T5's words), or custom."),
+    ] = None,
+    train: Annotated[pathlib.Path | None, typer.Option(help="Examples to learn, .tsv or .jsonl.")] = None,
+    validation: Annotated[pathlib.Path | None, typer.Option(help="Examples to be scored on, .tsv or .jsonl.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="Folder of the run, new or empty.")] = None,
+    input_column: Annotated[str | None, typer.Option(help="Column of a custom task that the network reads.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="Column of a custom task that it should write.")] = None,
+    prefix: Annotated[str, typer.Option(help="Words before every source of a custom task.")] = "",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Examples in a global batch, shared by all devices.")] = 32,
+    learning_rate: Annotated[
+        float, typer.Option(help="Adafactor's, relative to each parameter's size; 0.01 suits small networks.")
+    ] = 0.001,
+    every: Annotated[int, typer.Option(help="Steps between evaluations. 0: a fifth of --steps.")] = 0,
+    source_length: Annotated[
+        int, typer.Option(help="Tokens of a source at most; longer ones are cut, and counted.")
+    ] = 512,
+    target_length: Annotated[int, typer.Option(help="Tokens of a target at most.")] = 128,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of units dropped in training. Default: the checkpoint's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the examples' order, and of dropout.")] = 0,
+    resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a T5 on a text-to-text task, and score its answers.
+
+    Writes checkpoint/ (Hugging Face's layout, with the tokenizer), scores.json, predictions.tsv and .jsonl, metrics.jsonl.
+
+    \b
+    deepfusion finetune small --task sst2 --train train.tsv --validation dev.tsv --out runs/sst2
+    deepfusion finetune small --task custom --input-column question --target-column answer
+                              --train qa.jsonl --validation dev.jsonl --out runs/qa
+    deepfusion finetune --resume runs/sst2                       after Ctrl-C or a crash
+    deepfusion generate runs/sst2/checkpoint "sst2 sentence: a joy to watch"
+    """
+    with working("loading JAX", quiet=as_json):
+        from rich.console import Console
+
+        from deepfusion.finetuning import CHECKPOINT, METRICS, FinetuneSettings, Finetuning, load_settings
+
+    fresh = False
+    if resume is not None:
+        check_only_resume(context)
+        settings, folder = load_settings(resume), resume
+    else:
+        given = _given(checkpoint, task, train, validation, out)
+        settings = FinetuneSettings(
+            **given,
+            input_column=input_column,
+            target_column=target_column,
+            prefix=prefix,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            seed=seed,
+            every=every,
+            source_length=source_length,
+            target_length=target_length,
+            dropout=dropout,
+        )
+        folder = out or pathlib.Path()
+        check_empty(folder, f"choose another, or use --resume {folder}")
+        fresh = not folder.exists()
+    run = Finetuning(settings, folder)
+    _note_cuts(run)
+    try:
+        result = run.run(Console(stderr=True))
+    except (Interrupted, KeyboardInterrupt):
+        command = f"deepfusion finetune --resume {shlex.quote(str(folder))}"
+        notes(f"\nInterrupted; nothing is lost. Go on with:  {command}")
+        raise typer.Exit(130) from None
+    except InputError:
+        if fresh and not (folder / METRICS).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
+        raise
+    _report(result, folder, folder / CHECKPOINT, as_json)
+
+
+def _report(result: dict[str, Any], folder: pathlib.Path, checkpoint: pathlib.Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"folder": str(folder), **result}))
+        return
+    for name, value in result["scores"].items():
+        print(f"{name}: {'undefined' if value is None else format(value, '.4f')}")
+    if wrong := result["answers_that_are_no_label"]:
+        print(f"{wrong} of {result['examples']['validation']} answers are none of the labels.")
+    print(f"Checkpoint: {checkpoint}")
+
+
+def _given(
+    checkpoint: pathlib.Path | None,
+    task: str | None,
+    train: pathlib.Path | None,
+    validation: pathlib.Path | None,
+    out: pathlib.Path | None,
+) -> dict[str, Any]:
+    """Return what a new run needs, with whole paths. Raises InputError for the first that is missing."""
+    if checkpoint is None:
+        raise InputError("give a checkpoint folder to start from, or --resume with the folder of a run")
+    for name, value in (("--task", task), ("--train", train), ("--validation", validation), ("--out", out)):
+        if value is None:
+            raise InputError(f"{name} is missing; see deepfusion finetune --help")
+    paths = {"checkpoint": checkpoint, "train": train, "validation": validation}
+    return {"task": task, **{name: str(path.resolve()) for name, path in paths.items() if path is not None}}
+
+
+def _note_cuts(run: Any) -> None:
+    """Say how many texts were longer than allowed."""
+    for name, counts in run.cut.items():
+        for what, count in counts.items():
+            if count:
+                of = f"{count} of {len(run.examples[name])} {name} {what}"
+                notes(f"{of} were longer than allowed and were cut (--{what[:-1]}-length)")

@@ -1,0 +1,206 @@
+"""``deepfusion fuse``: checkpoint folders fused into one, or the recipe of that printed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepfusion.options import Json
+from deepfusion.tables import prefixed, print_table
+from deepfusion.terminal import working
+from fusion_core.errors import InputError
+
+if TYPE_CHECKING:
+    from fusion_core.checkpoints import Deviation, FusionPlan
+    from fusion_core.checkpoints.stream import FusedTensor
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def fuse(
+    sources: Annotated[
+        list[pathlib.Path], typer.Argument(help="Two or more checkpoint folders, Hugging Face's layout.")
+    ],
+    out: Annotated[pathlib.Path, typer.Option(help="Folder to write; it must not exist or be empty.")],
+    norm: Annotated[
+        str,
+        typer.Option(
+            help="'plain': every norm sees the sources' streams together; 'calibrated': the same, with one "
+            "factor per source and norm that undoes the rescaling on average."
+        ),
+    ] = "plain",
+    calibration_text: Annotated[
+        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of the mean, such as 0.3,0.7. Default: equal.")] = None,
+    noise: Annotated[
+        float,
+        typer.Option(help="Self-fusion only: noise that keeps the function and lets the copies diverge in training."),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the windows of --calibration-text.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the sources'.")] = None,
+    max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    probe: Annotated[bool, typer.Option(help="Measure the deviation from the mean, for the model card.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse checkpoints into one network that outputs their mean.
+
+    \b
+    deepfusion fuse small-a small-b --out medium
+    deepfusion fuse a b --weights 0.3,0.7 --dtype bf16 --out c
+    deepfusion fuse a b --out c --dry-run              shapes, parameters, bytes, what is exact; writes nothing
+    deepfusion fuse a b --norm calibrated --calibration-text notes.txt --out c
+    deepfusion fuse small small --noise 0.1 --out medium
+                                                       self-fusion: the same function, twice the width
+
+    Hidden weights become block-diagonal, embeddings and heads are concatenated. The norms see the whole stream, so
+    different sources are averaged up to their norms' statistics. Tensors are streamed: memory does not grow with the
+    network. The folder appears whole or not at all.
+    """
+    numbers, largest = _parse_weights(weights), parse_size(max_shard)
+    if norm == "calibrated" and not calibration_text:
+        raise InputError("--norm calibrated is fitted to text: give --calibration-text FILE")
+    work = "calibrating the norms" if calibration_text else "reading headers"
+    with working(f"loading JAX and {work}", quiet=as_json):
+        from fusion_core import checkpoints
+        from fusion_core.text import read_documents
+
+        if not dry_run:
+            checkpoints.check_output(out)
+        recipe = checkpoints.plan_fusion(
+            sources,
+            numbers,
+            dtype=dtype,
+            norm=norm,
+            calibration=read_documents(calibration_text) if calibration_text else None,
+            noise=noise,
+            seed=seed,
+            largest_shard=largest,
+        )
+    if dry_run:
+        print(json.dumps(_facts(recipe))) if as_json else _print_recipe(recipe)
+        return
+    with _byte_bar(recipe.nbytes) as report:
+        measured = checkpoints.write_fusion(recipe, out, probe=probe, report=report)
+    if as_json:
+        print(json.dumps({"out": str(out), **_facts(recipe), "deviation": measured and dataclasses.asdict(measured)}))
+        return
+    print(f"Wrote {out}: {_size(recipe)}.")
+    print(f"{', '.join(_changes(recipe))}.")
+    print(_deviation(measured))
+
+
+def parse_size(text: str) -> int:
+    """Return ``"5GB"``, ``"500 MB"``, ``"1GiB"`` or plain bytes in bytes. Raises InputError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
+    if not match or match[2] not in UNITS or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
+        raise InputError(f"--max-shard is {text!r}; give a size such as 5GB or 500MB")
+    return size
+
+
+def _parse_weights(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--weights is {text!r}; give numbers with commas, such as 0.3,0.7") from None
+
+
+@contextlib.contextmanager
+def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
+    """Show a bar of bytes on stderr, in a terminal, until the work is done."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda name, count: progress.update(task, description=escape(name), advance=count)
+
+
+def _facts(recipe: FusionPlan) -> dict[str, Any]:
+    return {
+        "sources": [str(source.folder) for source in recipe.sources],
+        "weights": list(recipe.weights),
+        "config": dataclasses.asdict(recipe.config),
+        "parameters": recipe.parameters,
+        "bytes": recipe.nbytes,
+        "dtypes": recipe.dtypes,
+        "shards": {file: sum(tensor.nbytes for tensor in tensors) for file, tensors in recipe.shards.items()},
+        "norm": "calibrated" if recipe.calibrated_on else "plain",
+        "calibrated_on": recipe.calibrated_on,
+        "exact": recipe.equal,
+        "exactness": recipe.exactness,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "rule": tensor.kind,
+                "scales": list(tensor.rule.scales),
+                "from": [list(entry.shape) for entry in tensor.entries],
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype,
+                "bytes": tensor.nbytes,
+                "noise": tensor.noise is not None,
+            }
+            for tensor in recipe.tensors
+        ],
+    }
+
+
+def _changes(recipe: FusionPlan) -> list[str]:
+    """Return the fields of the configuration that differ from the sources', such as ``d_model 16 + 16 → 32``."""
+    fused = dataclasses.asdict(recipe.config)
+    before = [dataclasses.asdict(source.config) for source in recipe.sources]
+    return [
+        f"{name} {' + '.join(str(config[name]) for config in before)} → {value}"
+        for name, value in fused.items()
+        if any(config[name] != value for config in before)
+    ]
+
+
+def _size(recipe: FusionPlan) -> str:
+    files = f"{len(recipe.shards)} file{'s' if len(recipe.shards) > 1 else ''}"
+    return f"{recipe.parameters:,} parameters, {recipe.nbytes:,} bytes in {files}"
+
+
+def _print_recipe(recipe: FusionPlan) -> None:
+    """Print a line for all tensors of one rule, scale and shape, named by the last part of their names that differs."""
+    lines: dict[tuple[str, ...], list[FusedTensor]] = {}
+    for tensor in recipe.tensors:
+        sources = " + ".join("×".join(map(str, entry.shape)) for entry in tensor.entries)
+        scales = "" if set(tensor.rule.scales) == {1.0} else ", ".join(f"{scale:.4g}" for scale in tensor.rule.scales)
+        key: tuple[str, ...] = (tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
+        lines.setdefault(key, []).append(tensor)
+    rows = []
+    for kinds, tensors in lines.items():
+        names = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", tensor.name).split(".")[-1] for tensor in tensors)
+        size = sum(tensor.nbytes for tensor in tensors)
+        rows.append((", ".join(names), *kinds, str(len(tensors)), prefixed(size, "B")))
+    columns = ("tensors", "rule", "from", "to", "scaled by", "dtype", "number", "bytes")
+    print_table(columns, rows, text=("tensors", "rule", "from", "scaled by"))
+    print(f"{_size(recipe)}.")
+    print(f"The mean is {recipe.exactness}.")
+
+
+def _deviation(measured: Deviation | None) -> str:
+    if measured is None:
+        return "The deviation from the mean was not measured."
+    return (
+        f"Deviation from the mean of the sources' logits on {measured.tokens} random tokens: at most "
+        f"{measured.largest:.3g}, on average {measured.mean:.3g} (the mean's logits have a standard deviation of "
+        f"{measured.spread:.3g})."
+    )

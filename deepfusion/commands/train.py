@@ -1,0 +1,146 @@
+"""``deepfusion train``: a plan run, resumed and reported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from deepfusion.commands.plan import PlanFile
+from deepfusion.options import Json
+from deepfusion.tables import prefixed, print_table
+from deepfusion.terminal import notes, working
+from fusion_core.errors import InputError, Interrupted, TrainingDiverged
+
+
+def train(
+    plan: PlanFile,
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    node: Annotated[str | None, typer.Option(help="Run this node alone; its inputs' folders must be there.")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="Peak of one device, in 10¹² FLOP/s, for the MFU. Default: known devices'.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard's files.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Find the other processes (SLURM, TPU pod).")
+    ] = False,
+    coordinator: Annotated[str | None, typer.Option(help="host:port of process 0, if there are several.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Number of processes.")] = None,
+    process: Annotated[int | None, typer.Option(help="Number of this process, from 0.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a plan: train and fuse its nodes, and report.
+
+    Every node has a folder of its own, with its network in Hugging Face's layout; report.html has pictures and tables.
+
+    \b
+    deepfusion train plan.toml --out runs/m
+    deepfusion train plan.toml --out runs/m --resume          after Ctrl-C, a crash, or for what is left
+    deepfusion train plan.toml --out runs/m --node a          one node, here; others elsewhere
+    """
+    with working("loading JAX and reading the plan"):
+        from fusion_core.runs import read_plan
+        from fusion_core.train import initialize_distributed
+        from fusion_core.train.distributed import finish, leave
+
+        read = read_plan(plan)
+    several = initialize_distributed(coordinator, processes, process, detect=distributed)
+    try:
+        _run(read, out, resume, node, tflops, tensorboard, as_json, several)
+        finish()
+    except (Interrupted, KeyboardInterrupt):
+        leave("interrupted", 130)
+        command = f"deepfusion train {shlex.quote(str(plan))} --out {shlex.quote(str(out))} --resume"
+        notes(f"\nInterrupted; go on with:  {command}{f' --node {shlex.quote(node)}' if node else ''}")
+        raise typer.Exit(130) from None
+    except InputError as error:
+        leave(str(error), 2)
+        raise
+    except Exception as error:
+        leave(str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}", 1)
+        raise
+
+
+def _run(
+    read: Any,
+    out: pathlib.Path,
+    resume: bool,
+    node: str | None,
+    tflops: float | None,
+    tensorboard: bool,
+    as_json: bool,
+    several: bool,
+) -> None:
+    """Run the plan once the processes have found each other, and print what came of it on the first of them."""
+    import jax
+    from rich.console import Console
+
+    from deepfusion.view import view_of
+    from fusion_core.runs import run_plan
+    from fusion_core.runs.execute import PLAN
+    from fusion_core.train.loop import graceful_interrupt
+    from fusion_core.train.metrics import TensorBoard
+
+    first = jax.process_index() == 0
+    begun = (out / PLAN).exists()
+    if several:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("all have looked at the folder")
+    # nodes run one by one share a folder, each with a command of its own
+    if begun and not resume and node is None:
+        raise InputError(f"{out} holds a run; go on with it by --resume, or choose another folder")
+    if not begun and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not the folder of a run; choose another")
+    writers = [TensorBoard(out / "tensorboard")] if tensorboard and first else []
+    peak = None if tflops is None else tflops * 1e12 * jax.device_count()
+    with contextlib.ExitStack() as stack:
+        view = stack.enter_context(view_of(Console(stderr=True, quiet=not first)))
+        for writer in writers:
+            stack.callback(writer.close)
+        stack.enter_context(
+            graceful_interrupt(lambda: view.note("Stopping at the next step; Ctrl-C again stops at once."))
+        )
+
+        def show(record: dict[str, Any]) -> None:
+            view.show(record)
+            for writer in writers:
+                writer.write(record)
+
+        results = run_plan(read, out, only=node, peak_flops=peak, show=show, note=view.note, begin=view.begin)
+    if first:
+        _report(results, read.name, out, as_json)
+
+
+def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_json: bool) -> None:
+    """Write the page and print the table of a finished run; say what to do about an unfinished one."""
+    if results is None:
+        notes(f"Done here; other nodes of the plan are not finished yet. Go on with --resume in {out}.")
+        if as_json:
+            print(json.dumps({"folder": str(out), "finished": False}))
+        return
+    from deepfusion.pages.report import rows, write_report
+
+    report, table = write_report(results, out), rows(results)
+    if as_json:
+        print(json.dumps({"folder": str(out), "finished": True, "report": str(report), "nodes": table}))
+        return
+    columns = ("node", "from", "parameters", "steps", "total FLOPs", "loss")
+    cells = [
+        (
+            row["node"],
+            " + ".join(row["inputs"]),
+            prefixed(row["parameters"]),
+            row["steps"],
+            prefixed(row["total_flops"]),
+            "" if row["loss"] is None else f"{row['loss']:.4f}",
+        )
+        for row in table
+    ]
+    print_table(columns, cells, title=f"{name}: validation loss", text=("node", "from", "steps"))
+    print(f"Report:  {report}")

@@ -1,0 +1,174 @@
+"""Text split into training and validation documents and tokenized once: in the run's folder, and in the cache.
+
+The same text, settings and versions give the same files. What a run has in its folder it keeps, whatever becomes of the text
+and of the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from fusion_core import atomic
+from fusion_core.errors import InputError
+from fusion_core.text import cache
+from fusion_core.text.corpus import corpus_files, default_corpus, named_text_files, read_documents, split_documents
+from fusion_core.text.documents import Part, TextFiles
+from fusion_core.text.tokenizer import Tokenizer, train_tokenizer
+
+TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
+TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer_config.json", f"{TOKENIZER}/tokenizer.json")
+FORMAT = 1  # of the files: a number more where the same text gives others
+LOOKED_AT = 20_000  # documents of a streamed text from which a tokenizer is trained
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """What the files are made from.
+
+    Attributes:
+      text: files or folders; if empty, the documentation of the standard library and of ``packages``.
+      packages: see ``text``.
+      tokenizer: folder of a tokenizer; if empty, one of ``vocab`` pieces is trained on the training documents.
+      vocab: pieces of a trained tokenizer, without the sentinels.
+      validation_share: share of the documents that are for validation.
+      seed: of the split and of the tokenizer's training.
+    """
+
+    text: tuple[str, ...]
+    packages: tuple[str, ...]
+    tokenizer: str
+    vocab: int
+    validation_share: float
+    seed: int
+
+    def key(self, content: str, tokenizer: Tokenizer | None) -> str:
+        """Return the key in the cache, given the sum of the text that is read and the tokenizer, if one is given."""
+        facts = dataclasses.asdict(self) | {
+            "text": content,
+            "tokenizer": None if tokenizer is None else tokenizer.backend.to_str(),
+            "packages": () if self.text else self.packages,
+            "vocab": self.vocab if tokenizer is None else None,
+            "format": FORMAT,
+            "versions": [platform.python_version(), *map(importlib.metadata.version, ("sentencepiece", "tokenizers"))],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def part(self, held_out: bool) -> Part:
+        """Return the training or the validation documents of ``text``, streamed."""
+        return Part(TextFiles(self.text), self.validation_share, self.seed, held_out)
+
+
+def write_tokens(folder: pathlib.Path, tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> None:
+    """Tokenize documents into ``tokens.npz`` of the folder; save the tokenizer beside it."""
+    ids = {
+        "train": np.concatenate(tokenizer.encode(train)),
+        "validation": np.concatenate(tokenizer.encode(validation)),
+        "documents": np.asarray([len(train), len(validation)]),
+        "characters": np.asarray([sum(map(len, train)), sum(map(len, validation))]),
+    }
+    _save_tokenizer(folder, tokenizer)
+    # the tokens last: a folder that has them is complete
+    with atomic.new_file(folder / TOKENS) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **ids)
+
+
+def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Return the arrays of ``write_tokens``: ids of ``train`` and ``validation``, numbers of ``documents`` and ``characters``.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    try:
+        with np.load(folder / TOKENS, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{folder / TOKENS} cannot be read ({error}); remove {folder}, it is made again") from None
+
+
+def prepare_tokens(settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+    """Write tokens and tokenizer of a text that is held in memory into ``folder``, unless they are there.
+
+    Args:
+      settings: of text and tokenizer.
+      folder: of the files.
+      note: called with a line before what takes time.
+
+    Raises:
+      InputError: the text cannot be read, or a tokenizer cannot be trained on it.
+    """
+    if (folder / TOKENS).exists():
+        return
+    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
+    files = named_text_files(settings.text) if settings.text else corpus_files(settings.packages)
+    key = settings.key(_sum_of_files(files), given)
+    if cache.fetch(key, folder, note):
+        note(f"took the tokenized text from the cache ({key[:8]})")
+        return
+    note("reading the text")
+    documents = read_documents(settings.text) if settings.text else default_corpus(settings.packages)
+    train, validation = split_documents(documents, settings.validation_share, settings.seed)
+    tokenizer = given or _trained(settings, train, note)
+    note("tokenizing")
+    write_tokens(folder, tokenizer, train, validation)
+    cache.store(key, folder, [*TOKENIZER_FILES, TOKENS], note)
+
+
+def prepare_tokenizer(settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+    """Write the tokenizer of a text that is streamed into ``folder``, unless it is there.
+
+    It is trained on the first ``LOOKED_AT`` training documents; otherwise as ``prepare_tokens``.
+    """
+    if (folder / TOKENIZER_FILES[-1]).exists():
+        return
+    if settings.tokenizer:
+        _save_tokenizer(folder, Tokenizer.load(settings.tokenizer))
+        return
+    note("reading the text")
+    train = [text for text, _ in itertools.islice(settings.part(False).read(settings.seed, 0), LOOKED_AT)]
+    key = settings.key(_sum_of_texts(train), None)
+    if cache.fetch(key, folder, note):
+        note(f"took the tokenizer from the cache ({key[:8]})")
+        return
+    _save_tokenizer(folder, _trained(settings, train, note))
+    cache.store(key, folder, TOKENIZER_FILES, note)
+
+
+def _trained(settings: TextSettings, train: Sequence[str], note: Callable[[str], None]) -> Tokenizer:
+    note(f"training the tokenizer, {settings.vocab} pieces")
+    return train_tokenizer(train, settings.vocab, settings.seed)
+
+
+def _save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / TOKENIZER, ignore_errors=True)  # of an attempt that was cut off
+    with atomic.new_folder(folder / TOKENIZER) as temporary:
+        tokenizer.save(temporary)
+
+
+def _sum_of_files(files: Iterable[tuple[str, pathlib.Path]]) -> str:
+    """Return the sum of files' names and contents, in their order."""
+    found = hashlib.sha256()
+    for name, path in files:
+        try:
+            content = cache.file_sum(path)
+        except OSError:
+            content = "unreadable"  # passed over or refused, with its reason, by those who read it
+        found.update(f"{name}\0{content}\0".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def _sum_of_texts(texts: Iterable[str]) -> str:
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(hashlib.sha256(text.encode()).digest())
+    return found.hexdigest()
