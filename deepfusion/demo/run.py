@@ -23,7 +23,7 @@ from fusion_core import atomic
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
 from fusion_core.growth import fusion_map, rate_factors
-from fusion_core.models.t5 import T5Config, files, init, parameter_shapes, token_loss
+from fusion_core.models.t5 import T5Config, init, parameter_shapes, token_loss
 from fusion_core.provenance import provenance
 from fusion_core.schedule import (
     GrowthDecision,
@@ -90,10 +90,7 @@ class DemoRun:
         self.small_flops, self.large_flops = small, large
         self.optimizer = adafactor(t5_schedule())
         self.small, self.large = self._trainer(settings.small), self._trainer(settings.large)
-        tree = jax.tree.map(
-            lambda _: 0.0, parameter_shapes(settings.small), is_leaf=lambda node: isinstance(node, tuple)
-        )
-        self.factors = rate_factors(tree, settings.small, 2, "adafactor")
+        self.factors = rate_factors(parameter_shapes(settings.small), settings.small, 2, "adafactor")
         self.meter = GrowthMeter(
             TrainedNetwork(_mean_loss(settings.small), self.optimizer, small),
             TrainedNetwork(_mean_loss(settings.large), self.optimizer, large),
@@ -438,7 +435,7 @@ def collect(run: DemoRun, plan: GrowthDecision, greedy: GrowthDecision, steps: d
         "text": run.data.facts,
         "flops": {"budget": run.settings.total_flops, "small_step": run.small_flops, "large_step": run.large_flops},
         "parameters": {
-            name: sum(map(math.prod, files.flat_names(parameter_shapes(c)).values()))
+            name: sum(math.prod(struct.shape) for struct in jax.tree.leaves(parameter_shapes(c)))
             for name, c in (("small", run.settings.small), ("large", run.settings.large))
         },
         "plan": dataclasses.asdict(plan),
