@@ -17,8 +17,8 @@ Results = Mapping[str, Any]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 ZOOM = 1 / 3  # share of the largest cost at which the second panel begins
-HEIGHT = 4.2  # inches of the smallest figure
-LINE = 0.05  # height of a line of a label, as a share of its axes
+HEIGHT, AROUND = 4.2, 1.0  # inches of the smallest figure, and of what is above and below its axes
+LINE, BETWEEN = 0.145, 0.06  # inches of a line of a label, and between labels
 
 
 def look(number: int) -> dict[str, Any]:
@@ -64,16 +64,23 @@ def curve_of(node: Mapping[str, Any]) -> list[tuple[float, float]]:
     return [(base + (step - node["start"]) * node["step_flops"], loss) for step, loss in node["validation_loss"]]
 
 
+def _drawn(results: Results) -> list[Mapping[str, Any]]:
+    """Return the arms; if no arm ends with training, every node that was evaluated."""
+    nodes = {name: curve_of(node) for name, node in results["nodes"].items() if node["validation_loss"]}
+    alone = [{"name": name, "chain": [name], "sources": [], "curve": curve} for name, curve in nodes.items()]
+    return results["comparison"]["arms"] or alone
+
+
 def draw_losses(results: Results) -> Figure:
     """Draw validation loss against FLOPs, sources paid: an arm and its sources have one colour, ▼ marks its growth.
 
     The networks of other seeds are pale. A second panel shows the last two thirds of the FLOPs, if all arms end there.
     """
-    arms = results["comparison"]["arms"]
+    arms = _drawn(results)
     end = max((arm["curve"][-1][0] for arm in arms), default=1.0)
     zoomed = len(arms) > 1 and all(arm["curve"][-1][0] > ZOOM * end and len(arm["curve"]) > 1 for arm in arms)
     names = ["\n".join(textwrap.wrap(arm["name"], 28)) for arm in arms]
-    height = max(HEIGHT, 1.1 * HEIGHT * sum(map(_size, names)))
+    height = max(HEIGHT, AROUND + sum(map(_size, names)))
     if zoomed:
         figure, (whole, last) = plt.subplots(1, 2, figsize=(9.8, height), width_ratios=(3, 2))
     else:
@@ -90,17 +97,17 @@ def draw_losses(results: Results) -> Figure:
         last.set(xlim=(ZOOM * end, 1.02 * end), ylim=(min(inside) - margin, max(inside) + margin))
         last.xaxis.set_major_locator(MaxNLocator(4))
         last.set_title("Its last two thirds")
-    _label_ends(last, arms, names, HEIGHT / height)
+    _label_ends(last, arms, names, height - AROUND)
     return figure
 
 
 def _size(name: str) -> float:
-    """Return the height of a label, as a share of axes of the smallest height."""
-    return LINE * (1.2 + name.count("\n"))
+    """Return the height of a label in inches."""
+    return LINE * (1 + name.count("\n")) + BETWEEN
 
 
 def _draw_arms(axes: Axes, results: Results) -> None:
-    nodes, arms = results["nodes"], results["comparison"]["arms"]
+    nodes, arms = results["nodes"], _drawn(results)
     drawn = {name for arm in arms for name in arm["chain"]}
     for number, arm in enumerate(arms):
         for seed in list(results["seeds"].values())[1:]:
@@ -134,11 +141,11 @@ def _mark_growth(axes: Axes, nodes: Mapping[str, Any], name: str, number: int) -
         _plot(axes, curve_of(node)[:1], color=look(number)["color"], marker="v", markersize=7, linestyle="", zorder=4)
 
 
-def _label_ends(axes: Axes, arms: Sequence[Mapping[str, Any]], names: Sequence[str], scale: float) -> None:
-    """Write the arms' names beside the ends of their curves, without overlaps; ``scale`` shrinks a label's share."""
+def _label_ends(axes: Axes, arms: Sequence[Mapping[str, Any]], names: Sequence[str], height: float) -> None:
+    """Write the arms' names beside the ends of their curves, without overlaps; the axes are ``height`` inches high."""
     low, high = axes.get_ylim()
     heights = [(arm["curve"][-1][1] - low) / (high - low) for arm in arms]
-    centres = spread_labels(heights, [scale * _size(name) for name in names])
+    centres = spread_labels(heights, [_size(name) / height for name in names])
     for number, (arm, name, centre) in enumerate(zip(arms, names, centres, strict=True)):
         color = look(number)["color"]
         axes.annotate(

@@ -15,9 +15,9 @@ from deepfusion.pages.summary import (
     Results,
     arm_rows,
     lines,
-    node_rows,
     pair_rows,
     reference_of,
+    rows,
 )
 from deepfusion.tables import prefixed
 from paper_figures import style
@@ -27,9 +27,9 @@ NODE_COLUMNS = ("node", "from", "parameters", "steps", "FLOPs", "with ancestors"
 
 def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
     """Write ``report.html`` into a folder, with everything inside, and return its path."""
-    arms = results["comparison"]["arms"]
+    evaluated = any(node["validation_loss"] for node in results["nodes"].values())
     with style():
-        losses = image(draw_losses(results), "validation loss against FLOPs for all arms") if arms else ""
+        losses = image(draw_losses(results), "validation loss against FLOPs for all arms") if evaluated else ""
         theory = image(draw_theory(results), "the theory's terms along the sources") if theory_of(results) else ""
     fields = {
         "NAME": html.escape(results["name"]),
@@ -38,7 +38,7 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
         "ARMS": table(ARM_COLUMNS, [map(html.escape, row) for row in arm_rows(results)]),
         "SAVINGS": table(PAIR_COLUMNS, [map(html.escape, row) for row in pair_rows(results, reference_of(results))]),
         "PAIRS": table(PAIR_COLUMNS, [map(html.escape, row) for row in pair_rows(results)]),
-        "NODES": table(NODE_COLUMNS, [_node_cells(row, results) for row in node_rows(results)]),
+        "NODES": table(NODE_COLUMNS, [_node_cells(row, results) for row in rows(results)]),
         "THEORY": _theory_section(results, theory) if theory else "",
     }
     body = pathlib.Path(__file__).parent / "report.html"

@@ -11,6 +11,7 @@ Results = Mapping[str, Any]
 Spread = Mapping[str, Any]  # mean, standard_error, values
 
 CERTAIN = 2.0  # standard errors above which a mean difference is not taken for chance
+MOST_NODES = 8  # final losses where there are no arms
 MOST_OTHERS = 3  # arms that each grown arm is compared with in sentences
 
 
@@ -53,7 +54,8 @@ def lines(results: Results) -> list[str]:
     comparison, seeds = results["comparison"], max(1, len(results["seeds"]))
     arms = {arm["name"]: arm for arm in comparison["arms"]}
     if not arms:
-        return ["No network of this plan was evaluated, so there is nothing to compare."]
+        finals = [f"{name} ended at {node['final']:.4f}." for name, node in results["nodes"].items() if node["final"]]
+        return ["No arm of this plan ends with a network that was trained and evaluated.", *finals[:MOST_NODES]]
     grown = [arm for arm in arms.values() if arm["grown_at"] is not None]
     fixed = sorted((arm for arm in arms.values() if arm["grown_at"] is None), key=lambda arm: -arm["parameters"])
     found = [_first_line(results, seeds)]
@@ -171,7 +173,7 @@ def _median(points: list[Any]) -> float | None:
     return values[len(values) // 2] if values else None
 
 
-def node_rows(results: Results) -> list[dict[str, Any]]:
+def rows(results: Results) -> list[dict[str, Any]]:
     """Return a row a node of the first seed, in the order in which they ran."""
     table = []
     for name, node in results["nodes"].items():
