@@ -23,12 +23,12 @@ def _library() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """A streamed dataset as documents; positions are the library's own states, so that going on reads no shard again.
+    """A streamed dataset as documents; positions are the library's own states, so that no shard is read again.
 
     Attributes:
-      name: for messages, and to tell it from others when a run is resumed.
+      name: of the dataset, for messages and for the fingerprint.
       load: returns a ``datasets.IterableDataset``, the same at every call.
-      column: that has the text.
+      column: of the text.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Streamed:
     column: str = "text"
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
-        """The documents in the dataset's order, which is the same in every epoch, each with the position after it.
+        """Yield the documents in the dataset's order, the same in every epoch, each with the position after it.
 
         Raises:
           InputError: it cannot be loaded or read, or has no such column of strings.
@@ -66,18 +66,17 @@ class Streamed:
             ) from None
 
     def fingerprint(self) -> str:
+        """See ``Documents``."""
         return hashlib.sha256(f"{self.name} {self.column}".encode()).hexdigest()[:12]
 
 
 def c4(split: str = "train", config: str = "en", files: Sequence[str | pathlib.Path] | None = None) -> Streamed:
-    """C4, the corpus of T5: ``allenai/c4`` streamed from the Hugging Face hub, or its files where they are at hand.
-
-    The columns are text, timestamp and url; only the text is read.
+    """Return C4, the corpus of T5: ``allenai/c4`` streamed from the Hugging Face hub, or its files.
 
     Args:
       split: ``train`` or ``validation``.
       config: ``en``, or another of the repository's.
-      files: local ``c4-*.json.gz`` instead of the network.
+      files: local ``c4-*.json.gz``, instead of the network.
 
     Raises:
       InputError: the library is not installed, or a file is missing.

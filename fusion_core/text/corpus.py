@@ -1,4 +1,4 @@
-"""Documents: the user's files, or the English documentation that ships with the installed scientific stack."""
+"""Documents in memory: the user's files, or the English documentation of the installed scientific stack."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence heade
 
 
 def _docstrings(source: str) -> str:
-    """All docstrings of a Python source, in order, as one text. Source that does not parse has none."""
+    """Return all docstrings of a Python source, in order, as one text; of source that does not parse, an empty one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in other people's strings
+            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in strings
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return ""
@@ -39,7 +39,7 @@ def _docstrings(source: str) -> str:
 
 
 def default_folders(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[pathlib.Path]:
-    """Where the default corpus comes from: the standard library and the installed ones of ``packages``."""
+    """Return the folders of the standard library and of those of ``packages`` that are installed."""
     folders = [pathlib.Path(sysconfig.get_path("stdlib"))]
     for name in packages:
         spec = importlib.util.find_spec(name)
@@ -49,7 +49,7 @@ def default_folders(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[pathlib.
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Files below ``folder`` in sorted order, without tests, caches and other packages' folders."""
+    """Yield the files below ``folder`` in sorted order, without tests, caches and other packages' folders."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             if path.name not in ("__pycache__", "site-packages", "dist-packages", "tests", "test", "node_modules"):
@@ -70,7 +70,7 @@ def corpus_files(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[tuple[str, 
 def default_corpus(
     packages: Sequence[str] = DEFAULT_PACKAGES, progress: Callable[[list[pathlib.Path]], Iterable[pathlib.Path]] = iter
 ) -> list[str]:
-    """Documents from the documentation of the installed scientific stack: one a source file or text file.
+    """Read the documentation of the installed scientific stack: a document a source file or text file.
 
     Docstrings, and the ``.rst`` and ``.md`` files, of the standard library, numpy, scipy, sympy, jax and matplotlib;
     in the order of their paths, so that the same installation gives the same documents. Duplicates are dropped. No
@@ -78,25 +78,25 @@ def default_corpus(
 
     Args:
       packages: to read beside the standard library; those that are not installed are left out.
-      progress: wraps the list of files; it may show how far the reading is.
+      progress: wraps the list of files, to show the progress of reading.
     """
     files = [path for _, path in corpus_files(packages)]
     documents = []
     for path in progress(files):
         try:
             if path.suffix == ".py":
-                with tokenize.open(path) as source:  # heeds the file's own encoding declaration
+                with tokenize.open(path) as source:  # by the file's own encoding declaration
                     text = _docstrings(source.read())
             else:
                 text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, SyntaxError):
-            continue  # not ours to mend: deliberately broken test sources, unreadable links
+            continue  # deliberately broken sources of tests, unreadable links
         documents.append(text)
     return deduplicate(documents)
 
 
 def deduplicate(documents: Iterable[str]) -> list[str]:
-    """The documents without repetitions (white space aside), without very short ones, in their order."""
+    """Return the documents in their order, without very short ones and without repetitions (white space aside)."""
     seen = set()
     kept = []
     for text in documents:
@@ -130,7 +130,7 @@ def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
 
 
 def no_text(paths: Sequence[str | pathlib.Path], files: int) -> InputError:
-    """What to say where ``files`` files were read and nothing was in them."""
+    """Return the error for ``files`` files without any text."""
     return InputError(
         f"no text in {', '.join(map(str, paths))} ({files} files read); give files of UTF-8 text, or folders "
         f"with files that end in {', '.join(READABLE)} (or these with {' or '.join(COMPRESSED)})"
@@ -138,9 +138,7 @@ def no_text(paths: Sequence[str | pathlib.Path], files: int) -> InputError:
 
 
 def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
-    """Documents from files or folders of UTF-8 text, ``.jsonl`` (``{"text": ...}`` a line), ``.gz``, ``.zst`` or ``.parquet``.
-
-    Documents within a text file are separated by two empty lines. All are held; ``TextFiles`` streams them.
+    """Read all documents of files or folders (``read_file`` lists the kinds); ``TextFiles`` streams them instead.
 
     Raises:
       InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
@@ -153,16 +151,15 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
 
 
 def is_held_out(text: str, fraction: float, seed: int) -> bool:
-    """Whether a document is one of the ``fraction`` for validation; its content and the seed alone decide."""
+    """Return whether a document is one of the ``fraction`` for validation, by its content and the seed alone."""
     digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def split_documents(documents: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Train and validation documents: whole documents, about ``fraction`` of them for validation.
+    """Split documents into those for training and about ``fraction`` of them for validation.
 
-    A document's side depends on its content and the seed alone, not on the others. With too few documents for that,
-    the longest is split in two.
+    The side of a document depends on its content and the seed alone. If a side would be empty, the longest document is split.
     """
     train: list[str] = []
     validation: list[str] = []

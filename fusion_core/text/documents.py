@@ -1,4 +1,4 @@
-"""Corpora as streams of documents: read in order, from any place on, never held whole."""
+"""Corpora as streams of documents: read in order, from any position, never held whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusion_core.errors import InputError
 from fusion_core.text.corpus import is_held_out, no_text, text_files
 from fusion_core.text.files import read_file
 
-LONGEST = 1 << 16  # characters of a document; a longer one is cut in several, which bounds memory
+LONGEST = 1 << 16  # characters of a document; a longer one is cut into several, which bounds memory
 ENDS = 4096  # bytes at both ends of a file by which it is told apart from others of its name and size
 
 
@@ -25,11 +25,14 @@ class Documents(Protocol):
     """A corpus in a fixed order, which may differ from epoch to epoch."""
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
-        """Documents of an epoch from ``position`` on, each with the position (a JSON value) after it; None is the start."""
+        """Yield the documents of an epoch from ``position`` on, each with the position (a JSON value) after it.
+
+        None is the start.
+        """
         ...
 
     def fingerprint(self) -> str:
-        """A few characters that tell this corpus from others, so that a run is not resumed on another text."""
+        """Return a few characters that differ between corpora, so that a run is not resumed on another text."""
         ...
 
 
@@ -50,13 +53,13 @@ def _ends(path: pathlib.Path, size: int) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """Files and folders of text (``read_file`` says which), streamed; the files come in another order every epoch.
+    """Files and folders of text (``read_file`` lists the kinds), streamed; the files come in another order every epoch.
 
     Attributes:
       paths: files or folders.
 
     Raises:
-      InputError: a path is missing, or a folder has no file of text. What is wrong inside a file is said when it is read.
+      InputError: a path is missing, or a folder has no file of text. Errors inside a file are raised when it is read.
     """
 
     paths: Sequence[str | pathlib.Path]
@@ -73,6 +76,7 @@ class TextFiles:
         object.__setattr__(self, "sizes", tuple(file.stat().st_size for file in files))
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        """See ``Documents``."""
         order = np.random.default_rng((seed, 2, epoch)).permutation(len(self.files))
         first, *start = position or (0, 0, 0)
         for number in range(first, len(order)):
@@ -98,24 +102,24 @@ class TextList:
     texts: Sequence[str]
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        """See ``Documents``."""
         for number in range(position or 0, len(self.texts)):
             yield self.texts[number], number + 1
 
     def fingerprint(self) -> str:
-        return _digest(
-            len(self.texts), functools.reduce(lambda crc, text: zlib.crc32(text.encode(), crc), self.texts, 0)
-        )
+        """See ``Documents``."""
+        return _digest(len(self.texts), zlib.crc32("\0".join(self.texts).encode()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The training or the held-out documents of a corpus, by ``split_documents``' rule: content and seed decide.
+    """The training or the held-out documents of a corpus, split by the rule of ``split_documents``: by content and seed.
 
     Attributes:
       documents: the corpus.
       fraction: share of the documents that is held out, between 0 and 1.
       seed: of the split.
-      held_out: which part this is.
+      held_out: whether this is the held-out part.
     """
 
     documents: Documents
@@ -128,16 +132,18 @@ class Part:
             raise InputError(f"the held-out share is {self.fraction}; it must be between 0 and 1")
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
+        """See ``Documents``."""
         for text, after in self.documents.read(seed, epoch, position):
             if is_held_out(text, self.fraction, self.seed) == self.held_out:
                 yield text, after
 
     def fingerprint(self) -> str:
+        """See ``Documents``."""
         return _digest(self.documents.fingerprint(), self.fraction, self.seed, self.held_out)
 
 
-def pieces(text: str, longest: int = LONGEST) -> Iterator[str]:
-    """The text in parts of at most ``longest`` characters, cut between words where there are any."""
+def parts_of(text: str, longest: int = LONGEST) -> Iterator[str]:
+    """Yield the text in parts of at most ``longest`` characters, cut between words if there are any."""
     start = 0
     while len(text) - start > longest:
         cut = text.rfind(" ", start + 1, start + longest) + 1 or start + longest
@@ -147,12 +153,12 @@ def pieces(text: str, longest: int = LONGEST) -> Iterator[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a block begins.
+class BlockStart:
+    """The start of a block.
 
     Attributes:
       number: of the block in the endless sequence of epochs.
-      epoch: which.
+      epoch: of the block.
       index: of the block in its epoch.
       position: of its first document (``Documents.read``).
     """
@@ -164,9 +170,9 @@ class Place:
 
 
 def blocks(
-    documents: Documents, seed: int, place: Place, most_documents: int, most_characters: int
-) -> Iterator[tuple[Place, list[str]]]:
-    """The endless sequence of blocks from ``place`` on: runs of documents, shuffled, that are held together.
+    documents: Documents, seed: int, start: BlockStart, most_documents: int, most_characters: int
+) -> Iterator[tuple[BlockStart, list[str]]]:
+    """Yield the endless sequence of blocks from ``start`` on: runs of documents that are shuffled together, and their starts.
 
     A block ends with its epoch, with ``most_documents`` documents, or with the one that brings it to ``most_characters``.
     The order within it is drawn from (seed, epoch, index).
@@ -175,25 +181,25 @@ def blocks(
       InputError: an epoch has no text.
     """
     while True:
-        reader = documents.read(seed, place.epoch, place.position)
-        empty = place.index == 0
+        reader = documents.read(seed, start.epoch, start.position)
+        empty = start.index == 0
         ended = False
         while not ended:
             texts: list[str] = []
-            characters, after = 0, place.position
+            characters, after = 0, start.position
             while len(texts) < most_documents and characters < most_characters:
                 text, after = next(reader, (None, None))
                 if text is None:
                     ended = True
                     break
                 if text and not text.isspace():
-                    texts += [part for part in pieces(text) if not part.isspace()]
+                    texts += [part for part in parts_of(text) if not part.isspace()]
                     characters += len(text)
             if texts:
                 empty = False
-                rng = np.random.default_rng((seed, 3, place.epoch, place.index))
-                yield place, [texts[i] for i in rng.permutation(len(texts))]
-                place = Place(place.number + 1, place.epoch, place.index + 1, after)
+                rng = np.random.default_rng((seed, 3, start.epoch, start.index))
+                yield start, [texts[i] for i in rng.permutation(len(texts))]
+                start = BlockStart(start.number + 1, start.epoch, start.index + 1, after)
         if empty:
             raise InputError("there is no text in the corpus; give documents that are not empty")
-        place = Place(place.number, place.epoch + 1)
+        start = BlockStart(start.number, start.epoch + 1)

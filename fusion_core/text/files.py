@@ -1,7 +1,7 @@
-"""One file of text, document by document: plain, ``.gz`` or ``.zst``, text or JSON lines, or ``.parquet``.
+"""A file of text, document by document: plain, ``.gz`` or ``.zst``, text or JSON lines, or ``.parquet``.
 
 Memory holds one document (one line of JSON), whatever the file's size. Every document comes with the position after it,
-two numbers, from which reading goes on.
+two numbers, from which reading continues.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ JSON_LINES = (".jsonl", ".json")
 Position = tuple[int, int]
 START: Position = (0, 0)
 
-PIECE = 1 << 20  # bytes looked at in one go
+PIECE = 1 << 20  # bytes read at once
 BLANK = re.compile(rb"[ \t]*\r?\n")
 
 
 def kind(path: pathlib.Path) -> str:
-    """The suffix below compression: what the content is."""
+    """Return the suffix without that of the compression."""
     return pathlib.Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
 def readable(path: pathlib.Path) -> bool:
-    """Whether a folder's file is text by its name. Plain ``.json`` may be anything, compressed it is lines (C4's are)."""
+    """Return whether a file in a folder is text, by its name. A plain ``.json`` may be anything, a compressed one is lines."""
     compressed = path.suffix in COMPRESSED
     return (kind(path) in READABLE and (kind(path) != ".parquet" or not compressed)) or (
         kind(path) == ".json" and compressed
@@ -45,7 +45,7 @@ def readable(path: pathlib.Path) -> bool:
 
 
 def extra(module: str, path: pathlib.Path) -> Any:
-    """An optional package, or the remedy."""
+    """Import an optional package. Raise InputError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -54,7 +54,7 @@ def extra(module: str, path: pathlib.Path) -> Any:
 
 
 class _Zstd(io.RawIOBase):
-    """The content of a ``.zst`` file, frame after frame. The library's own reader ends a cut file without a word."""
+    """The content of a ``.zst`` file, frame after frame. The library's own reader does not notice that a file is cut off."""
 
     def __init__(self, file: io.BufferedIOBase, library: Any) -> None:
         self.file, self.library = file, library
@@ -66,13 +66,13 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            # little at a time: what is packed tightly grows a thousandfold
+            # few bytes at a time: they may expand a thousandfold
             packed = self.rest or self.file.read(1 << 13)
             if not packed:
                 if self.frame is not None:
                     raise EOFError("the compressed file ends before its end-of-stream marker was reached")
                 return 0
-            # windows as large as the format has them (zstd --long=31); the file decides
+            # accept any window size that the format allows (zstd --long=31)
             self.frame = self.frame or self.library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             try:
                 self.ready = memoryview(self.frame.decompress(packed))
@@ -99,7 +99,7 @@ def _opened(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
 
 
 def _skip(file: io.BufferedIOBase, offset: int) -> None:
-    """Moves to ``offset``; a compressed file is read up to there."""
+    """Move to ``offset``; a compressed file is read up to there."""
     if isinstance(file, io.BufferedReader) and file.seekable():
         file.seek(offset)
         return
@@ -115,11 +115,11 @@ def _decoded(data: bytes, path: pathlib.Path, offset: int) -> str:
             f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
             "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
         ) from None
-    return text.removeprefix("\ufeff") if offset == 0 else text  # the byte order mark of some editors
+    return text.removeprefix("\ufeff") if offset == 0 else text  # a byte order mark
 
 
 def _cut(line: bytes) -> int:
-    """Where to cut a line without end: after its last space, or before its last character."""
+    """Return where to cut the beginning of a line: after its last space, or before its last character."""
     last = next(i for i in reversed(range(len(line))) if line[i] & 0xC0 != 0x80 or i < len(line) - 4)
     return line.rfind(b" ") + 1 or last
 
@@ -127,7 +127,7 @@ def _cut(line: bytes) -> int:
 def _text(
     file: io.BufferedIOBase, path: pathlib.Path, start: Position, longest: int | None
 ) -> Iterator[tuple[str, Position]]:
-    """Documents separated by two empty lines; one of ``longest`` bytes or more is cut, at a line's end if one comes soon."""
+    """Yield documents separated by two empty lines; one of ``longest`` bytes or more is cut, at a line's end if possible."""
     offset, number = start
     limit = -1 if longest is None else longest
     lines: list[bytes] = []
@@ -151,6 +151,7 @@ def _text(
 
 
 def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
+    """Yield the ``text`` of each line."""
     offset, number = start
     for line in file:
         begin, offset, number = offset, offset + len(line), number + 1
@@ -166,11 +167,11 @@ def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Itera
 
 
 def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
-    """The column ``text``, row group by row group, in small batches."""
+    """Yield the column ``text``, row group by row group, in small batches."""
     parquet = extra("pyarrow.parquet", path)
     arrow = extra("pyarrow", path)
     try:
-        # a buffer, or whole column chunks are held
+        # without a buffer whole column chunks would be held
         with parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if "text" not in names or not str(file.schema_arrow.field("text").type).endswith("string"):
@@ -201,19 +202,21 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
 def read_file(
     path: pathlib.Path, start: Position = START, longest: int | None = None
 ) -> Iterator[tuple[str, Position]]:
-    """The documents of a file from ``start`` on, each with the position after it.
+    """Yield the documents of a file from ``start`` on, each with the position after it.
 
     In ``.jsonl`` and ``.json`` a document is a line's ``text``, in ``.parquet`` a row's ``text``; in any other file two
-    empty lines separate documents. ``.gz`` and ``.zst`` are read without unpacking them first; going on inside one reads
-    it again up to there.
+    empty lines separate documents. ``.gz`` and ``.zst`` are unpacked while they are read, also up to
+    ``start``.
 
     Args:
-      longest: bytes after which a document of a text file is cut, so that a file without empty lines is not held whole;
-        None cuts none.
+      path: of the file.
+      start: position after an earlier document.
+      longest: bytes after which a document of a text file is cut, so that a file without empty lines is not held whole; if
+        None, documents are not cut.
 
     Raises:
-      InputError: the file is missing, damaged, cut off, not UTF-8, a line is not JSON with a ``text``, or a package for
-        its kind is not installed; file and place are named.
+      InputError: the file is missing, damaged, cut off or not UTF-8, a line is not JSON with a ``text``, or a package for
+        its kind is not installed; the message names the file and the place in it.
     """
     if kind(path) == ".parquet" and path.suffix in COMPRESSED:
         raise InputError(f"{path} is a compressed .parquet, which cannot be entered anywhere; unpack it first")

@@ -1,9 +1,9 @@
-"""Documents dealt to lanes: what a process has to read, to tokenise and to remember of a corpus that several share.
+"""Documents dealt to lanes, by which several processes share a corpus.
 
 The corpus is read in blocks. A block's documents are dealt to the lanes, each to the one with the fewest characters so far, so
-that the lanes go on at nearly the same rate. A lane cuts its share into groups, and a group's documents become rows, which
-depend on the group alone. Where a lane is: its block, the group in its share, and how many of the group's rows are taken.
-Going on from there reads from the block's start, and tokenises one group.
+that the lanes advance at nearly the same rate. A lane cuts its share into groups, and a group's documents become rows, which
+depend on the group alone. The position of a lane is its block, the group in its share, and the number of the group's rows that
+are taken. To continue from there, the block is read from its start, and one group is tokenized.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 
 from fusion_core.errors import InputError
-from fusion_core.text.documents import Place
+from fusion_core.text.documents import BlockStart
 from fusion_core.text.sources import Batch
 
-PATIENCE = 1000  # groups one after the other that give no row, until the text is called too short
+PATIENCE = 1000  # successive groups without a row after which the text is too short
 
 
 def deal(texts: Sequence[str], lanes: int, first: int) -> list[list[str]]:
-    """The texts' shares: each text goes to the lane with the fewest characters so far, beginning with ``first``."""
+    """Return each lane's share: each text goes to the lane with the fewest characters so far, beginning with ``first``."""
     shares: list[list[str]] = [[] for _ in range(lanes)]
     heap = [(0, (lane - first) % lanes, lane) for lane in range(lanes)]
     heapq.heapify(heap)
@@ -32,7 +32,7 @@ def deal(texts: Sequence[str], lanes: int, first: int) -> list[list[str]]:
 
 
 def groups(texts: Sequence[str], characters: int, first: int) -> list[list[str]]:
-    """Runs of texts; each ends with the text that brings it to so many characters, the first one to ``first``."""
+    """Cut texts into runs; each ends with the text that brings it to ``characters``, the first run to ``first`` characters."""
     found: list[list[str]] = []
     room = 0
     for text in texts:
@@ -45,54 +45,54 @@ def groups(texts: Sequence[str], characters: int, first: int) -> list[list[str]]
 
 
 class Blocks:
-    """Blocks, each read once and dealt; what no lane of ours needs any more is dropped.
+    """The blocks of a corpus, each read once and dealt; shares that all lanes of this process have taken are dropped.
 
     Args:
-      reader: the blocks, with their places.
-      lanes: how many there are.
-      begin: the lanes of this process, and the block that each begins with.
+      reader: yields the blocks with their starts.
+      lanes: number of all lanes.
+      begin: the lanes of this process, and the first block of each.
     """
 
-    def __init__(self, reader: Iterator[tuple[Place, list[str]]], lanes: int, begin: dict[int, int]) -> None:
+    def __init__(self, reader: Iterator[tuple[BlockStart, list[str]]], lanes: int, begin: dict[int, int]) -> None:
         self.reader, self.lanes, self.begin = reader, lanes, begin
-        self.places: dict[int, Place] = {}
+        self.starts: dict[int, BlockStart] = {}
         self.waiting: dict[int, collections.deque] = {lane: collections.deque() for lane in begin}
 
-    def next_of(self, lane: int) -> tuple[Place, list[str]]:
-        """The lane's share of the next block that it has not had."""
+    def next_of(self, lane: int) -> tuple[BlockStart, list[str]]:
+        """Return the lane's share of its next block, and the block's start."""
         while not self.waiting[lane]:
-            place, texts = next(self.reader)
-            self.places[place.number] = place
-            shares = deal(texts, self.lanes, place.number % self.lanes)
+            start, texts = next(self.reader)
+            self.starts[start.number] = start
+            shares = deal(texts, self.lanes, start.number % self.lanes)
             for own, queue in self.waiting.items():
-                if place.number >= self.begin[own]:
-                    queue.append((place, shares[own]))
+                if start.number >= self.begin[own]:
+                    queue.append((start, shares[own]))
         return self.waiting[lane].popleft()
 
-    def place_of(self, number: int) -> Place:
-        """Where a block begins; those before it are forgotten."""
-        self.places = {n: place for n, place in self.places.items() if n >= number}
-        return self.places[number]
+    def start_of(self, number: int) -> BlockStart:
+        """Return the start of a block, and forget those before it."""
+        self.starts = {n: start for n, start in self.starts.items() if n >= number}
+        return self.starts[number]
 
 
 class Lane:
     """The rows of one lane, group after group.
 
     Args:
-      blocks: where its documents come from.
+      blocks: the blocks of the corpus.
       lane: its number.
-      at: block, group and rows taken of it.
+      at: its position: block, group, and rows taken of the group.
       characters: of a group.
-      make: ``(lane, place, group, documents) -> rows``.
+      make: ``(lane, start of the block, group, documents) -> rows``.
     """
 
     def __init__(
         self,
         blocks: Blocks,
         lane: int,
-        at: tuple[int, int, int],
+        at: Sequence[int],
         characters: int,
-        make: Callable[[int, Place, int, list[str]], Batch],
+        make: Callable[[int, BlockStart, int, list[str]], Batch],
     ) -> None:
         self.blocks, self.lane, self.characters, self.make = blocks, lane, characters, make
         self.block, self.group, self.row = at
@@ -100,17 +100,21 @@ class Lane:
         self._make()
 
     def _enter(self) -> None:
-        self.place, texts = self.blocks.next_of(self.lane)
-        self.block = self.place.number
+        self.start, texts = self.blocks.next_of(self.lane)
+        self.block = self.start.number
         # groups of several lanes should not all be made in one step
         self.groups = groups(texts, self.characters, self.characters * (self.lane + 1) // self.blocks.lanes)
 
     def _make(self) -> None:
         texts = self.groups[self.group] if self.group < len(self.groups) else []
-        self.rows = self.make(self.lane, self.place, self.group, texts)
+        self.rows = self.make(self.lane, self.start, self.group, texts)
 
     def take(self, n: int) -> Iterator[Batch]:
-        """The next n rows, in parts. Raises InputError where group after group gives none."""
+        """Yield the next n rows, in parts.
+
+        Raises:
+          InputError: ``PATIENCE`` groups in a row give none.
+        """
         idle = 0
         while n:
             left = len(self.rows["targets"]) - self.row

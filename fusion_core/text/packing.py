@@ -1,8 +1,9 @@
-"""Many documents in a row: each is corrupted on its own, and rows are filled with as many as fit.
+"""Packing: documents are corrupted one by one, and rows are filled with as many as fit.
 
 A packed batch has, beside ``encoder_ids`` [rows, source] and ``targets`` [rows, target], ``encoder_segments`` and
 ``target_segments`` of the same shapes: 1 for the first document of a row, 2 for the second, ... and 0 for padding. Segment
-i of the source belongs to segment i of the target; attention stays within a segment, and the decoder begins anew in each.
+i of the source and segment i of the target are one document; attention stays within a segment, and the decoder begins anew in
+each.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def windows_of(ids: np.ndarray, window: int) -> list[np.ndarray]:
-    """The tokens in windows of ``window``; the last may be shorter."""
+    """Return the tokens in windows of ``window``; the last may be shorter."""
     return [ids[start : start + window] for start in range(0, len(ids), window)]
 
 
 def corrupt_each(
     rng: np.random.Generator, windows: Sequence[np.ndarray], last_id: int, noise_density: float, mean_span: float
 ) -> list[Pair]:
-    """Corrupted source and target of every window, each on its own, in the windows' order.
+    """Return the corrupted source and target of every window, in the windows' order.
 
-    Windows of equal length are corrupted together; the lengths in ascending order use the generator.
+    Windows of equal length are corrupted together. Lengths are processed in ascending order, which fixes the random draws.
     """
     pairs: list[Pair] = [(np.zeros(0, np.int32),) * 2] * len(windows)
     lengths = np.fromiter(map(len, windows), np.int64, len(windows))
@@ -42,14 +43,14 @@ def corrupt_each(
 
 
 def assign(lengths: np.ndarray, room: tuple[int, int]) -> np.ndarray:
-    """The row of every pair: the longest first, each into the fullest row that has room for both of its sides.
+    """Return the row of every pair: the longest first, each into the fullest row that has room for both of its sides.
 
     Args:
-      lengths: [pairs, 2], of source and target; none is longer than ``room``.
-      room: length of a row's source and target.
+      lengths: tokens of source and target, [pairs, 2]; none is longer than ``room``.
+      room: tokens of a row's source and target.
 
     Returns:
-      [pairs], numbers from 0 on without gaps.
+      Numbers of rows from 0 on without gaps, [pairs].
     """
     left = np.empty((len(lengths), 2), np.int64)
     rows = np.empty(len(lengths), np.int64)
@@ -67,12 +68,11 @@ def assign(lengths: np.ndarray, room: tuple[int, int]) -> np.ndarray:
 
 
 def pack(pairs: Sequence[Pair], source: int, target: int) -> Batch:
-    """A packed batch of all pairs, in as few rows as a greedy assignment needs.
+    """Pack all pairs into a batch of as few rows as a greedy assignment needs.
 
     Args:
       pairs: source and target of each document.
-      source: length of a row's source; none of the pairs is longer.
-      target: of its target.
+      source, target: tokens of a row's source and target; none of the pairs is longer.
     """
     lengths = np.asarray([(len(s), len(t)) for s, t in pairs], np.int64).reshape(-1, 2)
     rows = assign(lengths, (source, target))
@@ -94,7 +94,7 @@ def pack(pairs: Sequence[Pair], source: int, target: int) -> Batch:
 
 
 def unpack(batch: Batch) -> list[Pair]:
-    """The pairs of a packed batch, row by row."""
+    """Return the pairs of a packed batch, row by row."""
     pairs = []
     for row in range(len(batch["targets"])):
         sides = [(batch["encoder_ids"][row], batch["encoder_segments"][row])]
@@ -106,5 +106,5 @@ def unpack(batch: Batch) -> list[Pair]:
 
 
 def packing_efficiency(batch: Batch) -> tuple[float, float]:
-    """Share of the tokens of sources and of targets that are not padding."""
+    """Return the shares of the tokens of sources and of targets that are not padding."""
     return float((batch["encoder_segments"] > 0).mean()), float((batch["target_segments"] > 0).mean())

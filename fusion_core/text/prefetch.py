@@ -1,4 +1,4 @@
-"""Batches built by a thread while the device works, and how long the device had to wait for them all the same."""
+"""Batches built by a thread while the device works, and the time for which the device still waited for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def _work(iterator: Iterator[Any], ready: queue.Queue, stop: threading.Event) -> None:
-    """Fills the queue with ("item", value), ends it with ("end", None) or ("error", exception)."""
+    """Fill the queue with ("item", value); end it with ("end", None) or ("error", exception)."""
 
     def put(what: tuple[str, Any]) -> None:
         while not stop.is_set():
@@ -34,7 +34,7 @@ def _work(iterator: Iterator[Any], ready: queue.Queue, stop: threading.Event) ->
                 put(("end", None))
                 return
             put(("item", item))
-    except BaseException as error:  # the consumer's to handle, whatever it is
+    except BaseException as error:  # raised where the items are taken
         put(("error", error))
     finally:
         if hasattr(iterator, "close"):
@@ -44,8 +44,10 @@ def _work(iterator: Iterator[Any], ready: queue.Queue, stop: threading.Event) ->
 class Prefetch(Generic[T]):
     """An iterator whose next items are made by a thread; an exception there is raised where the items are taken.
 
-    ``waited`` is the seconds that the consumer has waited in all. ``close``, the end of a ``with`` block, an exception or the
-    last item ends the thread; so does dropping the object.
+    ``close``, the end of a ``with`` block, an exception, the last item or the end of the object ends the thread.
+
+    Attributes:
+      waited: seconds that the consumer has waited in all.
     """
 
     def __init__(self, iterator: Iterator[T], depth: int = 2) -> None:
@@ -77,12 +79,12 @@ class Prefetch(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread, once it has finished the item it is making, and closes the iterator."""
+        """End the thread, once it has finished its item, and close the iterator."""
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
         with contextlib.suppress(queue.Full):
-            self._ready.put_nowait(("end", None))  # wakes who waits in another thread
+            self._ready.put_nowait(("end", None))  # wakes a consumer in another thread
 
     def __enter__(self) -> Prefetch[T]:
         return self
@@ -92,5 +94,5 @@ class Prefetch(Generic[T]):
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Prefetch[T]:
-    """The iterator's items, up to ``depth`` of them made ahead by a thread. Raises InputError where depth is below 1."""
+    """Return the iterator's items, of which a thread makes up to ``depth`` ahead. Raise InputError if ``depth`` is below 1."""
     return Prefetch(iterator, depth)

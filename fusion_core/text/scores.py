@@ -1,4 +1,4 @@
-"""GLUE's metrics, as fractions of one; a prediction that is no label counts as wrong, as in T5's own evaluation."""
+"""GLUE's metrics, as fractions of one; a prediction that is no label counts as wrong, as in T5's evaluation."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def _pair(targets: Values, predictions: Values) -> tuple[np.ndarray, np.ndarray]
 
 
 def accuracy(targets: Values, predictions: Values) -> float:
-    """Share of predictions that equal their target."""
+    """Return the share of predictions that equal their target."""
     t, p = _pair(targets, predictions)
     return float(np.mean(t == p))
 
 
 def f1(targets: Values, predictions: Values) -> float:
-    """F₁ = 2 TP / (2 TP + FP + FN) of class 1 against class 0; 0 where no positive is there or predicted.
+    """Return F₁ = 2 TP / (2 TP + FP + FN) of class 1 against class 0; 0 if there is no positive, in targets or predictions.
 
-    A prediction that is neither counts as the class that its target is not. Source: T5's ``f1_score_with_invalid``.
+    A prediction that is neither class counts as the class that its target is not. Source: T5's ``f1_score_with_invalid``.
     """
     t, p = _pair(targets, predictions)
     p = np.where((p == 0) | (p == 1), p, 1 - t)
@@ -42,11 +42,12 @@ def f1(targets: Values, predictions: Values) -> float:
 
 
 def matthews(targets: Values, predictions: Values) -> float:
-    r"""Matthews correlation of any number of classes; 0 where targets or predictions are all of one class.
+    r"""Return the Matthews correlation of any number of classes; 0 if targets or predictions are all of one class.
 
     .. math:: \frac{c n - \sum_k t_k p_k}{\sqrt{(n^2 - \sum_k p_k^2)(n^2 - \sum_k t_k^2)}}
 
-    with c right ones among n, and t_k, p_k of class k. What is no label is a class of its own, as in T5's evaluation.
+    with n pairs, c of them right, and t_k targets and p_k predictions of class k. Predictions that are no label are a class of
+    their own, as in T5's evaluation.
     """
     t, p = _pair(targets, predictions)
     classes = np.unique(np.concatenate([t, p]))
@@ -57,7 +58,7 @@ def matthews(targets: Values, predictions: Values) -> float:
 
 
 def pearson(targets: Values, predictions: Values) -> float:
-    """Pearson's correlation; not a number where targets or predictions are constant: it is undefined there."""
+    """Return Pearson's correlation; not a number if targets or predictions are constant, where it is undefined."""
     t, p = (x.astype(float) for x in _pair(targets, predictions))
     if t.min() == t.max() or p.min() == p.max():
         return math.nan
@@ -65,7 +66,7 @@ def pearson(targets: Values, predictions: Values) -> float:
 
 
 def spearman(targets: Values, predictions: Values) -> float:
-    """Pearson's correlation of the ranks; equal values share their mean rank."""
+    """Return Pearson's correlation of the ranks; equal values share their mean rank."""
     t, p = _pair(targets, predictions)
     return pearson(stats.rankdata(t).tolist(), stats.rankdata(p).tolist())
 

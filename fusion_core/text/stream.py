@@ -1,7 +1,7 @@
-"""Span corruption of a corpus that is streamed: shuffled, packed or joined, resumable anywhere, shared by processes.
+"""Span corruption of a streamed corpus: shuffled, packed or joined, resumable anywhere, shared by processes.
 
-A batch takes as many rows from every lane (``lanes``). So a process that owns some of the lanes gives some of the batch's rows:
-it reads all of the text, but tokenises its own lanes' only, and the batch is the same whoever makes it.
+A batch takes equally many rows from every lane (``lanes``). A process that owns some of the lanes makes their rows:
+it reads all of the text and tokenizes the documents of its lanes. The batch does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.text.documents import Documents, Place, blocks
+from fusion_core.text.documents import BlockStart, Documents, blocks
 from fusion_core.text.lanes import Blocks, Lane
 from fusion_core.text.packing import corrupt_each, pack, windows_of
 from fusion_core.text.sources import Batch, State, check_noise, check_process, check_source, last_sentinel
@@ -29,9 +29,15 @@ from fusion_core.text.span_corruption import (
 )
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
-# of about so many rows a group is made: many, since its last row is half empty; few, since they are made in one go
+# rows of a group, about: many, since its last row is half empty; few, since they are made at once
 GROUP_ROWS = 64
-CHARACTERS = 4  # of a token, about
+CHARACTERS = 4  # characters of a token, about
+
+
+def _state(fingerprint: str, step: int, lanes: int, start: BlockStart, at: dict[int, list[int]]) -> State:
+    """Return the state after ``step`` batches: where the earliest block begins that a lane is in, and each lane's position."""
+    first = dataclasses.asdict(start)
+    return {"source": fingerprint, "step": step, "of": lanes, "from": first, "lanes": {str(i): at[i] for i in at}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +46,22 @@ class StreamedSpans:
 
     ``packed``: each document is corrupted on its own, in windows if it is longer than one, and rows hold many documents
     (``packing``); every document's tokens come exactly once an epoch. Otherwise a group's documents are joined, each
-    ending with the end token, and cut into windows, as T5 has it; what is left of a group, less than a window, is left out
+    ending with the end token, and cut into windows, as T5 does; the rest of a group, less than a window, is left out
     in that epoch.
 
     Attributes:
       documents: the corpus.
-      tokenizer: text to ids; must have sentinels.
-      source: length of a corrupted source.
-      seed: decides order and masks.
-      target: length of a target; None is what a window of ``source`` gives.
+      tokenizer: text to ids, with sentinels.
+      source: tokens of a corrupted source.
+      seed: of the order and the masks.
+      target: tokens of a target; if None, those that a window of ``source`` gives.
       packed: many documents in a row, or windows of joined ones.
       noise_density: share of tokens that are noise.
       mean_span: mean length of a noise span, in tokens.
-      lanes: at most so many, a divisor of the batch, at least the number of processes.
-      block_documents: documents that are shuffled with each other, at most.
-      block_characters: their characters, at most.
-      process_index: of this process.
-      process_count: how many share the batch.
+      lanes: largest number of lanes; the largest common divisor with the batch is taken, a multiple of the processes.
+      block_documents: largest number of documents that are shuffled together.
+      block_characters: largest number of their characters.
+      process_index, process_count: of this process and of all that share the batch.
 
     Raises:
       InputError: a number out of range, windows that need more sentinels than there are, or a tokenizer without them.
@@ -94,22 +99,21 @@ class StreamedSpans:
         return window_length(self.source, self.noise_density, self.mean_span)
 
     def fingerprint(self) -> str:
-        """What the rows depend on, in a few characters."""
+        """Return a few characters that differ where the rows differ."""
         tokenizer = hashlib.sha256(self.tokenizer.backend.to_str().encode()).hexdigest()[:12]
         parts = (self.documents.fingerprint(), tokenizer, self.source, self.seed, self.target or self._window()[1])
         more = (int(self.packed), self.noise_density, self.mean_span, self.block_documents, self.block_characters)
         return " ".join(map(str, parts + more))
 
     def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:
-        """This process's rows of the endless sequence of batches of ``size`` rows, from ``state`` on.
+        """Yield this process's rows of the batches of ``size`` rows, see ``DataSource``.
 
-        Returns:
-          Batches of ``size / process_count`` rows with the state after each, which has this process's lanes; ``merge_states``
-          joins those of all, and any number of processes can go on from that.
+        A state has this process's lanes; ``merge_states`` joins those of all, and any number of processes can continue from
+        the result.
 
         Raises:
-          InputError: the processes cannot share the batch, ``state`` is of another source or lacks lanes of this process;
-            while reading, whatever is wrong in the text.
+          InputError: the processes cannot share the batch, ``state`` is of another source or lacks lanes of this process; in
+            the course of reading, a file cannot be read.
         """
         lanes = math.gcd(size, self.lanes) if size > 0 else 0
         if not lanes or lanes % self.process_count:
@@ -121,14 +125,7 @@ class StreamedSpans:
         mine = range(self.process_index * each, (self.process_index + 1) * each)
         fingerprint = self.fingerprint()
         if state is None:
-            everywhere = {str(lane): [0, 0, 0] for lane in mine}
-            state = {
-                "source": fingerprint,
-                "step": 0,
-                "of": lanes,
-                "from": dataclasses.asdict(Place()),
-                "lanes": everywhere,
-            }
+            state = _state(fingerprint, 0, lanes, BlockStart(), {i: [0, 0, 0] for i in mine})
         self._check(state, fingerprint, lanes, mine)
         return self._batches(state, lanes, mine, size // lanes)
 
@@ -142,33 +139,27 @@ class StreamedSpans:
         missing = [lane for lane in mine if str(lane) not in state["lanes"]]
         if missing:
             raise InputError(
-                f"the state has no lanes {missing}, it is another process's; save what merge_states makes of all states"
+                f"the state has no lanes {missing}, it is another process's; save the result of merge_states of all states"
             )
 
     def _batches(self, state: State, lanes: int, mine: range, rows: int) -> Iterator[tuple[Batch, State]]:
-        at = {lane: tuple(state["lanes"][str(lane)]) for lane in mine}
-        reader = blocks(self.documents, self.seed, Place(**state["from"]), self.block_documents, self.block_characters)
+        at = {lane: state["lanes"][str(lane)] for lane in mine}
+        reader = blocks(
+            self.documents, self.seed, BlockStart(**state["from"]), self.block_documents, self.block_characters
+        )
         shares = Blocks(reader, lanes, {lane: at[lane][0] for lane in mine})
         characters = GROUP_ROWS * self._window()[0] * CHARACTERS
         taking = {lane: Lane(shares, lane, at[lane], characters, self._rows) for lane in mine}
         for step in itertools.count(state["step"] + 1):
             parts = [part for lane in mine for part in taking[lane].take(rows)]
             batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            place = shares.place_of(min(lane.block for lane in taking.values()))
-            yield (
-                batch,
-                {
-                    "source": state["source"],
-                    "step": step,
-                    "of": lanes,
-                    "from": dataclasses.asdict(place),
-                    "lanes": {str(i): [lane.block, lane.group, lane.row] for i, lane in taking.items()},
-                },
-            )
+            first = shares.start_of(min(lane.block for lane in taking.values()))
+            at = {i: [lane.block, lane.group, lane.row] for i, lane in taking.items()}
+            yield batch, _state(state["source"], step, lanes, first, at)
 
-    def _rows(self, lane: int, place: Place, group: int, texts: Sequence[str]) -> Batch:
-        """All rows of a group of documents, shuffled."""
-        rng = np.random.default_rng((self.seed, 4, place.epoch, place.index, lane, group))
+    def _rows(self, lane: int, start: BlockStart, group: int, texts: Sequence[str]) -> Batch:
+        """Return all rows of a group of documents, shuffled."""
+        rng = np.random.default_rng((self.seed, 4, start.epoch, start.index, lane, group))
         window, target = self._window()
         last = last_sentinel(self.tokenizer)
         noise = self.noise_density, self.mean_span

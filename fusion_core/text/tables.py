@@ -1,4 +1,4 @@
-"""Tables of text: TSV as GLUE has it (no quoting), and JSONL; every row knows its file and line."""
+"""Tables of text: TSV as GLUE has it (no quoting), and JSON lines; every row has its file and line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from fusion_core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The values of one line by column."""
+    """One line of a table.
+
+    Attributes:
+      values: by column.
+      origin: "FILE, line N".
+    """
 
     values: dict[str, Any]
-    origin: str  # "FILE, line N"
+    origin: str
 
     def value(self, columns: Sequence[str]) -> Any:
-        """The value of the first of these columns that is there.
+        """Return the value of the first of these columns that the row has.
 
         Raises:
-          InputError: none is, or it is empty.
+          InputError: it has none of them, or the value is empty.
         """
         for name in columns:
             if name in self.values:
@@ -40,7 +45,7 @@ def _lines(path: pathlib.Path) -> list[str]:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (at offset {error.start}); convert it") from None
-    # not splitlines: texts may hold other line separators as they are
+    # texts may hold other line separators, at which splitlines would split
     return text.replace("\r\n", "\n").split("\n")
 
 
@@ -80,10 +85,11 @@ def _of_tabs(path: pathlib.Path, lines: Sequence[str], no_header: Sequence[str])
 
 
 def read_rows(path: pathlib.Path, no_header: Sequence[str] = ()) -> list[Row]:
-    """All rows of a ``.tsv`` (first line: names of the columns) or ``.jsonl`` file, in order.
+    """Read all rows of a ``.tsv`` (first line: names of the columns) or ``.jsonl`` file, in order.
 
     Args:
-      no_header: columns of a TSV file whose first line has as many values, and none of these names.
+      path: of the file.
+      no_header: columns of a TSV file without names: one whose first line has as many values and none of these names.
 
     Raises:
       InputError: the file is missing, of another kind, not UTF-8, damaged, or without rows.

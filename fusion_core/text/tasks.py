@@ -1,6 +1,6 @@
-"""Tasks as text to text: what the encoder reads, what the decoder should write, how the answers are scored.
+"""Tasks as text to text: the encoder's sources, the decoder's targets, the scores of answers.
 
-GLUE's nine have the words of T5's own preprocessing: ``mnli hypothesis: ... premise: ...`` → ``entailment``.
+GLUE's nine tasks have the words of T5's own preprocessing: ``mnli hypothesis: ... premise: ...`` → ``entailment``.
 Source: the ``glue`` and ``stsb`` preprocessors and ``glue_utils`` of T5's code; Raffel et al. (2020), appendix D.
 """
 
@@ -23,25 +23,31 @@ Kind = Literal["label", "number", "text"]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What the encoder reads and the decoder should write, and where it comes from."""
+    """One example of a task.
+
+    Attributes:
+      source: text for the encoder.
+      target: text that the decoder should write.
+      origin: "FILE, line N".
+    """
 
     source: str
     target: str
-    origin: str  # "FILE, line N"
+    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One text-to-text task.
+    """A text-to-text task.
 
     Attributes:
-      name: the first word of every source; "": none.
-      fields: (T5's name, columns that may hold it), in T5's order; with the name "" the text stands alone.
+      name: first word of every source; may be empty.
+      fields: (T5's name, columns that may hold it), in T5's order; a field with an empty name is its text alone.
       target: columns that may hold the target.
-      kind: what targets are: one of ``labels``, a number from 0 to 5 (rounded to 0.2), or any text.
-      labels: the words of the classes, in the order of their numbers in GLUE's files.
-      metrics: names in ``fusion_core.text.scores.METRICS``, the first is the one to look at.
-      no_header: columns of a file without a first line of names (CoLA's); (): files always have one.
+      kind: of the targets: one of ``labels``, a number from 0 to 5 (rounded to 0.2), or any text.
+      labels: words of the classes, in the order of their numbers in GLUE's files.
+      metrics: names in ``fusion_core.text.scores.METRICS``, the main one first.
+      no_header: columns of a file without a first line of names (CoLA's); if empty, files must have one.
     """
 
     name: str
@@ -53,15 +59,15 @@ class Task:
     no_header: tuple[str, ...] = ()
 
     def source(self, texts: Sequence[str]) -> str:
-        """What the encoder reads: name, and every field after its own name."""
+        """Return the text for the encoder: the task's name, and every field after its own name."""
         parts = [f"{name}: {text}" if name else text for (name, _), text in zip(self.fields, texts, strict=True)]
         return " ".join(([self.name] if self.name else []) + parts)
 
     def write(self, value: Any, origin: str) -> str:
-        """The target's words for what a file says.
+        """Return the target's text for a value in a file.
 
         Raises:
-          InputError: it is no label or number of the task; the message begins with ``origin``.
+          InputError: the value is no label or number of the task; the message begins with ``origin``.
         """
         if self.kind == "text":
             return str(value)
@@ -69,7 +75,7 @@ class Task:
             number = _number(value)
             if not 0 <= number <= 5:
                 raise InputError(f"{origin}: the target is {value!r}; {self.name} has numbers from 0 to 5")
-            # float32, and halves to even, as T5 has it: the number on a boundary depends on it
+            # in float32, halves to even, as T5 does: numbers on a boundary depend on it
             return f"{np.round(np.float32(number) * np.float32(5)) / np.float32(5):.1f}"
         text = str(value).strip()
         if text in self.labels:
@@ -80,7 +86,7 @@ class Task:
         raise InputError(f"{origin}: the label is {value!r}; {self.name} has {', '.join(self.labels)} (or {numbers})")
 
     def read(self, text: str) -> int | float | str:
-        """What an answer says: a class (``NO_LABEL`` where it is none), a number (−1 where it is none), or itself."""
+        """Return the class of an answer (``NO_LABEL`` if it is none), its number (−1 if it is none), or its text."""
         text = text.strip()
         if self.kind == "text":
             return text
@@ -90,16 +96,16 @@ class Task:
         return self.labels.index(text) if text in self.labels else NO_LABEL
 
     def scores(self, targets: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-        """Every metric, from 0 to 1; one that is undefined is not a number."""
+        """Return every metric, from 0 to 1; one that is undefined is not a number."""
         expected, said = ([self.read(text) for text in texts] for texts in (targets, answers))
         return {name: METRICS[name](expected, said) for name in self.metrics}
 
     def examples(self, path: pathlib.Path) -> list[Example]:
-        """All examples of a TSV or JSONL file.
+        """Read all examples of a TSV or JSONL file.
 
         Raises:
-          InputError: the file is missing, empty or damaged, a column is missing, or a target is none of the task's; with
-            file, line and remedy.
+          InputError: the file is missing, empty or damaged, a column is missing, or a target is none of the task's; the
+            message has file, line and remedy.
         """
         rows = read_rows(path, self.no_header)
         wanted = [columns for _, columns in self.fields] + [self.target]
@@ -120,11 +126,14 @@ def _number(value: Any) -> float:
 
 
 def custom_task(input_column: str, target_column: str, prefix: str = "") -> Task:
-    """Any text to any text; scored by the share of answers that are exactly right.
+    """Return a task of any text to any text, scored by the share of answers that equal their target.
 
     Args:
-      input_column, target_column: of the TSV or JSONL file.
+      input_column, target_column: columns of the TSV or JSONL file.
       prefix: words before every source ("translate English to German:").
+
+    Raises:
+      InputError: both columns are one.
     """
     if input_column == target_column:
         raise InputError(f"input and target are both the column {input_column!r}; give two")
@@ -188,7 +197,7 @@ TASKS = {
 
 
 def named_task(name: str) -> Task:
-    """One of GLUE's nine. Raises InputError where there is none of this name."""
+    """Return one of GLUE's nine tasks. Raise InputError if there is none of this name."""
     if name not in TASKS:
         raise InputError(f"there is no task {name!r}; there are {', '.join(TASKS)}, and custom")
     return TASKS[name]

@@ -119,7 +119,7 @@ MEMORY = r"""
 import gzip, json, pathlib, re, sys
 import zstandard, pyarrow.parquet
 from fusion_core.text import TextFiles
-from fusion_core.text.documents import Place, blocks
+from fusion_core.text.documents import BlockStart, blocks
 import itertools
 
 def status(name):
@@ -128,7 +128,8 @@ def status(name):
 before = status("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
 most = characters = 0
-for place, texts in itertools.takewhile(lambda b: b[0].epoch < 1, blocks(TextFiles(sys.argv[1:]), 0, Place(), 1000, 1 << 20)):
+found = blocks(TextFiles(sys.argv[1:]), 0, BlockStart(), 1000, 1 << 20)
+for start, texts in itertools.takewhile(lambda block: block[0].epoch < 1, found):
     characters += sum(map(len, texts))
 print(json.dumps([characters, status("VmHWM") - before]))
 """

@@ -27,10 +27,11 @@ from fusion_core.text import (
     train_tokenizer,
 )
 from fusion_core.text import documents as streams
-from fusion_core.text.documents import Place, blocks, pieces
+from fusion_core.text.documents import BlockStart, blocks, parts_of
 from fusion_core.text.examples import ExampleBatches
 from fusion_core.text.lanes import deal, groups
 from fusion_core.text.packing import unpack, windows_of
+from fusion_core.train.run import merged_position
 from tests.strategies.texts import documents, sentences
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -85,7 +86,7 @@ def rebuilt(source, target):
 
 def epochs_of(source):
     """The epoch of each block, by its number, of the first two epochs."""
-    reader = blocks(source.documents, source.seed, Place(), source.block_documents, source.block_characters)
+    reader = blocks(source.documents, source.seed, BlockStart(), source.block_documents, source.block_characters)
     return {place.number: place.epoch for place, _ in itertools.takewhile(lambda block: block[0].epoch < 2, reader)}
 
 
@@ -148,7 +149,7 @@ def test_packed_rows_are_nearly_full():
 def test_order_and_masks_depend_on_seed_and_epoch():
     a, b = (first(stream(seed=seed), 8, 3) for seed in (0, 1))
     assert not np.array_equal(a[0][0]["encoder_ids"], b[0][0]["encoder_ids"])
-    reader = blocks(TextList(TEXTS), 0, Place(), 10_000, 1 << 30)
+    reader = blocks(TextList(TEXTS), 0, BlockStart(), 10_000, 1 << 30)
     (_, one), (_, two) = itertools.islice(reader, 2)
     assert sorted(one) == sorted(two) == sorted(TEXTS)
     assert one != two
@@ -159,7 +160,7 @@ def test_blocks_hold_what_they_may_and_an_epoch_everything(n):
     found = [
         (place, texts)
         for place, texts in itertools.takewhile(
-            lambda b: b[0].epoch < 2, blocks(TextList(TEXTS), 0, Place(), n, 1 << 30)
+            lambda b: b[0].epoch < 2, blocks(TextList(TEXTS), 0, BlockStart(), n, 1 << 30)
         )
     ]
     assert [place.number for place, _ in found] == list(range(len(found)))
@@ -169,7 +170,7 @@ def test_blocks_hold_what_they_may_and_an_epoch_everything(n):
 
 
 def test_a_block_ends_with_its_characters():
-    reader = blocks(TextList(["x" * 10] * 10), 0, Place(), 100, 25)
+    reader = blocks(TextList(["x" * 10] * 10), 0, BlockStart(), 100, 25)
     assert [len(texts) for _, texts in itertools.islice(reader, 4)] == [3, 3, 3, 1]
 
 
@@ -198,7 +199,7 @@ def test_groups_are_runs_of_about_so_many_characters(texts, characters):
 @quick
 @given(text=st.text("ab é\n", min_size=1, max_size=60), longest=st.integers(2, 70))
 def test_a_long_document_is_cut_between_words(text, longest):
-    parts = list(pieces(text, longest))
+    parts = list(parts_of(text, longest))
     assert "".join(parts) == text
     assert max(map(len, parts)) <= longest
     for part in parts[:-1]:
@@ -320,8 +321,8 @@ import jax
 rank, port, states = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
-from fusion_core.text import gathered
-print(json.dumps(gathered(states[rank])))
+from fusion_core.train.run import merged_position
+print(json.dumps(merged_position(states[rank])))
 """
 
 
@@ -342,7 +343,7 @@ def test_processes_gather_their_states():
     ]
     found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running]
     assert found == [merge_states(states)] * 2
-    assert fc.text.gathered(states[0]) == states[0]
+    assert merged_position(states[0]) == states[0]
 
 
 @pytest.mark.parametrize(("size", "lanes", "count"), [(0, 8, 1), (6, 8, 4), (8, 3, 2), (-4, 8, 1)])
