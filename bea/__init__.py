@@ -1,49 +1,6 @@
 """Backward error analysis: the modified fields and losses that discrete training follows."""
 
-from bea import symbolic as symbolic
-from bea.costate import Costate as Costate
-from bea.costate import costate as costate
-from bea.differentials import elementary_differential as elementary_differential
-from bea.fields import directional_derivative as directional_derivative
-from bea.fields import gradient_field as gradient_field
-from bea.fields import lie_bracket as lie_bracket
-from bea.flow import FlowError as FlowError
-from bea.flow import MeasuredOrder as MeasuredOrder
-from bea.flow import flow as flow
-from bea.flow import measured_order as measured_order
-from bea.greedy import GreedyDecision as GreedyDecision
-from bea.greedy import QuadraticModel as QuadraticModel
-from bea.greedy import best_step_size as best_step_size
-from bea.greedy import greedy_growth_step as greedy_growth_step
-from bea.greedy import predicted_decrease as predicted_decrease
-from bea.greedy import quadratic_model as quadratic_model
-from bea.growth import GrowthEvent as GrowthEvent
-from bea.integrability import IntegrabilityDefect as IntegrabilityDefect
-from bea.integrability import integrability_defect as integrability_defect
-from bea.krylov import Eigenvalue as Eigenvalue
-from bea.krylov import largest_eigenvalue as largest_eigenvalue
-from bea.look_ahead import LookAhead as LookAhead
-from bea.look_ahead import gauss_newton as gauss_newton
-from bea.look_ahead import hessian as hessian
-from bea.look_ahead import look_ahead as look_ahead
-from bea.minibatches import MinibatchTerm as MinibatchTerm
-from bea.minibatches import minibatch_modified_loss as minibatch_modified_loss
-from bea.minibatches import minibatch_term as minibatch_term
-from bea.modified import log_map as log_map
-from bea.modified import modified_field as modified_field
-from bea.modified import modified_loss as modified_loss
-from bea.online import OnlineDecision as OnlineDecision
-from bea.online import OnlineState as OnlineState
-from bea.online import online_growth_step as online_growth_step
-from bea.online import start_online as start_online
-from bea.optimizers import adam_modified_field as adam_modified_field
-from bea.optimizers import optimizer_log as optimizer_log
-from bea.optimizers import optimizer_step as optimizer_step
-from bea.phase_order import order_scores as order_scores
-from bea.phases import Phase as Phase
-from bea.phases import compose as compose
-from bea.pytrees import Field as Field
-from bea.switching import OptimalGrowth as OptimalGrowth
-from bea.switching import Switching as Switching
-from bea.switching import optimal_growth_step as optimal_growth_step
-from bea.switching import switching_function as switching_function
+import lazy_loader
+
+# Public names are listed in __init__.pyi, and imported when they are first used: bea.symbolic does not need jax.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

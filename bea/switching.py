@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bea.costate import costate
+from bea.costates import costate
 from bea.growth import GrowthEvent
 from bea.modified import modified_field
 from bea.phases import Phase

@@ -13,7 +13,7 @@ for the triangularity that :func:`lyndon_coordinates` rests on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -173,8 +173,3 @@ def bch(factors: int, order: int) -> Element:
     for letter in range(factors):
         product = multiply(product, exponential({(letter,): Fraction(1)}, order), order)
     return lyndon_coordinates(logarithm(product, order))
-
-
-def bracket_text(bracket: Any, names: Sequence[str]) -> str:
-    """``[X, [X, Y]]`` for the nested pairs ``(0, (0, 1))`` and the names X, Y."""
-    return str(evaluate_bracket(bracket, lambda i: names[i], lambda a, b: f"[{a}, {b}]"))

@@ -32,7 +32,7 @@ from fusion_core.text.examples import ExampleBatches, encode_texts
 from fusion_core.text.sources import first_batches
 from fusion_core.text.tasks import Example, named_task
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss
 
 SOURCE, HELD_OUT = 128, 2000
 
@@ -73,7 +73,7 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
         SpanCorruption.from_documents(tokenizer.encode(part), tokenizer, SOURCE, arguments.seed)
         for part in (train, held_out)
     )
-    optimizer = adafactor(t5_schedule(1000))
+    optimizer = adafactor()
     trainer = Trainer(t5_loss(config), optimizer, 16, 10)
     params = init(config, arguments.seed, match_cross_attention=True)
     state, seconds = init_state(params, optimizer, arguments.pretrain_rate), time.perf_counter()

@@ -37,7 +37,7 @@ from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flop
 from fusion_core.models.t5.files import flat_names
 from fusion_core.models.t5.flops import utilisation
 from fusion_core.provenance import provenance
-from fusion_core.train import adafactor, t5_schedule
+from fusion_core.train import adafactor
 
 RATE, SOURCE, TARGET = 1e-3, 512, 114
 SMOKE = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
@@ -102,7 +102,7 @@ def parity(smoke: bool) -> dict[str, Any]:
 
 def our_step(config: T5Config, way: Compute, micro: int) -> tuple[Callable[[Any, Any], Any], Any]:
     """``(state, batch) -> (state, loss)``, gradients added over micro-batches of ``micro`` rows, and the first state."""
-    optimizer = optax.chain(adafactor(t5_schedule()), optax.scale(RATE))
+    optimizer = optax.chain(adafactor(), optax.scale(RATE))
 
     def step(state: Any, batch: Any) -> Any:
         params, inner = state

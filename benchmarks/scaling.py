@@ -38,9 +38,9 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
 
     import fusion_core as fc
     from fusion_core.models.t5 import init
-    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss, t5_schedule
+    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss
+    from fusion_core.train.devices import local_rows
     from fusion_core.train.distributed import finish
-    from fusion_core.train.loop import feed_by_step
 
     initialize_distributed()
     width, layers, vocabulary, length = SIZES[size]
@@ -59,11 +59,11 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
         "encoder_ids": rng.integers(2, vocabulary, (BATCH, length), np.int32),
         "targets": rng.integers(2, vocabulary, (BATCH, target), np.int32),
     }
-    optimizer = adafactor(t5_schedule())
+    optimizer = adafactor()
     trainer = Trainer(t5_loss(config), optimizer, BATCH, dispatch)
     state = init_state(init(config, 0), optimizer, 0.01)
     times = [time.perf_counter()]
-    feed = feed_by_step(lambda step, size: batch, 0, BATCH)
+    feed = itertools.repeat((local_rows(batch), None))
     # the pause makes each dispatch's time its own
     for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), lambda step: True):
         times.append(time.perf_counter())

@@ -141,9 +141,9 @@ def test_every_part_of_the_core_has_a_layer():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("bea/flow.py", "import fusion_core"),
-        ("bea/flow.py", "def f():\n    from toy_models import mlp"),
-        ("fusion_core/models/t5/model.py", "from bea import flow"),
+        ("bea/fields.py", "import fusion_core"),
+        ("bea/fields.py", "def f():\n    from toy_models import mlp"),
+        ("fusion_core/models/t5/model.py", "from bea import fields"),
         ("fusion_core/models/t5/model.py", "from fusion_core.growth import fuse"),
         ("fusion_core/models/t5/model.py", "from ...growth import fuse"),
         ("fusion_core/text/tasks.py", "import fusion_core.models.t5"),
@@ -159,7 +159,7 @@ def test_an_upward_import_is_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("toy_models/mlp.py", "from fusion_core.growth import dense\nfrom bea import flow"),
+        ("toy_models/mlp.py", "from fusion_core.growth import dense\nfrom bea import fields"),
         ("fusion_core/schedule/trials.py", "import bea"),
         ("fusion_core/runs/run.py", "from fusion_core.train import loop\nfrom fusion_core.errors import InputError"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from fusion_core.growth import MLPConfig, fuse, fusion_map
-from toy_models import mlp, quadratic
+from toy_models import mlp
 from toy_models.deep_linear import deep_linear_task
 from toy_models.digits import digits_task
 from toy_models.teacher import teacher_task
@@ -56,11 +56,11 @@ def quadratic_toy(dimension: int, small: int, *, seed: int, dtype: DTypeLike = j
     hessian = jnp.asarray(basis * np.linspace(0.1, 1.0, dimension) @ basis.T, dtype)
     hessian = (hessian + hessian.T) / 2
     J = jnp.asarray(rng.standard_normal((dimension, small)) / dimension**0.5, dtype)
-    loss = quadratic.loss(hessian)
+    small_hessian = J.T @ hessian @ J
     source = jnp.asarray(rng.standard_normal(small), dtype)
     return GrowthToy(
-        source_loss=quadratic.loss(J.T @ hessian @ J / 2 + (J.T @ hessian @ J).T / 2),
-        loss=loss,
+        source_loss=lambda theta: 0.5 * theta @ (small_hessian @ theta),
+        loss=lambda theta: 0.5 * theta @ (hessian @ theta),
         sources=(source,),
         embed=lambda sources: J @ sources[0],
         small_flops=2 * small**2,

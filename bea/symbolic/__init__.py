@@ -1,50 +1,6 @@
 """Backward error analysis in symbols: exact coefficients, fields and losses from formulas, LaTeX and JAX code out."""
 
-from bea.symbolic.brackets import gradient_order as gradient_order
-from bea.symbolic.brackets import is_gradient_series as is_gradient_series
-from bea.symbolic.brackets import modified_equation_by_brackets as modified_equation_by_brackets
-from bea.symbolic.brackets import recoloured as recoloured
-from bea.symbolic.brackets import split_gradient as split_gradient
-from bea.symbolic.brackets import tree_bracket as tree_bracket
-from bea.symbolic.closed_forms import balance as balance
-from bea.symbolic.closed_forms import quadratic_modified_hessian as quadratic_modified_hessian
-from bea.symbolic.closed_forms import quadratic_modified_series as quadratic_modified_series
-from bea.symbolic.closed_forms import scalar_two_layer_balance_factor as scalar_two_layer_balance_factor
-from bea.symbolic.closed_forms import two_layer_gradients as two_layer_gradients
-from bea.symbolic.closed_forms import two_layer_loss as two_layer_loss
-from bea.symbolic.closed_forms import two_layer_modified_loss as two_layer_modified_loss
-from bea.symbolic.codegen import jax_function as jax_function
-from bea.symbolic.codegen import jax_source as jax_source
-from bea.symbolic.equation import modified_equation as modified_equation
-from bea.symbolic.equation import with_symmetry as with_symmetry
-from bea.symbolic.equation import without_symmetry as without_symmetry
-from bea.symbolic.exact_steps import Truncated as Truncated
-from bea.symbolic.exact_steps import log_map as log_map
-from bea.symbolic.fields import Phase as Phase
-from bea.symbolic.fields import compose as compose
-from bea.symbolic.fields import corrections as corrections
-from bea.symbolic.fields import gradient_field as gradient_field
-from bea.symbolic.fields import lie_bracket as lie_bracket
-from bea.symbolic.fields import modified_field as modified_field
-from bea.symbolic.fields import phase_series as phase_series
-from bea.symbolic.growth import LinearGrowth as LinearGrowth
-from bea.symbolic.growth import commutator as commutator
-from bea.symbolic.growth import loss_conflict as loss_conflict
-from bea.symbolic.losses import NotAGradient as NotAGradient
-from bea.symbolic.losses import antisymmetric_part as antisymmetric_part
-from bea.symbolic.losses import minibatch_field as minibatch_field
-from bea.symbolic.losses import minibatch_loss as minibatch_loss
-from bea.symbolic.losses import modified_loss as modified_loss
-from bea.symbolic.losses import potential as potential
-from bea.symbolic.methods import METHODS as METHODS
-from bea.symbolic.methods import RungeKutta as RungeKutta
-from bea.symbolic.methods import Step as Step
-from bea.symbolic.momentum import momentum_equation as momentum_equation
-from bea.symbolic.momentum import momentum_field as momentum_field
-from bea.symbolic.momentum import momentum_loss as momentum_loss
-from bea.symbolic.parse import FormulaError as FormulaError
-from bea.symbolic.parse import parse_formula as parse_formula
-from bea.symbolic.printing import draw as draw
-from bea.symbolic.printing import latex as latex
-from bea.symbolic.printing import latex_table as latex_table
-from bea.symbolic.printing import text as text
+import lazy_loader
+
+# Public names are listed in __init__.pyi, and imported when they are first used: the names of methods need no sympy.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,9 +12,7 @@ import keyword
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import sympy as sp
-from jax import Array
 
 from bea.symbolic.fields import check_expression
 
@@ -27,7 +25,7 @@ OPERATIONS: dict[type, str] = {
 
 def jax_function(
     expressions: Any, symbols: Sequence[sp.Symbol], constants: Sequence[sp.Symbol] = ()
-) -> Callable[..., Array]:
+) -> Callable[..., Any]:
     r"""A JAX function of the vector of ``symbols``, and of the values of ``constants`` after it.
 
     Args:
@@ -49,7 +47,9 @@ def jax_function(
     _check_translatable(outputs, arguments)
     shared, results = sp.cse(outputs)
 
-    def function(params: Any, *values: Any) -> Array:
+    def function(params: Any, *values: Any) -> Any:
+        import jax.numpy as jnp
+
         params = jnp.asarray(params)
         if params.shape != (len(symbols),) or len(values) != len(constants):
             raise ValueError(
@@ -68,6 +68,8 @@ def jax_function(
 
 
 def _evaluate(expr: sp.Basic, known: dict[sp.Basic, Any]) -> Any:
+    import jax.numpy as jnp
+
     if expr in known:
         return known[expr]
     if isinstance(expr, sp.Integer):

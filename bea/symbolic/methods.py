@@ -18,14 +18,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from sympy import Rational
-
 
 def exact(value: Any, what: str) -> Fraction:
     """``value`` as a Fraction; ints, Fractions, texts such as "1/2" and sympy Rationals are exact, floats are not."""
-    if isinstance(value, Rational):
-        return Fraction(int(value.p), int(value.q))
-    if isinstance(value, (numbers.Rational, str)) and not isinstance(value, bool):
+    if isinstance(value, numbers.Rational) and not isinstance(value, bool):  # sympy's are such numbers too
+        return Fraction(int(value.numerator), int(value.denominator))
+    if isinstance(value, str):
         try:
             return Fraction(value)
         except (ValueError, ZeroDivisionError):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bea.symbolic import METHODS
 from deepfusion.options import Json
 from deepfusion.terminal import working
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
     from bea.symbolic.presentation import Derivation, NamedPhase
-
-METHODS = ("euler", "implicit-euler", "midpoint", "implicit-midpoint", "heun", "rk4")
 
 
 def derive(

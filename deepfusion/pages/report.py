@@ -40,6 +40,11 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return table
 
 
+def lines(results: Results) -> list[str]:
+    """Return what the run says, for the terminal."""
+    return [f"{arm['name']}: {arm['loss']['mean']:.4f}" for arm in results["comparison"]["arms"]]
+
+
 def _median(points: list[Any]) -> float | None:
     values = sorted(value for _, value in points[1:] or points)  # the first one has the compilation in it
     return values[len(values) // 2] if values else None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bea
-from bea.costate import run_phase
+from bea.costates import run_phase
 from tests.bea.helpers import EXACT, distance, euler
 from tests.strategies.growth import derivative_at
 from tests.strategies.problems import tanh_loss, tanh_network

@@ -23,7 +23,6 @@ from bea.symbolic import (
     parse_formula,
     phase_series,
     potential,
-    quadratic_modified_hessian,
 )
 from bea.symbolic.brackets import is_gradient_series
 from bea.symbolic.losses import is_zero
@@ -164,7 +163,6 @@ def test_functions_that_are_not_smooth_are_refused_by_name(loss, name):
         (lambda: LinearGrowth([[0.5]]), "float 0.5"),
         (lambda: LinearGrowth([[1], [1]]).conflict(x**2, [x]), "1 grown symbols"),
         (lambda: LinearGrowth([[1], [1]]).push([x], [x], [x]), "J is 2 × 1"),
-        (lambda: quadratic_modified_hessian([[1, 2], [3, 4]], h), "symmetric matrix"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_the_culprit_in_the_message(call, message):

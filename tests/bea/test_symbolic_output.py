@@ -28,9 +28,7 @@ from bea.symbolic import (
     modified_field,
     modified_loss,
     momentum_loss,
-    quadratic_modified_hessian,
     text,
-    two_layer_modified_loss,
 )
 from bea.trees import Tree, trees
 from bea.words import bch
@@ -194,21 +192,25 @@ def test_a_high_order_field_is_the_numeric_log_map_up_to_the_next_power(x64):
     assert abs(slopes[-1] - 6) < 0.3, slopes  # h f̃ is right through h⁵
 
 
-def test_closed_forms_are_references_for_the_numbers(x64):
+def test_generated_and_numeric_modified_losses_of_a_deep_linear_net_agree(x64):
     a = list(sp.symbols("a:6"))
-    first, second, target = sp.Matrix(2, 2, a[:4]), sp.Matrix(1, 2, a[4:]), sp.Matrix([[1, 2]])
+    residual = sp.Matrix(1, 2, a[4:]) * sp.Matrix(2, 2, a[:4]) - sp.Matrix([[1, 2]])
     net = lambda p: jnp.sum((p[4:].reshape(1, 2) @ p[:4].reshape(2, 2) - jnp.array([[1.0, 2.0]])) ** 2) / 2
     point = jnp.array([0.3, -0.2, 0.5, 0.9, 1.1, -0.7])
-    made = jax_function(two_layer_modified_loss(first, second, target, h), a, [h])
+    made = jax_function(modified_loss((residual.T * residual).trace() / 2, a, h, 2), a, [h])
     np.testing.assert_allclose(made(point, 0.1), bea.modified_loss(net, 0.1)(point), rtol=1e-12)
 
-    hessian, size = sp.Matrix([[2, 1], [1, 3]]), sp.Rational(1, 100)
-    exact = np.array(quadratic_modified_hessian(hessian, size).evalf(20), dtype=float)
-    matrix, start = jnp.array(np.array(hessian, dtype=float)), jnp.array(POINT)
-    displacement = bea.log_map(lambda p: p - 0.01 * matrix @ p, start, 8)
-    np.testing.assert_allclose(displacement, -0.01 * exact @ POINT, rtol=1e-11)
-    third = bea.modified_field(lambda p: -matrix @ p, 0.01, 3)(start)
-    rest = (0.01**3 / 4) * np.linalg.matrix_power(np.array(matrix), 4) @ POINT  # the next term of −log(1 − hH)/h
+
+def test_numbers_of_a_quadratic_are_those_of_its_closed_form(x64):
+    """``H̃ = −log(1 − hH)/h``."""
+    hessian, size = np.array([[2.0, 1.0], [1.0, 3.0]]), 0.01
+    values, basis = np.linalg.eigh(hessian)
+    exact = -(basis * (np.log1p(-size * values) / size)) @ basis.T
+    matrix, start = jnp.asarray(hessian), jnp.array(POINT)
+    displacement = bea.log_map(lambda p: p - size * matrix @ p, start, 8)
+    np.testing.assert_allclose(displacement, -size * exact @ POINT, rtol=1e-11)
+    third = bea.modified_field(lambda p: -matrix @ p, size, 3)(start)
+    rest = (size**3 / 4) * np.linalg.matrix_power(hessian, 4) @ POINT  # the next term of −log(1 − hH)/h
     np.testing.assert_allclose(third, -exact @ POINT + rest, rtol=1e-6)
 
 

@@ -6,8 +6,7 @@ import shlex
 import pytest
 import sympy as sp
 
-from bea.symbolic import METHODS, modified_equation, modified_loss, parse_formula
-from deepfusion.commands import derive as command
+from bea.symbolic import modified_equation, modified_loss, parse_formula
 
 
 @pytest.fixture
@@ -25,10 +24,6 @@ def derive(run):
 @pytest.fixture
 def as_json(derive):
     return lambda *arguments: json.loads(derive(*arguments, "--json"))
-
-
-def test_the_command_names_the_methods_of_the_library():
-    assert tuple(METHODS) == command.METHODS
 
 
 def test_two_phases_to_order_three_print_as_latex(derive):

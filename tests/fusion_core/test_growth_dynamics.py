@@ -11,7 +11,7 @@ import pytest
 import fusion_core as fc
 from fusion_core.growth import operators
 from fusion_core.growth.linear import FusionMap
-from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state, t5_schedule
+from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state
 from tests.strategies import decoders
 from tests.strategies.networks import random_mlp
 from toy_models import mlp
@@ -22,7 +22,7 @@ OPTIMIZERS = {
     "sgd": optax.sgd(1.0),
     "momentum": optax.sgd(1.0, momentum=0.8),
     "adam": optax.adam(1.0, eps=1e-16),
-    "adafactor": adafactor(t5_schedule()),
+    "adafactor": adafactor(),
 }
 
 

@@ -31,6 +31,7 @@ from fusion_core.text.documents import BlockStart, blocks, parts_of
 from fusion_core.text.examples import ExampleBatches
 from fusion_core.text.lanes import deal, groups
 from fusion_core.text.packing import unpack, windows_of
+from fusion_core.train.run import merged_position
 from tests.strategies.texts import documents, sentences
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -320,8 +321,8 @@ import jax
 rank, port, states = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
-from fusion_core.text import gathered
-print(json.dumps(gathered(states[rank])))
+from fusion_core.train.run import merged_position
+print(json.dumps(merged_position(states[rank])))
 """
 
 
@@ -342,7 +343,7 @@ def test_processes_gather_their_states():
     ]
     found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in running]
     assert found == [merge_states(states)] * 2
-    assert fc.text.gathered(states[0]) == states[0]
+    assert merged_position(states[0]) == states[0]
 
 
 @pytest.mark.parametrize(("size", "lanes", "count"), [(0, 8, 1), (6, 8, 4), (8, 3, 2), (-4, 8, 1)])

@@ -2,13 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bea.chebyshev import chebyshev_step, stages_for
 
 import bea
+from bea.forecast import decayed_steps, step_times
 from bea.krylov import lanczos
-from bea.look_ahead import decayed_steps, step_times
-from tests.bea.helpers import distance, euler, slope
-from tests.strategies.problems import cubic_field, cubic_point, quadratic, tanh_loss, tanh_network
+from tests.bea.helpers import distance, euler
+from tests.strategies.problems import quadratic, tanh_loss, tanh_network
 
 
 def test_lanczos_over_the_whole_space_keeps_the_matrix(x64):
@@ -40,18 +39,6 @@ def test_an_eigenvalue_that_has_not_converged_says_so():
     H, theta = quadratic(40)
     found = bea.largest_eigenvalue(lambda p: 0.5 * p @ H @ p, theta, steps=2)
     assert "not converged" in found.reason
-
-
-def test_the_common_rate_is_the_best_of_one_step_below_the_limit_of_stability(x64):
-    H, theta = quadratic(5)
-    loss = lambda p: 0.5 * p @ H @ p
-    metric = jnp.asarray([1.0, 2.0, 0.5, 1.0, 1.0])
-    rate = bea.common_rate(loss, theta, metric=metric, steps=5)
-    slope_at = jax.grad(lambda h: loss(theta - h * metric * (H @ theta)))(rate.best)
-    np.testing.assert_allclose(slope_at, 0, atol=1e-12)
-    M = jnp.sqrt(metric)
-    np.testing.assert_allclose(rate.limit, 2 / jnp.linalg.eigvalsh(M[:, None] * H * M)[-1], rtol=1e-10)
-    assert "lies between the two" in rate.reason
 
 
 @pytest.mark.parametrize("tau", [0, 1, 2, 7, 8])
@@ -148,31 +135,3 @@ def test_look_ahead_refuses(change, message):
     settings = {"step_size": 0.1, "steps": 5} | change
     with pytest.raises(ValueError, match=message):
         bea.look_ahead(lambda p: jnp.sum(p**2), jnp.ones(2), **settings)
-
-
-def test_a_chebyshev_step_has_local_error_of_order_three(x64):
-    field, point = cubic_field(), cubic_point()
-    exact = lambda h: bea.flow(field, point, h, rtol=1e-13, atol=1e-14)
-    assert slope(lambda h: distance(chebyshev_step(field, point, h, 4), exact(h)), largest=0.02) == pytest.approx(
-        3, abs=0.15
-    )
-
-
-@pytest.mark.parametrize("stages", [2, 5, 20])
-def test_a_chebyshev_step_is_stable_as_far_as_its_stages_reach(x64, stages):
-    reach = 0.65 * (stages**2 - 1)
-    assert stages_for(reach, 1.0) in (stages, stages + 1)
-    rates = jnp.linspace(0, reach, 200)
-    end = chebyshev_step(lambda p: -rates * p, jnp.ones(200), 1.0, stages)
-    assert float(jnp.abs(end).max()) <= 1 + 1e-12
-
-
-def test_looking_ahead_by_chebyshev_ends_where_descent_does(x64):
-    H, theta = quadratic(6)
-    loss, h, n = (lambda p: 0.5 * p @ H @ p), 0.02, 100
-    end, gradients = bea.chebyshev_look_ahead(
-        loss, theta, step_size=h, steps=n, spectral_radius=2.0, order=2, pieces=12, ratio=1.2
-    )
-    exact = euler(lambda p: -(H @ p), theta, h, n)
-    assert float(distance(end, exact)) < 1e-2 * float(jnp.linalg.norm(exact - theta))
-    assert gradients < n
