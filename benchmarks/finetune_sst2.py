@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from deepfusion.finetuning import FinetuneSettings, Finetuning
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from deepfusion.finetuning import FinetuneSettings, Finetuning
 from fusion_core.models.t5 import init
 from fusion_core.provenance import provenance
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer

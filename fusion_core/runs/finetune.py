@@ -220,7 +220,7 @@ class Finetuning:
     def training(
         self, show: Callable[[Record], None] = lambda record: None, note: Callable[[str], None] = lambda line: None
     ) -> Training:
-        """Return the training of the network; ``show`` and ``note`` are those of ``Training``."""
+        """Return the training of the network; ``show`` and ``note`` as in ``Training``."""
         settings = self.settings
         source, target = (round(np.mean([len(x) for x in ids])) for ids in self.ids["train"])
         read = hashlib.sha256()
@@ -255,12 +255,13 @@ class Finetuning:
         *,
         show: Callable[[Record], None] = lambda record: None,
         note: Callable[[str], None] = lambda line: None,
+        begin: Callable[[str, int, int], None] = lambda name, step, until: None,
     ) -> dict[str, Any]:
         """Train to the end, evaluating on the way, and write everything; an interrupted run is continued.
 
         Args:
-          show: called with every record of the metrics.
-          note: called with sentences for the user.
+          show, note: as in ``training``.
+          begin: called when the training begins, with its name, its first step and its last.
 
         Returns:
           The content of ``scores.json``.
@@ -273,7 +274,9 @@ class Finetuning:
         if not (self.folder / SETTINGS).exists():
             content = json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n"
             atomic.write_text(self.folder / SETTINGS, content)
-        state = self.training(show, note).to(self.start(), self.settings.steps)
+        training = self.training(show, note)
+        begin(training.name, max(training.checkpoints.steps(), default=0), self.settings.steps)
+        state = training.to(self.start(), self.settings.steps)
         step, answers = self._answered
         if step != self.settings.steps:  # evaluated by the process before this one
             answers = self.answers(state.params)
