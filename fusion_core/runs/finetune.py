@@ -140,6 +140,7 @@ class Finetuning:
       ids: sources and targets of each file as ids.
       cut: numbers of texts of each file that were longer than allowed.
       network: the T5 at its start, with its tokenizer.
+      longest: tokens of the longest target or label.
       trainer: the compiled step.
 
     Raises:
@@ -164,7 +165,7 @@ class Finetuning:
             self.ids[name] = found["sources"][0], found["targets"][0]
             self.cut[name] = {side: cut for side, (_, cut) in found.items()}
         targets = [*self.ids["train"][1], *self.ids["validation"][1], *self._label_ids()]
-        self._longest = max(map(len, targets))
+        self.longest = max(map(len, targets))
         config = self.network.config
         if settings.dropout is not None:
             config = dataclasses.replace(config, dropout_rate=settings.dropout)
@@ -195,7 +196,7 @@ class Finetuning:
             width = width_for(max(len(sources[i]) for i in rows))
             batch = {
                 "encoder_ids": padded([sources[i] for i in rows], width),
-                "targets": padded([targets[i] for i in rows], self._longest),
+                "targets": padded([targets[i] for i in rows], self.longest),
             }
             batch["targets"][len(np.unique(rows)) :] = self.network.config.pad_token_id  # what fills the last batch
             groups.setdefault(width, []).append(batch)
@@ -205,7 +206,7 @@ class Finetuning:
     def answers(self, params: Any) -> list[str]:
         """Return the text that the network writes for each validation source, greedily."""
         network = self.network._replace(params=params)
-        return answer(network, self.ids["validation"][0], Decoding(self._longest), batch=max(32, self.settings.batch))
+        return answer(network, self.ids["validation"][0], Decoding(self.longest), batch=max(32, self.settings.batch))
 
     def scores(self, answers: list[str]) -> dict[str, float | None]:
         """Return the task's metrics of the answers; an undefined one is None."""
