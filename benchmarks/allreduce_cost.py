@@ -21,9 +21,10 @@ import math
 import sys
 from typing import Any
 
+import jax
+
 from benchmarks.output import hand_over
 from fusion_core.models.t5 import T5Config, parameter_shapes
-from fusion_core.models.t5.files import flat_names
 from fusion_core.provenance import provenance
 
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -37,7 +38,7 @@ def ring_seconds(payload: float, devices: int, bandwidth: float, latency: float)
 
 def gradient_bytes(config: T5Config, width: int = 4) -> int:
     """Bytes of all gradients, ``width`` each."""
-    return width * sum(math.prod(shape) for shape in flat_names(parameter_shapes(config)).values())
+    return width * sum(math.prod(struct.shape) for struct in jax.tree.leaves(parameter_shapes(config)))
 
 
 def compute(

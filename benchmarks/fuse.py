@@ -37,8 +37,10 @@ from rich.console import Console
 from benchmarks.output import hand_over
 from fusion_core import T5Config
 from fusion_core.checkpoints import open_checkpoint, plan_fusion
+from fusion_core.checkpoints.ranges import INDEX
 from fusion_core.models.t5 import parameter_shapes
-from fusion_core.models.t5.files import INDEX, config_to_json, flat_names
+from fusion_core.models.t5.files import config_to_json
+from fusion_core.models.units import by_name
 
 COPY_LIMIT, MEMORY_LIMIT, MERGEKIT_LIMIT = 1.5, 300e6, 2.0
 PIECE = 1 << 19  # bytes of a plain read or write
@@ -64,13 +66,13 @@ def write_source(folder: pathlib.Path, config: T5Config, seed: int, shards: int)
     """A checkpoint of random bf16 weights; entries repeat after a million, since drawing billions takes minutes."""
     folder.mkdir()
     drawn = np.random.default_rng(seed).standard_normal(1_000_003, np.float32).astype(ml_dtypes.bfloat16)
-    shapes = flat_names(parameter_shapes(config))
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    shapes = by_name(parameter_shapes(config))
+    total = sum(int(np.prod(struct.shape)) for struct in shapes.values())
     weight_map: dict[str, str] = {}
     tensors: dict[str, np.ndarray] = {}
     done = number = 0
-    for name, shape in shapes.items():
-        tensors[name] = np.resize(drawn, shape)
+    for name, struct in shapes.items():
+        tensors[name] = np.resize(drawn, struct.shape)
         done += tensors[name].size
         if done * shards >= total * (number + 1):
             number += 1

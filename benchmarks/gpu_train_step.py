@@ -34,8 +34,8 @@ import optax
 from benchmarks.output import hand_over
 from fusion_core import save_pretrained
 from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flops
-from fusion_core.models.t5.files import flat_names
 from fusion_core.models.t5.flops import utilisation
+from fusion_core.models.units import by_name
 from fusion_core.provenance import provenance
 from fusion_core.train import adafactor
 
@@ -90,7 +90,7 @@ def parity(smoke: bool) -> dict[str, Any]:
         result.loss.backward()
         theirs = {n: p.grad.cpu().numpy() for n, p in model.named_parameters()}
         worst = 0.0
-        for tensor, gradient in flat_names(gradients).items():
+        for tensor, gradient in by_name(gradients).items():
             ours = np.asarray(gradient) / float(sums["tokens"])
             worst = max(worst, float(np.abs(ours - theirs[tensor]).max() / np.abs(theirs[tensor]).max()))
         losses = float(total / sums["tokens"]), result.loss.item()

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusion_core.checkpoints.architectures import ARCHITECTURES, Architecture
-from fusion_core.checkpoints.ranges import FLOATS, Entry, Reader, read_header
+from fusion_core.checkpoints.ranges import FLOATS, INDEX, WEIGHTS, Entry, Reader, read_header
 from fusion_core.errors import InputError
-from fusion_core.models.t5.files import INDEX, WEIGHTS, flat_names
+from fusion_core.models.registry import Architecture, architecture, config_from_json, layouts
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT = (
@@ -74,7 +73,7 @@ class Checkpoint:
 
     Attributes:
       folder: where it is.
-      architecture: its line in the table of architectures.
+      architecture: its record in the registry.
       config: the network's configuration.
       tensors: the network's tensors by their names in the table of rules, in its order.
       extra: names in the files that the network does not use: copies of the embedding, buffers.
@@ -110,17 +109,18 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         of 16 bits or more.
     """
     folder = pathlib.Path(path)
-    values = read_config(folder)
-    kind = values.get("model_type")
-    if kind not in ARCHITECTURES:
-        known = ", ".join(repr(name) for name in ARCHITECTURES)
-        raise InputError(f"{folder / 'config.json'}: model_type is {kind!r}; only {known} can be read here")
-    architecture = ARCHITECTURES[kind]
-    config = architecture.read_config(values, str(folder / "config.json"))
-    found = read_entries(folder)
-    used = architecture.resolve(config, found)
+    config = config_from_json(read_config(folder), str(folder / "config.json"))
+    record = architecture(config)
+    assert record.files is not None
+    found, copies = read_entries(folder), record.files.copies(config)
+    used = dict(found)
+    for name, others in record.files.aliases(config).items():
+        present = [other for other in others if other in found]
+        if name not in used and present:
+            used[name] = found[present[0]]
     tensors = {}
-    for name, shape in flat_names(architecture.shapes(config)).items():
+    for name, layout in layouts(config).items():
+        shape = layout.shape
         entry = used.get(name)
         if entry is None:
             raise InputError(
@@ -134,18 +134,19 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
             )
         tensors[name] = entry
     extra = tuple(sorted(found.keys() - {entry.name for entry in tensors.values()}))
-    unknown = [name for name in extra if not architecture.ignored(config, name)]
+    unknown = [name for name in extra if name not in copies and not record.files.ignored(config, name)]
     if unknown:
         raise InputError(
-            f"{folder}: unknown tensors {unknown[:3]}; this is not the {kind} network that config.json describes"
+            f"{folder}: unknown tensors {unknown[:3]}; this is not the {record.files.model_type} network that config.json "
+            "describes"
         )
     with Reader() as reader:
-        for copy, original in architecture.copies(config).items():
+        for copy, original in copies.items():
             if copy in extra and not same_values(reader, found[copy], tensors[original]):
                 raise InputError(
                     f"{folder}: {copy} should be a copy of {original}, but differs from it; remove the one that is wrong"
                 )
-    return Checkpoint(folder, architecture, config, tensors, extra)
+    return Checkpoint(folder, record, config, tensors, extra)
 
 
 def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20) -> bool:

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_core.checkpoints.architectures import Batch
+from fusion_core.checkpoints.batches import probe, text_windows
 from fusion_core.checkpoints.checkpoint import Checkpoint, LazyParams
 from fusion_core.checkpoints.ranges import FLOATS, Entry, Reader
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
 from fusion_core.errors import InputError
 from fusion_core.growth.calibration import Moments, Path, with_paths
 from fusion_core.growth.networks import norm_moments
-from fusion_core.models.t5.files import nested
+from fusion_core.models.registry import Batch
+from fusion_core.models.units import nested
 from fusion_core.text.tokenizer import Tokenizer
 
 
@@ -52,6 +53,7 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
     Networks of ``small`` parameters and more are computed outside jit, with one tensor in memory at a time.
     """
     logits = checkpoint.architecture.logits
+    assert logits is not None
     with Reader() as reader:
         if checkpoint.parameters < small:
             tensors = {name: reader.whole(entry).astype(np.float32) for name, entry in checkpoint.tensors.items()}
@@ -75,14 +77,14 @@ def text_batch(checkpoints: Sequence[Checkpoint], texts: Sequence[str], rows: in
     """Windows of text for the first checkpoint's network, with the tokenizer of the first that has one."""
     having = [c.folder for c in checkpoints if (c.folder / "tokenizer.json").exists()]
     tokenizer = Tokenizer.load((having or [checkpoints[0].folder])[0])
-    return checkpoints[0].architecture.text(list(texts), tokenizer, checkpoints[0].config, rows, seed)
+    return text_windows(texts, tokenizer, checkpoints[0].config, rows, seed)
 
 
 def deviation_from_mean(
     sources: Sequence[Checkpoint], weights: Sequence[float], fused: Checkpoint, seed: int = 0
 ) -> Deviation:
     """``max`` and mean of ``|f(x) − Σ wᵢ fᵢ(x)|`` on a small batch of random tokens, drawn with the seed."""
-    batch = fused.architecture.probe(fused.config, seed)
+    batch = probe(fused.config, seed)
     found: dict[object, np.ndarray] = {}  # one checkpoint given twice is run once
     mean = np.zeros(())
     for source, weight in zip(sources, weights, strict=True):
@@ -161,7 +163,7 @@ def compare(
             f"{a.folder} and {b.folder} cannot be compared: their kinds or vocabularies differ ({a.config.vocab_size} and "
             f"{b.config.vocab_size} pieces)"
         )
-    batch = a.architecture.probe(a.config, seed) if texts is None else text_batch([a, b], texts, rows, seed)
+    batch = probe(a.config, seed) if texts is None else text_batch([a, b], texts, rows, seed)
     ours, theirs = logits_of(a, batch), logits_of(b, batch)
     logs = [log_probabilities(logits) for logits in (ours, theirs)]
     first, second = (

@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from fusion_core.checkpoints.architectures import ARCHITECTURES
 from fusion_core.checkpoints.checkpoint import open_checkpoint, read_config, read_entries
 from fusion_core.checkpoints.tokenizers import CONTENT
+from fusion_core.models.registry import MODEL_TYPES
 from fusion_core.text.tokenizer import Tokenizer
 
 
@@ -25,7 +25,7 @@ def describe(path: str | pathlib.Path) -> dict[str, Any]:
     """
     folder = pathlib.Path(path)
     values = read_config(folder)
-    supported = values.get("model_type") in ARCHITECTURES
+    supported = values.get("model_type") in MODEL_TYPES
     config, tied = values, values.get("tie_word_embeddings")
     unused: tuple[str, ...] = ()
     entries = read_entries(folder)

@@ -16,6 +16,7 @@ from fusion_core.checkpoints.ranges import Reader
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.checkpoints.write import write_shards
 from fusion_core.errors import InputError
+from fusion_core.models.registry import architecture
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -60,9 +61,9 @@ def write_fusion(
     try:
         with atomic.new_folder(out) as folder, Reader() as reader:
             write_shards(folder, plan.shards, reader, report)
-            values = plan.sources[0].architecture.write_config(plan.config) | {
-                "dtype": TORCH_NAMES[next(iter(plan.dtypes))]
-            }
+            files = architecture(plan.config).files
+            assert files is not None
+            values = files.write_config(plan.config) | {"dtype": TORCH_NAMES[next(iter(plan.dtypes))]}
             (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             copied = copy_tokenizer([source.folder for source in plan.sources], folder)
             measured = None

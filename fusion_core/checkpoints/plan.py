@@ -18,7 +18,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth import fused_config, fusion_map
 from fusion_core.growth.agreement import NORM_MODES
 from fusion_core.growth.networks import calibrated_map
-from fusion_core.models.t5.files import flat_names
+from fusion_core.models.units import by_name
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 SHARD = 5_000_000_000  # bytes
@@ -164,7 +164,7 @@ def plan_fusion(
         watched = {source.folder: moments_of(source, batch) for source in opened.values()}
         mapping = calibrated_map(configs, [watched[source.folder] for source in sources], weights)
     tensors = []
-    for array, (name, rule) in enumerate(flat_names(mapping.rules).items()):
+    for array, (name, rule) in enumerate(by_name(mapping.rules).items()):
         entries = tuple(source.tensors[name] for source in sources)
         code = DTYPES[dtype] if dtype else _common_dtype([entry.dtype for entry in entries])
         added = Noise(float(noise), seed, array) if noise and rule.reads is not None else None

@@ -14,16 +14,11 @@ import numpy as np
 import safetensors.numpy
 
 from fusion_core import atomic
-from fusion_core.checkpoints.architectures import ARCHITECTURES
 from fusion_core.checkpoints.checkpoint import open_checkpoint
-from fusion_core.checkpoints.ranges import Reader
+from fusion_core.checkpoints.ranges import WEIGHTS, Reader
 from fusion_core.errors import InputError
-from fusion_core.models.decoder.config import GPT2Config, LlamaConfig
-from fusion_core.models.t5.config import T5Config
-from fusion_core.models.t5.files import WEIGHTS, flat_names, nested
-
-# configuration -> what config.json calls it
-MODEL_TYPES: dict[type, str] = {T5Config: "t5", LlamaConfig: "llama", GPT2Config: "gpt2"}
+from fusion_core.models.registry import MODEL_TYPES, architecture, layouts
+from fusion_core.models.units import by_name, nested
 
 
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
@@ -48,14 +43,14 @@ def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
 
 def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(values of config.json, tensors by name), checked."""
-    if type(config) not in MODEL_TYPES:
-        known = ", ".join(kind.__name__ for kind in MODEL_TYPES)
+    files = architecture(config).files
+    if files is None:
+        known = ", ".join(record.config.__name__ for record in MODEL_TYPES.values())
         raise InputError(
             f"no checkpoint holds a configuration of type {type(config).__name__}; those of {known} are written"
         )
-    architecture = ARCHITECTURES[MODEL_TYPES[type(config)]]
-    values = architecture.write_config(config)  # it refuses what cannot be exported
-    expected, arrays = flat_names(architecture.shapes(config)), flat_names(params)
+    values = files.write_config(config)  # it refuses what cannot be exported
+    expected, arrays = {name: layout.shape for name, layout in layouts(config).items()}, by_name(params)
     found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -33,6 +33,7 @@ FLOATS: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 CODES = {dtype: code for code, dtype in FLOATS.items()}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # files of a checkpoint folder
 LARGEST_HEADER = 100_000_000  # bytes; the library's limit too
 
 # dtype -> (its bits as unsigned and as signed integers, the bits of +inf): larger magnitudes are inf or NaN

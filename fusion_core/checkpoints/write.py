@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fusion_core.checkpoints.ranges import Reader
+from fusion_core.checkpoints.ranges import INDEX, WEIGHTS, Reader
 from fusion_core.checkpoints.stream import FusedTensor
-from fusion_core.models.t5.files import INDEX, WEIGHTS
 
 
 def plan_shards(tensors: Sequence[FusedTensor], largest: int) -> dict[str, list[FusedTensor]]:

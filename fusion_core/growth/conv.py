@@ -9,7 +9,8 @@ from fusion_core.errors import InputError
 from fusion_core.growth import operators
 from fusion_core.growth.agreement import NormMode, unequal_depth
 from fusion_core.growth.linear import FusionMap
-from fusion_core.models.conv import ConvConfig, parameter_shapes
+from fusion_core.models.conv import ConvConfig
+from fusion_core.models.registry import parameter_shapes
 
 FIRST = {"weight": operators.dense_in, "bias": operators.bias}
 HIDDEN = operators.CONVOLUTION

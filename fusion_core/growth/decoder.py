@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from fusion_core.errors import InputError
@@ -14,8 +13,8 @@ from fusion_core.growth.agreement import NormMode, added
 from fusion_core.growth.calibration import NormKind
 from fusion_core.growth.linear import FusionMap, Params
 from fusion_core.models.decoder.config import GPT2Config, LlamaConfig
-from fusion_core.models.decoder.model import normed_forward, parameter_shapes
-from fusion_core.models.decoder.model import unit as decoder_unit  # noqa: F401  (named with its siblings in the architectures' table)
+from fusion_core.models.norms import normed
+from fusion_core.models.registry import architecture, parameter_shapes
 
 LLAMA: operators.Table = {
     "embed_tokens.weight": operators.embedding,
@@ -88,9 +87,11 @@ gpt2_map = _mapper(GPT2, TIED_GPT2)
 
 def decoder_pass(params: Params, config: Any, batch: Any, norm: Any) -> Array:
     """Logits on a batch of ``ids``, with ``norm(parts, x, mask)`` in the place of the norms; every token counts."""
-    ids = jnp.asarray(batch["ids"])
-    mask = jnp.ones(ids.shape, bool)
-    return normed_forward(params, config, ids, lambda parts, x: norm(parts, x, mask))
+    return architecture(config).run(params, config, batch, norm)  # type: ignore[misc]
+
+
+def decoder_unit(x: Array, config: Any, groups: tuple[int, ...]) -> Array:
+    return normed(x, architecture(config).norm(config), groups)  # type: ignore[misc]
 
 
 def llama_norm(config: LlamaConfig) -> NormKind:

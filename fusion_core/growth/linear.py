@@ -129,7 +129,7 @@ class FusionMap:
 
     def leaf_shapes(self) -> list[list[tuple[int, ...]]]:
         """For each leaf, in the order of the rules, its shape in every source."""
-        per_source = [jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple)) for tree in self.shapes]
+        per_source = [[struct.shape for struct in jax.tree.leaves(tree)] for tree in self.shapes]
         return [list(shapes) for shapes in zip(*per_source, strict=True)]
 
     def embed(self, sources: Sequence[Params]) -> Params:

@@ -82,7 +82,7 @@ class GrowthMap:
 
     def _filled(self, grown: Params, fill: Callable[..., Any]) -> Params:
         dtype = jnp.result_type(*jax.tree.leaves(grown))
-        return jax.tree.map(lambda shape: fill(shape, dtype), self.shapes, is_leaf=lambda node: isinstance(node, tuple))
+        return jax.tree.map(lambda struct: fill(struct.shape, dtype), self.shapes)
 
 
 @dataclasses.dataclass(frozen=True)

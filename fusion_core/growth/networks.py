@@ -181,14 +181,15 @@ def calibrated_map(
 
 
 def check_params(i: int, params: Params, shapes: Params) -> None:
-    wanted = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda node: isinstance(node, tuple))[0]
+    wanted = jax.tree_util.tree_flatten_with_path(shapes)[0]
     found = jax.tree_util.tree_flatten_with_path(params)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in wanted]
     found_names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in found]
     if names != found_names:
         odd = sorted(set(names) ^ set(found_names))[:3] or names[:3]
         raise InputError(f"network {i}: its parameters are not those of its configuration; look at {', '.join(odd)}")
-    for name, (_, shape), (_, leaf) in zip(names, wanted, found, strict=True):
+    for name, (_, struct), (_, leaf) in zip(names, wanted, found, strict=True):
+        shape = struct.shape
         if tuple(leaf.shape) != shape:
             raise InputError(f"network {i}: {name} has shape {tuple(leaf.shape)}, but its configuration says {shape}")
         # a traced array has no values to look at

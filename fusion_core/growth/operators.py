@@ -118,11 +118,6 @@ LAYER_NORM: Table = {"norm.weight": norm, "norm.bias": norm}
 CONVOLUTION: Table = {"weight": dense, "bias": bias}
 
 
-def is_shape(node: Any) -> bool:
-    """Whether a node of a tree of shapes is a leaf."""
-    return isinstance(node, tuple)
-
-
 def table_map(table: Table, shapes: Sequence[Params], weights: Weights) -> FusionMap:
     """The fusion map of a table, for trees whose arrays it names by their last two keys (or their last one).
 
@@ -135,7 +130,7 @@ def table_map(table: Table, shapes: Sequence[Params], weights: Weights) -> Fusio
     def rule(path: tuple[Any, ...], _: Any) -> Rule:
         return table[".".join(str(part.key) for part in path[-2:])](weights)
 
-    rules = jax.tree_util.tree_map_with_path(rule, shapes[0], is_leaf=is_shape)
+    rules = jax.tree_util.tree_map_with_path(rule, shapes[0])
     return FusionMap(rules=rules, shapes=tuple(shapes), weights=weights)
 
 

@@ -13,8 +13,9 @@ from fusion_core.growth import operators
 from fusion_core.growth.agreement import NormMode, added
 from fusion_core.growth.calibration import NormKind
 from fusion_core.growth.linear import FusionMap, Params
+from fusion_core.models.norms import unit_rms
 from fusion_core.models.t5.config import T5Config
-from fusion_core.models.t5.model import normed_forward, parameter_shapes, shifted_right, unit_rms
+from fusion_core.models.t5.model import normed_forward, parameter_shapes, shifted_right
 
 TABLE: operators.Table = {
     "shared.weight": operators.embedding,

@@ -17,8 +17,9 @@ from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.growth.linear import Params
+from fusion_core.models import registry
 from fusion_core.models.mlp import MLPConfig
-from fusion_core.models.mlp import parameter_shapes as mlp_shapes
+from fusion_core.models.mlp import init as init_mlp
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import init as init_t5
 from fusion_core.models.t5.model import parameter_shapes as t5_shapes
@@ -47,13 +48,13 @@ Axes = tuple[Axis | None, ...]
 
 def leaf_names(tree: Params) -> list[str]:
     """Dotted names of the leaves, in the order of ``jax.tree.leaves``; a tuple of integers is a leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, tuple))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
 
 
 def by_name(tree: Params) -> dict[str, Any]:
     """The leaves under their dotted names."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, tuple))
+    leaves = jax.tree.leaves(tree)
     return dict(zip(leaf_names(tree), leaves, strict=True))
 
 
@@ -62,7 +63,7 @@ def parameter_shapes(config: Config) -> Params:
     if isinstance(config, T5Config):
         return t5_shapes(config)
     if isinstance(config, MLPConfig):
-        return mlp_shapes(config)
+        return registry.parameter_shapes(config)
     raise InputError(
         f"no growth operator knows a configuration of type {type(config).__name__}; pass a T5Config or an MLPConfig"
     )
@@ -72,14 +73,7 @@ def fresh(config: Config, seed: int, dtype: Any) -> Params:
     """A network from scratch: a T5 as ``fusion_core.models.t5.init``; an MLP with weights of variance 1/fan-in, biases zero."""
     if isinstance(config, T5Config):
         return init_t5(config, seed, dtype=dtype)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda shape: jnp.asarray(
-            rng.standard_normal(shape, np.float32) / shape[-1] ** 0.5 if len(shape) == 2 else np.zeros(shape), dtype
-        ),
-        mlp_shapes(config),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+    return init_mlp(config, seed, dtype=dtype)
 
 
 def other_seed(seed: int, number: int) -> int:

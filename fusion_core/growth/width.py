@@ -204,9 +204,7 @@ def random_off_diagonal(config: Config, request: Request) -> Growth:
 
     def finish(grown: Params) -> Params:
         dtype = jnp.result_type(*jax.tree.leaves(grown))
-        ones = jax.tree.map(
-            lambda shape: jnp.ones(shape, dtype), parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)
-        )
+        ones = jax.tree.map(lambda struct: jnp.ones(struct.shape, dtype), parameter_shapes(config))
         assert fused.embed is not None
         filled = fused.embed(ones)
         return jax.tree.map(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
+import jax.numpy as jnp
+
 from fusion_core.errors import InputError
+from fusion_core.models.mlp import chain, from_scratch
+from fusion_core.models.units import Layout, Params, Space, Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +32,22 @@ class ConvConfig:
             )
 
 
-def parameter_shapes(config: ConvConfig) -> dict[str, Any]:
-    side = (config.kernel, config.kernel)
-    pairs = itertools.pairwise(config.channels)
+def arrays(config: ConvConfig) -> Params:
+    """Return the layout of every array."""
+    widths, side = config.channels, (config.kernel, config.kernel)
+    last = Space(f"channels.{len(widths) - 2}", widths[-1], "channels", len(widths) - 1)
     return {
-        "convolutions": [{"weight": (n_out, n_in, *side), "bias": (n_out,)} for n_in, n_out in pairs],
-        "head": {"weight": (config.classes, config.channels[-1]), "bias": (config.classes,)},
+        "convolutions": chain("channels", "channels", widths, range(1, len(widths)), side),
+        "head": {"weight": Layout((config.classes, last.reads())), "bias": Layout((config.classes,))},
     }
+
+
+def stacks(config: ConvConfig) -> tuple[Stack, ...]:
+    """Return the convolutions, of which all but the first may be repeated."""
+    layers = len(config.channels) - 1
+    return (Stack("channels", "convolutions", layers, range(1, layers)),)
+
+
+def init(config: ConvConfig, seed: int, *, dtype: Any = jnp.float32) -> Params:
+    """Return random parameters (``fusion_core.models.mlp.from_scratch``)."""
+    return from_scratch(arrays(config), seed, dtype)

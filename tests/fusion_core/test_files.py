@@ -11,6 +11,7 @@ import safetensors.numpy
 import fusion_core as fc
 from fusion_core import atomic
 from fusion_core.models.t5 import files
+from fusion_core.models.units import by_name, nested
 from tests.strategies.networks import STYLES, random_t5, tiny
 
 SMALL = {"vocab_size": 9, "num_layers": 1, "num_decoder_layers": 1}
@@ -136,10 +137,10 @@ def test_an_absent_decoder_depth_is_the_encoders():
     assert files.config_from_json(values).num_decoder_layers == 3
 
 
-def test_flat_names_are_hugging_faces_and_nest_again(network):
-    flat = files.flat_names(network[0])
+def test_by_name_are_hugging_faces_and_nest_again(network):
+    flat = by_name(network[0])
     assert "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight" in flat
-    assert_equal_trees(files.nested(flat), network[0])
+    assert_equal_trees(nested(flat), network[0])
 
 
 # Bad input: one line that names the thing.
@@ -164,7 +165,7 @@ def test_a_damaged_config_is_refused(saved, content):
 
 def test_another_model_type_is_refused(saved):
     change_config(saved, model_type="bert")
-    refused(saved, "model_type is 'bert'; only 't5', 'llama', 'gpt2' can be read")
+    refused(saved, "model_type is 'bert'; only 't5', 'llama', 'qwen2', 'gpt2' can be read")
 
 
 def test_an_unsupported_activation_is_refused(saved):
@@ -259,7 +260,9 @@ def test_parameters_that_do_not_fit_the_configuration_are_not_saved(tied, tmp_pa
 
 
 def test_a_network_that_no_checkpoint_holds_is_not_saved(tmp_path):
-    with pytest.raises(fc.InputError, match="type MLPConfig; those of T5Config, LlamaConfig, GPT2Config are written"):
+    with pytest.raises(
+        fc.InputError, match="type MLPConfig; those of T5Config, LlamaConfig, Qwen2Config, GPT2Config are"
+    ):
         fc.save_pretrained(tmp_path / "a", {}, fc.MLPConfig((1, 2, 1)))
     assert not list(tmp_path.iterdir())
 

@@ -13,9 +13,9 @@ import safetensors.numpy
 
 import fusion_core as fc
 from fusion_core import checkpoints as files
-from fusion_core.checkpoints import comparison, ranges, stream
+from fusion_core.checkpoints import batches, comparison, ranges, stream
 from fusion_core.growth import Rule
-from fusion_core.models.t5.files import flat_names
+from fusion_core.models.units import by_name
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import in_shards, replace_tensors, saved_decoder, saved_t5, tensors_of
 from tests.strategies.decoders import KINDS as DECODERS
@@ -40,7 +40,7 @@ def assert_same(a, b):
 
 def in_memory(folders, weights=None, **options):
     params, config = fc.fuse([fc.load_pretrained(folder) for folder in folders], weights, **options)
-    return {name: np.asarray(leaf) for name, leaf in flat_names(params).items()}, config
+    return {name: np.asarray(leaf) for name, leaf in by_name(params).items()}, config
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
@@ -52,7 +52,7 @@ def test_three_files_of_unequal_widths_fuse_as_in_memory_bit_for_bit(tmp_path, s
     assert_same(found, wanted)
     read, read_config = fc.load_pretrained(tmp_path / "c")
     assert read_config == config
-    assert_same({name: np.asarray(leaf) for name, leaf in flat_names(read).items()}, wanted)
+    assert_same({name: np.asarray(leaf) for name, leaf in by_name(read).items()}, wanted)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -123,7 +123,7 @@ def test_the_result_comes_in_shards_of_at_most_the_size_asked_for(tmp_path):
         assert inside == {name for name, where in index["weight_map"].items() if where == file}
         assert sum(wanted[name].nbytes for name in inside) <= limit
     read, _ = fc.load_pretrained(tmp_path / "c")
-    assert_same({name: np.asarray(leaf) for name, leaf in flat_names(read).items()}, wanted)
+    assert_same({name: np.asarray(leaf) for name, leaf in by_name(read).items()}, wanted)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bf16", ml_dtypes.bfloat16), ("f16", np.float16), ("f32", np.float32)])
@@ -296,7 +296,7 @@ def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     plan = files.plan_fusion([a, b], [0.25, 0.75])
     measured = files.write_fusion(plan, tmp_path / "c")
     opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
-    batch = opened[0].architecture.probe(opened[0].config, 0)
+    batch = batches.probe(opened[0].config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
     left, right, whole = (logits(*fc.load_pretrained(c.folder), *ids) for c in opened)
     difference = np.abs(whole - (0.25 * left + 0.75 * right))
@@ -395,7 +395,7 @@ def test_a_difference_is_measured_in_logits_nats_and_tensors(tmp_path):
     replace_tensors(b, tensors)
     first, second = files.open_checkpoint(a), files.open_checkpoint(b)
     found = files.compare(first, second)
-    batch = first.architecture.probe(first.config, 0)
+    batch = batches.probe(first.config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
     ours = np.asarray(logits(*fc.load_pretrained(a), *ids), np.float64)
     assert found.logits_largest == pytest.approx(np.abs(ours).max(), rel=1e-4)

@@ -12,6 +12,7 @@ import fusion_core as fc
 from fusion_core.growth import operators
 from fusion_core.growth.linear import FusionMap
 from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state
+from tests.fusion_core.test_operators import structs
 from tests.strategies import decoders
 from tests.strategies.networks import random_mlp
 from toy_models import mlp
@@ -117,12 +118,14 @@ def test_between_different_sources_second_moments_are_off_by_the_predicted_facto
 def test_packed_moments_grow_part_by_part():
     """q, k and v of one array: their second moments between sources come from their own means."""
     shapes = [{"c_attn": {"weight": (n, 3 * n)}} for n in (2, 3)]
-    mapping = operators.table_map({"c_attn.weight": operators.packed_conv1d(3)}, shapes, (0.5, 0.5))
+    mapping = operators.table_map(
+        {"c_attn.weight": operators.packed_conv1d(3)}, tuple(structs(list(shapes))), (0.5, 0.5)
+    )
     rng = np.random.default_rng(0)
-    moments = [jax.tree.map(lambda s: jnp.asarray(rng.random(s)), tree, is_leaf=operators.is_shape) for tree in shapes]
+    moments = [jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape)), tree) for tree in mapping.shapes]
     state = lambda m: optax.ScaleByAdamState(jnp.asarray(1), m, m)
     fused = fuse_optimizer_state(mapping, [state(m) for m in moments]).nu["c_attn"]["weight"]
-    part = FusionMap({"w": operators.conv1d((0.5, 0.5))}, tuple({"w": (n, n)} for n in (2, 3)), (0.5, 0.5))
+    part = FusionMap({"w": operators.conv1d((0.5, 0.5))}, tuple(structs([{"w": (n, n)} for n in (2, 3)])), (0.5, 0.5))
     for j in range(3):
         own = [{"w": m["c_attn"]["weight"][:, n * j : n * (j + 1)]} for m, n in zip(moments, (2, 3), strict=True)]
         alone = fuse_optimizer_state(part, [state(m) for m in own]).nu["w"]
@@ -133,7 +136,7 @@ def test_packed_moments_grow_part_by_part():
 def test_factored_moments_of_convolutions_grow():
     """Adafactor factors the two channel axes; the kernel's axes stay."""
     shapes = tuple({"w": (n, n + 1, 3, 3)} for n in (8, 10))
-    mapping = FusionMap({"w": operators.dense((0.5, 0.5))}, shapes, (0.5, 0.5))
+    mapping = FusionMap({"w": operators.dense((0.5, 0.5))}, tuple(structs(list(shapes))), (0.5, 0.5))
     optimizer, rng = OPTIMIZERS["adafactor"], np.random.default_rng(0)
     states = []
     for tree in shapes:

@@ -15,8 +15,9 @@ import fusion_core as fc
 from benchmarks import growth_operators as benchmark
 from fusion_core.growth import GROWTH_OPERATORS, copied_units
 from fusion_core.growth.units import axes, by_name, first_copies, spaces
-from fusion_core.models.t5 import init, parameter_shapes
-from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, tiny
+from fusion_core.models.registry import parameter_shapes
+from fusion_core.models.t5 import init
+from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, shape_tree, tiny
 
 CASES = benchmark.cases()
 T5_CASES = [case for case in CASES if case[2] != "MLP"]
@@ -89,6 +90,10 @@ LINEAR = [
 ]
 
 
+def shapes_of(config):
+    return shape_tree(parameter_shapes(config))
+
+
 def combine(u, v):
     return jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v)
 
@@ -104,7 +109,7 @@ def test_the_map_of_an_operator_is_linear_with_its_transpose_and_pseudo_inverse(
     event = bea.GrowthEvent(embed=mapping.embed, transpose=mapping.transpose, pinv=mapping.pinv)
     with jax.enable_x64(True):
         u, v = (jax.tree.map(jnp.asarray, random_like(mapping.shapes, seed)) for seed in (0, 1))
-        w = random_like(jax.tree.map(lambda x: x.shape, jax.eval_shape(mapping.embed, u)), 2)
+        w = random_like(jax.eval_shape(mapping.embed, u), 2)
         w = jax.tree.map(jnp.asarray, w)
         # not jitted: most arrays of a T5 share a few shapes, so that op by op there is less to compile
         Ju = event.embed(u)
@@ -116,13 +121,7 @@ def test_the_map_of_an_operator_is_linear_with_its_transpose_and_pseudo_inverse(
     assert inner(found["Ju"], w) == pytest.approx(inner(u, found["Jᵀw"]), rel=1e-10)
     # J⁺w is the best fit: what it leaves of w is orthogonal to the image of J
     assert inner(found["Jv"], w) == pytest.approx(inner(found["Jv"], found["JJ⁺w"]), rel=1e-10)
-    assert jax.tree.map(np.shape, found["Ju"]) == _shapes(mapping.config)
-
-
-def _shapes(config):
-    if isinstance(config, fc.T5Config):
-        return parameter_shapes(config)
-    return jax.tree.map(np.shape, random_mlp(config.sizes, 0))
+    assert shape_tree(found["Ju"]) == shapes_of(mapping.config)
 
 
 @pytest.mark.parametrize("operator", ["aki", "net2net_width"])
@@ -330,7 +329,7 @@ def test_stacking_puts_whole_copies_on_top_and_the_position_bias_once():
     params = random_t5(config, 0)
     grown, grown_config = fc.grow(params, config, "stacking", factor=2)
     assert (grown_config.num_layers, grown_config.num_decoder_layers) == (4, 2)
-    assert jax.tree.map(np.shape, grown) == parameter_shapes(grown_config)
+    assert shape_tree(grown) == shapes_of(grown_config)
     small, large = by_name(params), by_name(grown)
     for i in range(4):
         name = "encoder.block.{}.layer.1.DenseReluDense.wi.weight".format
@@ -434,11 +433,11 @@ def test_rates_are_refused_where_there_are_none():
 
 @pytest.mark.parametrize("config", [tiny("v1.0"), tiny("v1.1", num_decoder_layers=1), fc.MLPConfig((2, 3, 4, 1))])
 def test_every_axis_of_units_has_the_size_of_its_space(config):
-    sizes, shapes = spaces(config), by_name(_shapes(config))
+    sizes, shapes = spaces(config), by_name(parameter_shapes(config))
     assert axes(config).keys() == shapes.keys()
     used = set()
     for name, owned in axes(config).items():
-        for axis, length in zip(owned, shapes[name], strict=True):
+        for axis, length in zip(owned, shapes[name].shape, strict=True):
             if axis is not None:
                 assert sizes[axis.space] * axis.block == length, name
                 used.add(axis.space)
@@ -461,9 +460,7 @@ def test_growth_keeps_the_dtype_and_has_the_shapes_of_its_configuration(case):
     """Traced only: nothing is compiled."""
     operator, noise, network = case
     config = benchmark.CONFIGS[network]
-    small = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16), _shapes(config), is_leaf=lambda x: isinstance(x, tuple)
-    )
+    small = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), parameter_shapes(config))
     seen = []
 
     def run(params):
@@ -472,7 +469,7 @@ def test_growth_keeps_the_dtype_and_has_the_shapes_of_its_configuration(case):
         return grown
 
     grown = jax.eval_shape(run, small)
-    assert jax.tree.map(lambda x: x.shape, grown) == _shapes(seen[0])
+    assert shape_tree(grown) == shapes_of(seen[0])
     assert {leaf.dtype for leaf in jax.tree.leaves(grown)} == {jnp.dtype(jnp.bfloat16)}
 
 

@@ -13,6 +13,7 @@ import safetensors.numpy
 import fusion_core as fc
 from fusion_core.models.t5 import files, parameter_shapes
 from fusion_core.models.t5.model import relative_buckets
+from fusion_core.models.units import by_name
 from fusion_core.text import train_tokenizer
 from tests.strategies.networks import STYLES, batch_of, logits, mean_loss, random_t5, tiny
 from tests.strategies.texts import sentences
@@ -77,7 +78,7 @@ def test_loss_and_gradients_equal_the_references(pair):
     result = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels)
     result.loss.backward()
     theirs = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    ours = files.flat_names(grads)
+    ours = by_name(grads)
     assert float(loss) == pytest.approx(result.loss.item(), abs=TOLERANCE)
     assert set(theirs) == set(ours)
     for name, gradient in ours.items():
@@ -135,7 +136,7 @@ def test_named_configurations_have_the_references_shapes(name, parameters):
         model = T5ForConditionalGeneration(theirs)
     tied = "embed_tokens|lm_head" if config.tie_word_embeddings else "embed_tokens"
     expected = {n: tuple(p.shape) for n, p in model.state_dict().items() if not re.search(tied, n)}
-    ours = files.flat_names(parameter_shapes(config))
+    ours = {name: struct.shape for name, struct in by_name(parameter_shapes(config)).items()}
     assert ours == expected
     assert sum(int(np.prod(shape)) for shape in ours.values()) == parameters
 

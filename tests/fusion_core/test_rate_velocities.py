@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.growth import conv
-from fusion_core.models import decoder
+from fusion_core.models.decoder import model as decoder
+from fusion_core.models.registry import parameter_shapes
 from fusion_core.train import adafactor
 from tests.strategies import decoders
 from tests.strategies.networks import conv_logits
@@ -97,9 +97,8 @@ def source(kind):
     with jax.enable_x64(True):
         if kind == "conv":
             rng = np.random.default_rng(0)
-            shapes = conv.parameter_shapes(config)
-            draw = lambda shape: jnp.asarray(0.4 * rng.standard_normal(shape))
-            params = jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
+            draw = lambda struct: jnp.asarray(0.4 * rng.standard_normal(struct.shape))
+            params = jax.tree.map(draw, parameter_shapes(config))
         else:
             params = decoders.random_params(config, 0, jnp.float64)
         return params, velocities(params, config)

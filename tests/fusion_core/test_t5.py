@@ -9,6 +9,7 @@ import fusion_core as fc
 from fusion_core.models.t5 import files, init, parameter_shapes, peak_flops, step_flops, token_loss
 from fusion_core.models.t5.flops import utilisation
 from fusion_core.models.t5.model import relative_buckets
+from fusion_core.models.units import by_name
 from tests.strategies.networks import STYLES, batch_of, logits, random_t5, tiny
 
 
@@ -85,11 +86,7 @@ def test_step_flops_are_those_that_the_compiler_counts():
             style, vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=1, num_decoder_layers=1
         )
         batch, source, target = 4, 64, 32
-        shapes = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
-            parameter_shapes(config),
-            is_leaf=lambda x: isinstance(x, tuple),
-        )
+        shapes = parameter_shapes(config)
         ids = [jax.ShapeDtypeStruct((batch, n), jnp.int32) for n in (source, target)]
         counted = logits.lower(shapes, config, *ids).compile().cost_analysis()["flops"]
         # a step is three forward passes
@@ -182,8 +179,8 @@ def test_a_named_configuration_can_be_changed():
 )
 def test_the_efficient_sizes_have_the_published_number_of_parameters(name, millions):
     """The model cards' counts; a d_kv of 32, as the paper's table has it, would give 13.5 and 26.5 million."""
-    shapes = files.flat_names(parameter_shapes(fc.T5Config.named(name)))
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == pytest.approx(millions * 1e6, rel=1e-3)
+    shapes = by_name(parameter_shapes(fc.T5Config.named(name)))
+    assert sum(int(np.prod(struct.shape)) for struct in shapes.values()) == pytest.approx(millions * 1e6, rel=1e-3)
 
 
 def test_two_of_the_papers_sizes_fuse_to_the_next():

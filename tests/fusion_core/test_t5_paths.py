@@ -197,9 +197,7 @@ def test_one_batch_is_learnt_by_heart():
 
 def temporaries(config, batch, source, target, compute):
     """Bytes of the largest set of temporary arrays of loss and gradient."""
-    shapes = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s, jnp.float32), parameter_shapes(config), is_leaf=lambda x: isinstance(x, tuple)
-    )
+    shapes = parameter_shapes(config)
     ids = {n: jax.ShapeDtypeStruct((batch, k), jnp.int32) for n, k in (("encoder_ids", source), ("targets", target))}
     step = once(jax.grad(lambda p, b: batch_loss(p, config, b, compute)[0]))
     return step.lower(shapes, ids).compile().memory_analysis().temp_size_in_bytes

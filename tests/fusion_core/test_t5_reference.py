@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fusion_core as fc
-from fusion_core.models.t5 import Compute, batch_loss, files
+from fusion_core.models.t5 import Compute, batch_loss
+from fusion_core.models.units import by_name
 from tests.strategies.networks import STYLES, once, random_t5, tiny
 from tests.strategies.packing import documents, packed, rows
 
@@ -82,7 +83,7 @@ def test_loss_and_gradients_equal_the_references(case, name, monkeypatch):
         wide = jax.tree.map(lambda w: jax.numpy.asarray(w, jax.numpy.float64), params)
         loss = once(jax.value_and_grad(lambda p: batch_loss(p, config, batch, COMPUTES[name]), has_aux=True))
         (total, sums), gradients = loss(wide)
-        ours = {n: np.asarray(g) for n, g in files.flat_names(gradients).items()}
+        ours = {n: np.asarray(g) for n, g in by_name(gradients).items()}
     assert float(total) == pytest.approx(expected, abs=TOLERANCE * len(texts))
     assert int(sums["tokens"]) == sum(len(target) for _, target in texts)
     assert set(ours) == set(theirs)

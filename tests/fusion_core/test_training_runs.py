@@ -302,7 +302,7 @@ def test_what_fails_in_the_writer_is_raised_in_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     store.save(state_at(10))
-    with pytest.raises(fc.InputError, match=r"there is no room for the checkpoint .*step-10.* make room, then go on"):
+    with pytest.raises(fc.InputError, match=r"there is no room for the checkpoint .*step-10.* make room, then resume"):
         store.save(state_at(20))
     assert store.steps() == []
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fusion_core as fc
-from fusion_core.models import decoder
+from fusion_core.models.decoder import model as decoder
+from fusion_core.models.registry import parameter_shapes
 
 # two sources of unequal widths each, whose fused sizes transformers takes
 LLAMAS = (
@@ -32,7 +33,8 @@ def small(kind: str, i: int = 0, **changes):
 def random_params(config, seed: int, dtype=jnp.float32):
     """Logits of scale one; norm scales and biases away from their starts, so that a lost one shows."""
 
-    def drawn(path, shape):
+    def drawn(path, struct):
+        shape = struct.shape
         rng = np.random.default_rng((seed, len(jax.tree_util.keystr(path)), *shape))
         parent, name = path[-2].key, path[-1].key
         values = 0.4 * rng.standard_normal(shape)
@@ -40,8 +42,7 @@ def random_params(config, seed: int, dtype=jnp.float32):
             values += 1
         return jnp.asarray(values, dtype)
 
-    shapes = decoder.parameter_shapes(config)
-    return jax.tree_util.tree_map_with_path(drawn, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree_util.tree_map_with_path(drawn, parameter_shapes(config))
 
 
 def tokens(config, seed: int = 0, *, batch: int = 3, length: int = 11):

@@ -95,9 +95,13 @@ def conv_logits(params, images):
 
 def random_like(shapes, seed):
     """A tree of random arrays."""
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda node: isinstance(node, tuple))
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [rng.standard_normal(shape) for shape in leaves])
+    return jax.tree.map(lambda struct: rng.standard_normal(struct.shape), shapes)
+
+
+def shape_tree(tree):
+    """The shapes of a tree of arrays, or of structs."""
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
 def inner(a, b):

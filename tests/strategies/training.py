@@ -9,7 +9,8 @@ import sys
 import jax
 import numpy as np
 
-from fusion_core.models.t5 import files, init
+from fusion_core.models.t5 import init
+from fusion_core.models.units import by_name
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
 from fusion_core.train.devices import local_rows, unreplicate
 from tests.strategies.networks import batch_of, tiny
@@ -58,7 +59,7 @@ def advance(trained: Trainer, state, batch, until, schedule=SCHEDULE, on_dispatc
 def outcome(trained: Trainer, state, measured) -> dict[str, np.ndarray]:
     """Everything that a run gives, as flat arrays."""
     loss = trained.evaluate(state.params, [batch(100, BATCH), batch(101, BATCH)])
-    found = {f"params.{name}": np.asarray(leaf) for name, leaf in files.flat_names(state.params).items()}
+    found = {f"params.{name}": np.asarray(leaf) for name, leaf in by_name(state.params).items()}
     return found | measured | {"evaluation": np.asarray(loss)}
 
 

@@ -12,7 +12,8 @@ from fusion_core.models.t5.config import check_norm_groups
 TokenId = int | tuple[int, ...] | None
 
 
-def _check_sizes(config: Any, names: tuple[str, ...]) -> None:
+def check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    """Raise InputError if a field is no positive integer."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -39,12 +40,27 @@ class Llama3Rope:
     original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("original_max_position_embeddings",))
+        check_sizes(self, ("original_max_position_embeddings",))
         for name, least in (("factor", 1.0), ("low_freq_factor", 0.0), ("high_freq_factor", self.low_freq_factor)):
             value = getattr(self, name)
             if not math.isfinite(value) or value < least or (name == "high_freq_factor" and value == least):
                 above = "above low_freq_factor" if name == "high_freq_factor" else f"of at least {least}"
                 raise InputError(f"Llama3Rope.{name} is {value!r}; it must be a number {above}")
+
+
+def check_llama_sizes(config: Any) -> None:
+    """Raise InputError if the sizes of a configuration with Llama's names are not positive integers, or do not fit."""
+    kind = type(config).__name__
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    check_sizes(config, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise InputError(
+            f"{kind}.num_attention_heads is {config.num_attention_heads}; it must be a multiple of "
+            f"num_key_value_heads, {config.num_key_value_heads}"
+        )
+    if config.head_dim % 2:
+        raise InputError(f"{kind}.head_dim is {config.head_dim}; rotary positions turn pairs, so it must be even")
+    check_norm_groups(kind, config.norm_groups, config.hidden_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +78,7 @@ class LlamaConfig:
       max_position_embeddings: the longest sequence meant; no array depends on it.
       rms_norm_eps: added to the mean square in RMSNorm.
       rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
-      rope_scaling: how the frequencies are stretched; None: they are not.
+      rope_scaling: how the frequencies are stretched; if None, they are not.
       attention_bias, mlp_bias: whether their matrices have biases.
       tie_word_embeddings: whether the head is the embedding.
       bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
@@ -92,18 +108,7 @@ class LlamaConfig:
     norm_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        _check_sizes(self, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(
-                f"LlamaConfig.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
-                f"num_key_value_heads, {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise InputError(
-                f"LlamaConfig.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even"
-            )
-        check_norm_groups("LlamaConfig", self.norm_groups, self.hidden_size)
+        check_llama_sizes(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +145,7 @@ class GPT2Config:
     norm_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_sizes(self, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"))
+        check_sizes(self, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"))
         if self.n_embd % self.n_head:
             raise InputError(f"GPT2Config.n_embd is {self.n_embd}; it must be a multiple of n_head, {self.n_head}")
         check_norm_groups("GPT2Config", self.norm_groups, self.n_embd)
-
-
-DecoderConfig = LlamaConfig | GPT2Config

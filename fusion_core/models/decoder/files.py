@@ -1,32 +1,41 @@
-"""Llama and GPT-2 checkpoints in Hugging Face's layout: ``config.json``."""
+"""Checkpoints of decoders in Hugging Face's layout: ``config.json``."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fusion_core.errors import InputError
-from fusion_core.models.decoder.config import DecoderConfig, GPT2Config, Llama3Rope, LlamaConfig
+from fusion_core.models.decoder.config import GPT2Config, Llama3Rope, LlamaConfig
 
-KINDS: dict[str, type] = {"llama": LlamaConfig, "gpt2": GPT2Config}
-# what a config.json may say beside our fields that changes the function: only these values can be read
-FIXED: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu"},
-    "gpt2": {
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },
-}
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
 # buffers of old GPT-2 files, and of old Llama files
 UNUSED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
-def config_to_json(config: DecoderConfig) -> dict[str, Any]:
-    """The ``config.json`` that transformers reads: our fields, and those that say what the model is.
+class Spelling(NamedTuple):
+    """How ``config.json`` describes one kind of network.
+
+    Attributes:
+      model_type: the kind.
+      config: its configuration.
+      model: what transformers calls the class.
+      fixed: settings that change the function, and the only values of them that can be read.
+      read: (values, where they come from) -> values with all of our fields. Raises InputError.
+      write: (configuration, its fields) -> fields to write. Raises InputError.
+    """
+
+    model_type: str
+    config: type
+    model: str
+    fixed: dict[str, Any]
+    read: Callable[[dict[str, Any], str], dict[str, Any]]
+    write: Callable[[Any, dict[str, Any]], dict[str, Any]]
+
+
+def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
+    """Return the ``config.json`` that transformers reads: our fields, and those that say what the model is.
 
     Raises:
       InputError: the norms are grouped, or the sizes are none that transformers takes.
@@ -37,26 +46,52 @@ def config_to_json(config: DecoderConfig) -> dict[str, Any]:
             f"a decoder with grouped norms (norm_groups is {config.norm_groups}) cannot be exported to Hugging Face's "
             "format, which has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
         )
-    kind = next(name for name, cls in KINDS.items() if isinstance(config, cls))
-    if isinstance(config, LlamaConfig):
-        if config.hidden_size % config.num_attention_heads:
-            raise InputError(
-                f"a Llama with hidden_size {config.hidden_size} and num_attention_heads {config.num_attention_heads} cannot "
-                "be exported: transformers demands that the first is a multiple of the second; fuse sources with equal ratios"
-            )
-        # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling
-        scaling = fields.pop("rope_scaling")
-        stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
-        fields |= {"rope_parameters": stretched | {"rope_theta": fields["rope_theta"]}}
-        if scaling:
-            fields["rope_scaling"] = stretched
-    else:
-        dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-        fields |= dropouts
-    return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, "use_cache": True, **FIXED[kind], **fields}
+    said = {"architectures": [spelling.model], "model_type": spelling.model_type, "use_cache": True}
+    return said | spelling.fixed | spelling.write(config, fields)
 
 
-def _llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) -> Any:
+    """Return the configuration that ``config.json`` describes; fields that do not change the function are passed over.
+
+    Raises:
+      InputError: a field is missing, or a setting is one that this model does not have.
+    """
+    for name, wanted in spelling.fixed.items():
+        if values.get(name, wanted) != wanted:
+            raise InputError(f"{origin}: {name} is {values[name]!r}; only {wanted!r} can be read here")
+    values = spelling.read(values, origin)
+    fields = {f.name: f for f in dataclasses.fields(spelling.config) if f.name != "norm_groups"}
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
+    if missing:
+        raise InputError(
+            f"{origin}: {', '.join(missing)} is missing; this is no {spelling.model_type} that can be read"
+        )
+    # a list of end tokens, as newer files have, must be hashable here
+    found = {n: tuple(v) if isinstance(v := values[n], list) else v for n in fields if n in values}
+    return spelling.config(**found)
+
+
+def llama_json(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a network of Llama's kind, its rotary positions in transformers' spellings.
+
+    Raises:
+      InputError: hidden_size is no multiple of num_attention_heads.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"a {type(config).__name__.removesuffix('Config')} with hidden_size {config.hidden_size} and "
+            f"num_attention_heads {config.num_attention_heads} cannot be exported: transformers demands that the first is a "
+            "multiple of the second; fuse sources with equal ratios"
+        )
+    # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling
+    scaling = fields.pop("rope_scaling")
+    stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
+    fields |= {"rope_parameters": stretched | {"rope_theta": fields["rope_theta"]}}
+    return fields | ({"rope_scaling": stretched} if scaling else {})
+
+
+def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return the values with the fields that old files leave out, and the rotary positions as we spell them."""
     heads = values.get("num_attention_heads")
     filled = dict(values)
     if filled.get("num_key_value_heads") is None:
@@ -91,27 +126,19 @@ def _llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> L
     return Llama3Rope(**{name: float(value) for name, value in found.items()} | {length: found[length]})
 
 
-def config_from_json(values: dict[str, Any], origin: str = "config.json") -> DecoderConfig:
-    """Reads the fields from ``config.json``; those that do not change the function are passed over.
+def _gpt2_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    return values if values.get("n_inner") is not None else values | {"n_inner": 4 * values.get("n_embd", 0)}
 
-    Raises:
-      InputError: another model type, a field that is missing, or a setting that this model does not have.
-    """
-    kind = values.get("model_type")
-    if kind not in KINDS:
-        raise InputError(f"{origin}: model_type is {kind!r}; here {', '.join(map(repr, KINDS))} can be read")
-    for name, wanted in FIXED[kind].items():
-        if values.get(name, wanted) != wanted:
-            raise InputError(f"{origin}: {name} is {values[name]!r}; only {wanted!r} can be read here")
-    if kind == "llama":
-        values = _llama_fields(values, origin)
-    elif values.get("n_inner") is None:
-        values = values | {"n_inner": 4 * values.get("n_embd", 0)}
-    cls = KINDS[kind]
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "norm_groups"}
-    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
-    if missing:
-        raise InputError(f"{origin}: {', '.join(missing)} is missing; this is no {kind} that can be read")
-    # a list of end tokens, as newer files have, must be hashable here
-    found = {n: tuple(v) if isinstance(v := values[n], list) else v for n in fields if n in values}
-    return cls(**found)
+
+def _gpt2_json(config: GPT2Config, fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+
+
+LLAMA = Spelling("llama", LlamaConfig, "LlamaForCausalLM", {"hidden_act": "silu"}, llama_fields, llama_json)
+_GPT2_FIXED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+GPT2 = Spelling("gpt2", GPT2Config, "GPT2LMHeadModel", _GPT2_FIXED, _gpt2_fields, _gpt2_json)

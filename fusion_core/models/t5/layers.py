@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fusion_core.models.norms import unit_rms
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.products import Product, product
 
@@ -34,19 +35,6 @@ def broadcast_over(n: int, x: Array) -> Array:
     if jax.default_backend() != "cpu":
         return jnp.broadcast_to(x, (n, *x.shape))
     return (jnp.ones((n, 1), x.dtype) @ x.reshape(1, -1)).reshape(n, *x.shape)
-
-
-def unit_rms(x: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:
-    """``x / sqrt(mean(x²) + ε)`` along the last axis, over each group of its entries alone where groups are given.
-
-    The mean square is in float32 at least.
-    """
-    if len(groups) > 1:
-        parts = jnp.split(x, np.cumsum(groups)[:-1].tolist(), axis=-1)
-        return jnp.concatenate([unit_rms(part, epsilon) for part in parts], axis=-1)
-    wide = x.astype(wide_dtype(x.dtype))
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * scale).astype(x.dtype)
 
 
 def rms_norm(weight_D: Array, x_BxTxD: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:

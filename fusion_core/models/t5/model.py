@@ -26,7 +26,6 @@ from fusion_core.models.t5.layers import feed_forward as feed_forward
 from fusion_core.models.t5.layers import position_bias as position_bias
 from fusion_core.models.t5.layers import relative_buckets as relative_buckets
 from fusion_core.models.t5.layers import rms_norm as rms_norm
-from fusion_core.models.t5.layers import unit_rms as unit_rms
 from fusion_core.models.t5.loss import token_sums
 from fusion_core.models.t5.parameters import init as init
 from fusion_core.models.t5.parameters import parameter_shapes as parameter_shapes

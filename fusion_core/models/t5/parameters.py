@@ -9,46 +9,71 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.models.t5.config import T5Config
+from fusion_core.models.units import Layout, Params, Space, Stack, by_name, is_norm, layers_of, shapes_of
 
-Params = dict[str, Any]
+_FEED_FORWARD = {False: ("wi",), True: ("wi_0", "wi_1")}  # gated or not -> what reads the stream
+
+
+def arrays(config: T5Config) -> Params:
+    """Return the layout of every array: which arrays a T5 has, and what makes and reads which units.
+
+    The heads of all self-attention layers of a stack are one space: they share the stack's relative position bias, which
+    has one column a head, so that head h of one layer cannot become other copies than head h of another.
+    """
+    stream = Space("d_model", config.d_model, "d_model")
+    norm = {"weight": Layout((stream.makes(),))}
+
+    def attention(stack: str, kind: str, *, biased: bool) -> Params:
+        heads = Space(f"{stack}.{kind}.heads", config.num_heads, "num_heads")
+        parts: Params = {n: {"weight": Layout((heads.makes(config.d_kv), stream.reads()))} for n in "qkv"}
+        parts["o"] = {"weight": Layout((stream.makes(), heads.reads(config.d_kv)))}
+        if biased:
+            buckets = config.relative_attention_num_buckets
+            parts["relative_attention_bias"] = {"weight": Layout((buckets, heads.makes()))}
+        return parts
+
+    def feed_forward(name: str) -> Params:
+        hidden = Space(f"{name}.d_ff", config.d_ff, "d_ff")
+        into = {n: {"weight": Layout((hidden.makes(), stream.reads()))} for n in _FEED_FORWARD[config.gated]}
+        return into | {"wo": {"weight": Layout((stream.makes(), hidden.reads()))}}
+
+    def stack(name: str, depth: int, *, cross: bool) -> Params:
+        blocks = {}
+        for i in range(depth):
+            parts = [("SelfAttention", attention(name, "SelfAttention", biased=i == 0))]
+            if cross:
+                parts.append(("EncDecAttention", attention(name, "EncDecAttention", biased=False)))
+            parts.append(("DenseReluDense", feed_forward(f"{name}.{i}")))
+            blocks[str(i)] = {
+                "layer": {str(j): {kind: part, "layer_norm": norm} for j, (kind, part) in enumerate(parts)}
+            }
+        return {"block": blocks, "final_layer_norm": norm}
+
+    found: Params = {
+        "shared": {"weight": Layout((config.vocab_size, stream.makes()))},
+        "encoder": stack("encoder", config.num_layers, cross=False),
+        "decoder": stack("decoder", config.num_decoder_layers, cross=True),
+    }
+    if not config.tie_word_embeddings:
+        found["lm_head"] = {"weight": Layout((config.vocab_size, stream.reads()))}
+    return found
+
+
+def stacks(config: T5Config) -> tuple[Stack, ...]:
+    """Return the two stacks of layers."""
+    return (
+        layers_of("num_layers", "encoder.block", config.num_layers),
+        layers_of("num_decoder_layers", "decoder.block", config.num_decoder_layers),
+    )
 
 
 def parameter_shapes(config: T5Config) -> Params:
-    """Nested dict of shapes: the one table of which arrays a T5 has."""
-    d, inner, heads = config.d_model, config.inner_dim, config.num_heads
-    ff_in = ("wi_0", "wi_1") if config.gated else ("wi",)
-
-    def attention_shapes(*, biased: bool) -> Params:
-        shapes: Params = {n: {"weight": (inner, d)} for n in "qkv"} | {"o": {"weight": (d, inner)}}
-        if biased:
-            shapes["relative_attention_bias"] = {"weight": (config.relative_attention_num_buckets, heads)}
-        return shapes
-
-    def stack_shapes(depth: int, *, cross: bool) -> Params:
-        blocks = {}
-        for i in range(depth):
-            parts = [("SelfAttention", attention_shapes(biased=i == 0))]
-            if cross:
-                parts.append(("EncDecAttention", attention_shapes(biased=False)))
-            ff = {n: {"weight": (config.d_ff, d)} for n in ff_in} | {"wo": {"weight": (d, config.d_ff)}}
-            parts.append(("DenseReluDense", ff))
-            blocks[str(i)] = {
-                "layer": {str(j): {name: part, "layer_norm": {"weight": (d,)}} for j, (name, part) in enumerate(parts)}
-            }
-        return {"block": blocks, "final_layer_norm": {"weight": (d,)}}
-
-    shapes: Params = {
-        "shared": {"weight": (config.vocab_size, d)},
-        "encoder": stack_shapes(config.num_layers, cross=False),
-        "decoder": stack_shapes(config.num_decoder_layers, cross=True),
-    }
-    if not config.tie_word_embeddings:
-        shapes["lm_head"] = {"weight": (config.vocab_size, d)}
-    return shapes
+    """Return the tree of shapes, as ``jax.ShapeDtypeStruct`` of float32."""
+    return shapes_of(arrays(config))
 
 
 def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dtype: Any = jnp.float32) -> Params:
-    """Random parameters, with the reference's standard deviations. The seed alone decides them.
+    """Return random parameters, with the reference's standard deviations. The seed alone decides them.
 
     q: (d·d_kv)^-½, since attention logits are not divided by √d_kv; k, v, wi and the relative bias: d^-½; o: inner^-½;
     wo: d_ff^-½; embedding and untied head: 1; norm scales: the constant 1.
@@ -65,20 +90,17 @@ def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dt
         "shared": 1.0,
         "lm_head": 1.0,
     }
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(
-        parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)
-    )
-    arrays = []
-    for i, (path, shape) in enumerate(leaves):
-        name = path[-2].key
-        if "norm" in name:
-            arrays.append(jnp.ones(shape, dtype))
+    shapes = parameter_shapes(config)
+    drawn = []
+    for i, (name, struct) in enumerate(by_name(shapes).items()):
+        if is_norm(name):
+            drawn.append(jnp.ones(struct.shape, dtype))
         else:
-            deviation = deviations.get(name, config.d_model**-0.5)
+            deviation = deviations.get(name.split(".")[-2], config.d_model**-0.5)
             # NumPy's generator: the same numbers in every version of JAX, and nothing to compile
-            normal = np.random.default_rng((seed, i)).standard_normal(shape, np.float32)
-            arrays.append(jnp.asarray(deviation * normal, dtype))
-    params = jax.tree_util.tree_unflatten(treedef, arrays)
+            normal = np.random.default_rng((seed, i)).standard_normal(struct.shape, np.float32)
+            drawn.append(jnp.asarray(deviation * normal, dtype))
+    params = jax.tree.unflatten(jax.tree.structure(shapes), drawn)
     if match_cross_attention:
         for block in params["decoder"]["block"].values():
             weights = block["layer"]["1"]["EncDecAttention"]

@@ -1,0 +1,86 @@
+"""Batches of tokens to run a checkpoint on: random ones, and windows of text with its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from fusion_core.models.registry import Batch, architecture
+from fusion_core.text.span_corruption import SpanCorruption
+from fusion_core.text.tokenizer import EOS, Tokenizer
+
+LENGTH = 64  # of a window of text, in tokens
+
+
+def probe(config: Any, seed: int) -> Batch:
+    """Return a small batch of random tokens, with ``targets``.
+
+    T5: ``encoder_ids`` and ``decoder_ids``, [2, 16] and [2, 12]; decoder-only: ``ids``, [2, 16].
+    """
+    files, rng = architecture(config).files, np.random.default_rng(seed)
+    assert files is not None
+    if files.spans:
+        return _shifted(config, *(rng.integers(0, config.vocab_size, (2, n), np.int32) for n in (16, 12)))
+    length = min(16, files.longest(config) or 16)
+    return _next_tokens(rng.integers(0, config.vocab_size, (2, length + 1), np.int32))
+
+
+def text_windows(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: int, seed: int) -> Batch:
+    """Return a batch of at most ``rows`` windows of text: with spans left out for a T5, else one after the other.
+
+    Args:
+      texts: documents.
+      tokenizer: of the network.
+      config: of the network.
+      rows: most windows, drawn with ``seed``.
+      seed: of the windows and of the spans.
+
+    Raises:
+      InputError: the tokenizer is not the network's, or there is too little text.
+    """
+    files = architecture(config).files
+    assert files is not None
+    if files.spans:
+        return _spans(texts, tokenizer, config, rows, seed)
+    _check_pieces(tokenizer, config)
+    stream = np.concatenate(tokenizer.encode(list(texts))).astype(np.int32)
+    length = min(LENGTH, len(stream) - 1, files.longest(config) or LENGTH)
+    if length < 1:
+        raise InputError(f"the text has {len(stream)} tokens, but predicting the next one needs two; give more text")
+    windows = np.lib.stride_tricks.sliding_window_view(stream, length + 1)[::length]
+    return _next_tokens(windows[np.random.default_rng(seed).permutation(len(windows))[:rows]])
+
+
+def _spans(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: int, seed: int) -> Batch:
+    last = tokenizer.backend.token_to_id("<extra_id_0>")
+    if last is None:
+        raise InputError("the tokenizer has no <extra_id_0>; T5's text is given with sentinels for the spans left out")
+    _check_pieces(tokenizer, config)
+    documents = [x if len(x) and x[-1] == EOS else np.append(x, np.int32(EOS)) for x in tokenizer.encode(list(texts))]
+    # short texts make short windows
+    source = max(8, min(LENGTH, sum(map(len, documents)) // 2))
+    data = SpanCorruption.from_documents(documents, tokenizer, source, seed)
+    batch = dataclasses.replace(data, last_id=last).batch(0, min(rows, len(data.windows)))
+    return _shifted(config, batch["encoder_ids"], batch["targets"])
+
+
+def _check_pieces(tokenizer: Tokenizer, config: Any) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but the network {config.vocab_size}; give the tokenizer that "
+            "the network was trained with"
+        )
+
+
+def _shifted(config: Any, encoder_ids: np.ndarray, targets: np.ndarray) -> Batch:
+    start = np.full_like(targets[:, :1], config.decoder_start_token_id)
+    decoder_ids = np.concatenate([start, targets[:, :-1]], axis=1)
+    return {"encoder_ids": encoder_ids, "decoder_ids": decoder_ids, "targets": targets}
+
+
+def _next_tokens(ids: np.ndarray) -> Batch:
+    return {"ids": ids[:, :-1], "targets": ids[:, 1:]}

@@ -1,0 +1,64 @@
+"""What decoder-only transformers share: causal attention, linear maps of both orientations, their start.
+
+Suffixes name axes: B batch, T length, H query heads, G key and value heads, R = H/G, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fusion_core.models.t5.attention import MASKED
+from fusion_core.models.units import Axis, Layout, Params, by_name, is_norm, shapes_of
+
+Norm = Callable[[Params, Array], Array]  # (a norm's arrays, activations) -> normed activations
+
+
+def causal_attention(q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Float[Array, "batch length inner"]:
+    """Return softmax attention to the positions up to one's own, logits divided by √K; R query heads share a key head."""
+    batch, length, heads, width = q_BxTxHxK.shape
+    q = q_BxTxHxK.reshape(batch, length, k_BxTxGxK.shape[2], -1, width)
+    logits = jnp.einsum("btgrk,bsgk->bgrts", q, k_BxTxGxK) * width**-0.5
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # bf16 loses the tail of the softmax
+    wide = jnp.where(np.tril(np.ones((length, length), bool)), wide, MASKED)
+    mixed = jnp.einsum("bgrts,bsgk->btgrk", jax.nn.softmax(wide, axis=-1).astype(q.dtype), v_BxTxGxK)
+    return mixed.reshape(batch, length, heads * width)
+
+
+def linear(weights: Params, x: Array) -> Array:
+    """Return ``W x + b``, or ``W x`` if there is no bias; W is out × in, as in Llama's files."""
+    return x @ weights["weight"].T + weights["bias"] if "bias" in weights else x @ weights["weight"].T
+
+
+def conv1d(weights: Params, x: Array) -> Array:
+    """Return ``x W + b``; W is in × out, as in GPT-2's files."""
+    return x @ weights["weight"] + weights["bias"]
+
+
+def out_by_in(out: Axis, into: Axis, *, bias: bool) -> Params:
+    """Return the layouts of ``linear``'s arrays."""
+    return {"weight": Layout((out, into))} | ({"bias": Layout((out,))} if bias else {})
+
+
+def in_by_out(into: Axis, out: Axis) -> Params:
+    """Return the layouts of ``conv1d``'s arrays."""
+    return {"weight": Layout((into, out)), "bias": Layout((out,))}
+
+
+def init_normal(layouts: Params, seed: int, dtype: Any, deviation: float) -> Params:
+    """Return norms at one, biases at zero, all else normal with the standard deviation given."""
+    shapes, drawn = shapes_of(layouts), []
+    for i, (name, struct) in enumerate(by_name(shapes).items()):
+        if name.endswith(".bias"):
+            drawn.append(jnp.zeros(struct.shape, dtype))
+        elif is_norm(name):
+            drawn.append(jnp.ones(struct.shape, dtype))
+        else:
+            normal = np.random.default_rng((seed, i)).standard_normal(struct.shape, np.float32)
+            drawn.append(jnp.asarray(deviation * normal, dtype))
+    return jax.tree.unflatten(jax.tree.structure(shapes), drawn)
