@@ -67,8 +67,10 @@ def curve_of(node: Mapping[str, Any]) -> list[tuple[float, float]]:
 def _drawn(results: Results) -> list[Mapping[str, Any]]:
     """Return the arms; if no arm ends with training, every node that was evaluated."""
     nodes = {name: curve_of(node) for name, node in results["nodes"].items() if node["validation_loss"]}
-    alone = [{"name": name, "chain": [name], "sources": [], "curve": curve} for name, curve in nodes.items()]
-    return results["comparison"]["arms"] or alone
+    alone: list[Mapping[str, Any]] = [
+        {"name": name, "chain": [name], "sources": [], "curve": curve} for name, curve in nodes.items()
+    ]
+    return list(results["comparison"]["arms"]) or alone
 
 
 def draw_losses(results: Results) -> Figure:

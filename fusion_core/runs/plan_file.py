@@ -43,6 +43,7 @@ WANTED = {
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "above {gt:g}",
     "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
     "literal_error": "one of {expected}",
     "dataclass_type": "a table",
     "dataclass_exact_type": "a table",
