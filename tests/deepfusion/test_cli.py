@@ -15,24 +15,6 @@ from tests.strategies.texts import documents
 SMALL = {"vocab_size": 20, "num_layers": 1, "num_decoder_layers": 1}
 
 
-@pytest.fixture
-def refused(run):
-    """``refused(message, ...)``: exit code 2, and one line on stderr that has the message."""
-
-    def call(message, *arguments):
-        code, out, err = run(*arguments)
-        errors = [line for line in err.splitlines() if line.startswith("Error:")]
-        assert code == 2, err
-        assert len(errors) == 1
-        assert message in errors[0]
-        assert err.rstrip().endswith(errors[0])
-        assert not out
-        assert "Traceback" not in err
-        return errors[0]
-
-    return call
-
-
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_help_of_every_command_teaches_by_example(run, command):
     code, out, _ = run(command, "--help")
