@@ -6,8 +6,7 @@ import pytest
 import bea
 from bea.pytrees import scale
 from tests.bea.helpers import EXACT, distance, euler, slope
-from tests.strategies.problems import cubic_field, cubic_point, quadratic, tanh_loss, tanh_network
-from toy_models.quadratic import modified_hessian
+from tests.strategies.problems import cubic_field, cubic_point, modified_hessian, quadratic, tanh_loss, tanh_network
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
