@@ -80,6 +80,8 @@ def plan(
         "saving come on top. Memory: parameters, optimizer and gradients exactly, activations estimated, without "
         "rematerialisation."
     )
+    if sentence := _arms(arms):
+        print(sentence)
 
 
 def _arms(arms: dict[str, float | None]) -> str:
@@ -93,7 +95,7 @@ def _arms(arms: dict[str, float | None]) -> str:
     if not uneven and not unknown:
         return "All arms end at equal FLOPs, sources included."
     rest = f"; of {', '.join(unknown)} it is not known beforehand" if unknown else ""
-    return f"The arms do not end at equal FLOPs: of the dearest one's, {', '.join(uneven) or 'the others all'}{rest}."
+    return f"The arms do not end at equal FLOPs: of the costliest one's FLOPs, {', '.join(uneven) or 'the others all'}{rest}."
 
 
 def _cells(cost: Any, node: Any) -> tuple[str, ...]:

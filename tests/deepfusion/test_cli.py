@@ -67,6 +67,7 @@ SLOW = ("jax", "numpy", "scipy", "sympy", "diffrax", "matplotlib", "rich")
         (("fuse", "--bogus"), ()),
         (("derive", "--order", "0", "--momentum", "b"), ()),
         *(((command, "--help"), ()) for command in cli.COMMANDS),
+        (("derive", "--loss", "x**2"), ("sympy", "numpy")),  # sympy imports numpy
     ],
     ids=" ".join,
 )

@@ -112,7 +112,7 @@ def test_train_runs_a_plan_resumes_it_and_reports(run, plan):
 def test_train_refuses_a_folder_with_other_things_and_a_node_that_is_not_there(run, plan):
     code, _, err = run("train", plan, "--out", plan.parent)
     assert code == 2
-    assert "is not the folder of a run; choose another" in err
+    assert "is not an empty folder; choose another" in err
     code, _, err = run("train", plan, "--out", plan.parent / "run", "--node", "c")
     assert code == 2
     assert "there is no node 'c'; there are a, twice" in err
