@@ -245,10 +245,10 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(refused, out, text, mo
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--vocab", "0", "vocab is 0; it must be at least 1"),
-        ("--batch", "-8", "batch is -8; it must be at least 1"),
-        ("--budget", "99", "a budget of 99 large steps is too small for the arms; take at least 100"),
-        ("--seed", "-1", "the seed is -1; it must not be negative"),
+        ("--vocab", "0", "--vocab is 0; it must be at least 1"),
+        ("--batch", "-8", "--batch is -8; it must be at least 1"),
+        ("--budget", "99", "--budget is 99; it must be at least 100"),
+        ("--seed", "-1", "--seed is -1; it must be at least 0"),
     ],
 )
 def test_settings_that_make_no_run_are_refused(refused, out, text, option, value, message):
