@@ -61,7 +61,7 @@ def _node_cells(row: dict[str, Any], results: Results) -> tuple[str, ...]:
         html.escape(" + ".join(row["inputs"])) or "random start",
         f"{row['parameters']:,}",
         row["steps"],
-        prefixed(row["flops"], "FLOP"),
+        prefixed(row["flops"], "FLOP") if row["flops"] else "",
         prefixed(row["total_flops"], "FLOP"),
         shown(row["loss"], ".4f"),
         shown(row["tokens_per_second"], ",.0f"),
