@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -141,10 +142,10 @@ def custom_task(input_column: str, target_column: str, prefix: str = "") -> Task
 
 
 def _glue(
-    name: str, fields: str, labels: str, columns: dict[str, tuple[str, ...]] | None = None, **facts: Any
+    name: str, fields: str, labels: str, columns: Mapping[str, tuple[str, ...]] = MappingProxyType({}), **facts: Any
 ) -> tuple[str, Task]:
     """Return a task by its name; ``columns`` are other columns that may hold a field."""
-    pairs = tuple((field, (field, *(columns or {}).get(field, ()))) for field in fields.split())
+    pairs = tuple((field, (field, *columns.get(field, ()))) for field in fields.split())
     return name, Task(name, pairs, labels=tuple(labels.split()), **facts)
 
 
