@@ -6,6 +6,7 @@ import pytest
 
 from deepfusion.commands.fuse import parse_size
 from fusion_core.errors import InputError
+from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
@@ -112,6 +113,45 @@ def test_tables_of_checkpoints_cut_no_number(run, pair, tmp_path, monkeypatch, c
     found = json.loads(run("diff", *pair, "--json")[1])
     assert f" {found['logits_largest']:.3g}" in difference
     assert f" {json.loads(run('info', pair[0], '--json')[1])['bytes']:,}" in facts
+
+
+def test_grow_keeps_the_function_and_the_tokenizer(run, tmp_path):
+    small = saved_t5(tmp_path / "small")
+    (small / "tokenizer.json").write_text("{}")
+    grow = ("grow", small, "--operator", "hypercloning", "--factor", 2)
+    code, out, err = run(*grow, "--out", tmp_path / "wide")
+    assert code == 0, err
+    assert "d_model 16 → 32" in out
+    assert (tmp_path / "wide" / "tokenizer.json").read_text() == "{}"
+    assert json.loads(run("diff", small, tmp_path / "wide", "--json")[1])["logits_largest"] < 1e-5
+    facts = json.loads(run(*grow, "--noise", 0.1, "--out", tmp_path / "noisy", "--json")[1])
+    assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(tmp_path / "noisy").values())
+    deep = ("grow", small, "--operator", "identity_layers", "--depth", "num_layers=3", "--out", tmp_path / "deep")
+    assert "num_layers 1 → 3" in run(*deep)[1]
+
+
+def test_grow_lists_the_operators(run):
+    code, out, _ = run("grow", "--list")
+    assert code == 0
+    listed = json.loads(run("grow", "--list", "--json")[1])
+    assert list(listed) == list(GROWTH_OPERATORS)
+    assert all(name in out for name in GROWTH_OPERATORS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--operator", "widen", "--factor", 2], "'widen'"),
+        (["--operator", "hypercloning"], "give exactly one of factor"),
+        (["--operator", "identity_layers", "--depth", "many"], "--depth is 'many'; give whole numbers"),
+        (["--operator", "net2net_width", "--width", "8", "--width", "d_ff=9"], "--width is '8 d_ff=9'; give whole"),
+        (["--factor", 2], "--operator is missing"),
+    ],
+)
+def test_a_growth_that_is_none_is_refused_and_writes_nothing(refused, pair, tmp_path, options, message):
+    refused(message, "grow", pair[0], "--out", tmp_path / "c", *options)
+    refused("exists and is not an empty folder", "grow", pair[0], "--out", pair[1], "--operator", "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
