@@ -4,7 +4,8 @@ Each small panel is one held-out problem of ``toy_models.when_to_grow``: small M
 fused, or one with itself and function-preserving noise), and train on with what is left of a fixed budget of FLOPs. The
 final loss is shown against the growth step (1 is never), over the loss of the best growth step. Line and band:
 the mean over all runs and the standard error of the differences between growth steps. Crosses: the look-ahead forecast at
-every growth step, as its mean ratio to the same runs' truth. Markers: where the forecast rule and the greedy rule grew, every run small, the mean large; a run's marker is relative to the same run at the best growth step. Dashed: never
+every growth step, as its mean ratio to the same runs' truth. Markers: where the forecast rule and the greedy
+rule grew, every run small, the mean large; a run's marker is relative to the same run at the best growth step. Dashed: never
 growing, at the same learning rate, and the large network from scratch with equal FLOPs at its own tuned rate.
 
 Below: the regret of every rule, over the problems (points; the bar is the median): the final loss over that of the same runs at
@@ -171,8 +172,8 @@ def finding(results: Results) -> str:
         f"{len(off)} problem{'' if len(off) == 1 else 's'}, {arrays['diverged']:.0f} left out because a run diverged.",
         f"The forecasts {'follow' if follows else 'do NOT follow'} the truth: off by {np.median(off):.1%} in the median "
         f"problem, {off.max():.1%} in the worst (following is below {FOLLOWS:.0%}).",
-        f"The forecast rule is {'near' if near else 'NOT near'} the minimum: median regret {spread(FOLLOWED)}, near being below "
-        f"{NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in hindsight "
+        f"The forecast rule is {'near' if near else 'NOT near'} the minimum: median regret {spread(FOLLOWED)}, near being "
+        f"below {NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in hindsight "
         f"({SHOWN[fixed]}) {spread(fixed)}, never {spread('never')}.",
         f"The truth itself resolves {np.median(arrays['split_half']):.3f} (split-half regret).",
         f"From scratch, at its tuned rate, the large network ends at {np.median(scratch):.3f} of the grown one's loss at its "
