@@ -173,8 +173,8 @@ def finding(results: Results) -> str:
         f"The forecasts {'follow' if follows else 'do NOT follow'} the truth: off by {np.median(off):.1%} in the median "
         f"problem, {off.max():.1%} in the worst (following is below {FOLLOWS:.0%}).",
         f"The forecast rule is {'near' if near else 'NOT near'} the minimum: median regret {spread(FOLLOWED)}, near being "
-        f"below {NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in hindsight "
-        f"({SHOWN[fixed]}) {spread(fixed)}, never {spread('never')}.",
+        f"below {NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in "
+        f"hindsight ({SHOWN[fixed]}) {spread(fixed)}, never {spread('never')}.",
         f"The truth itself resolves {np.median(arrays['split_half']):.3f} (split-half regret).",
         f"From scratch, at its tuned rate, the large network ends at {np.median(scratch):.3f} of the grown one's loss at its "
         f"own tuned rate in the median ({scratch.min():.3f} to {scratch.max():.3f}).",
