@@ -44,7 +44,8 @@ class Checkpoints:
     ) -> None:
         if keep_last < 1 or keep_every < 0:
             raise InputError(
-                f"keep_last is {keep_last} and keep_every {keep_every}; keep_last must be at least 1, keep_every at least 0 (0: off)"
+                f"keep_last is {keep_last} and keep_every {keep_every}; keep_last must be at least 1, keep_every at least 0 "
+                "(0: off)"
             )
         self.folder, self.run = folder, run
         self.keep_last, self.keep_every, self.pinned = keep_last, keep_every, set(pinned)
