@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.sparse.linalg import cg
 
 from bea.fields import gradient_field, lie_bracket
 from bea.integrability import IntegrabilityDefect, integrability_defect
@@ -145,7 +146,7 @@ def _least_norm_inverse(
     def pinv(grown: Params) -> Params:
         right = transpose(grown)
         eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right))).eps)
-        return jax.scipy.sparse.linalg.cg(lambda small: transpose(embed(small)), right, tol=10 * eps, maxiter=100)[0]
+        return cg(lambda small: transpose(embed(small)), right, tol=10 * eps, maxiter=100)[0]
 
     return pinv
 

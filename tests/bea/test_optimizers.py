@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bea
 from bea.pytrees import scale
@@ -88,7 +89,7 @@ def test_log_of_an_adaptive_step_has_its_first_order_correction(x64, name):
 def test_with_epsilon_inside_the_root_the_correction_is_that_of_the_paper(x64):
     """−(h/2R) [(1+β)/(1−β) − (1+ρ)/(1−ρ) + (1+ρ)/(1−ρ) ε/(g² + ε)] ∇‖∇E‖_{1,ε}."""
     loss, p, h, b1, b2, eps = tanh_loss(1), tanh_network(1), 0.01, 0.9, 0.99, 0.03
-    flat, unravel = jax.flatten_util.ravel_pytree(p)
+    flat, unravel = ravel_pytree(p)
     gradient = jax.grad(lambda x: loss(unravel(x)))
     first, second = (1 + b1) / (1 - b1), (1 + b2) / (1 - b2)
 
@@ -101,7 +102,7 @@ def test_with_epsilon_inside_the_root_the_correction_is_that_of_the_paper(x64):
 
     expected = papers(flat)
     got = jax.jit(bea.adam_modified_field(loss, h, b1=b1, b2=b2, eps=0.0, eps_root=eps))(p)
-    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(got)[0], expected, rtol=1e-10)
+    np.testing.assert_allclose(ravel_pytree(got)[0], expected, rtol=1e-10)
 
 
 def test_a_step_count_is_a_coordinate_that_moves_by_one(x64):
