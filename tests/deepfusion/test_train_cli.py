@@ -25,7 +25,7 @@ sources = ["a", "a"]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """The network is that of tests/fusion_core/test_plans.py."""
+    """The network is that of tests/fusion_core/test_runs.py."""
     with cached_in(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
