@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 PRESETS = {"default": "demo.toml", "smoke": "demo-smoke.toml"}
 EVALUATIONS = 20  # of an arm
+SMALLEST_BUDGET = 100  # steps of the large network: less makes no arms
 # How the time is spent, in steps of the large network for each of its steps in the budget: from scratch, grown at the rule's
 # first trial (30 %), a trial that is lost (4 %); the small network has the rest of one budget.
 LARGE, SMALL = 1.74, 1.0
@@ -41,6 +42,9 @@ class DemoSettings:
       vocab: pieces of the tokenizer; if None, the preset's.
       batch: sequences in a global batch; if None, the preset's.
       budget: FLOPs of every arm, in steps of the large network; if None, the preset's.
+
+    Raises:
+      InputError: a number is too small.
     """
 
     preset: str = "default"
@@ -49,6 +53,12 @@ class DemoSettings:
     vocab: int | None = None
     batch: int | None = None
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("vocab", 1), ("batch", 1), ("budget", SMALLEST_BUDGET)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} is {value}; it must be at least {least}")
 
     def plan(self) -> Plan:
         """Return the preset's plan with these settings in it.

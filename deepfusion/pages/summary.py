@@ -12,7 +12,7 @@ Spread = Mapping[str, Any]  # mean, standard_error, values
 
 CERTAIN = 2.0  # standard errors above which a mean difference is not taken for chance
 MOST_NODES = 8  # final losses where there are no arms
-MOST_OTHERS = 3  # arms that each grown arm is compared with in sentences
+MOST_GROWN, MOST_PAIRS = 2, 4  # grown arms in sentences, and sentences that compare two arms
 
 
 def arms_of(results: Results) -> list[Mapping[str, Any]]:
@@ -41,27 +41,27 @@ def with_error(spread: Spread, form: str, scale: float = 1.0) -> str:
 
 
 def percent(spread: Spread) -> str:
-    """Return a share in percent, with its error and the number of seeds that have it if not all do."""
+    """Return a share in percent with its error, and, as in ``(2/3)``, how many seeds have it if not all do."""
     known = [value for value in spread["values"] if value is not None]
     if not known:
         return "not reached"
-    of = f" ({len(known)} of {len(spread['values'])} seeds)" if len(known) < len(spread["values"]) else ""
+    of = f" ({len(known)}/{len(spread['values'])})" if len(known) < len(spread["values"]) else ""
     return f"{with_error(spread, '.0f', 100)} %{of}"
 
 
 def lines(results: Results) -> list[str]:
-    """Return what growing cost and saved, in at most about ten lines."""
+    """Return what growing cost and saved, in about ten lines: the grown arms against the largest that did not grow."""
     comparison, seeds = results["comparison"], max(1, len(results["seeds"]))
     arms = {arm["name"]: arm for arm in comparison["arms"]}
     if not arms:
         finals = [f"{name} ended at {node['final']:.4f}." for name, node in results["nodes"].items() if node["final"]]
         return ["No arm of this plan ends with a network that was trained and evaluated.", *finals[:MOST_NODES]]
-    grown = [arm for arm in arms.values() if arm["grown_at"] is not None]
+    grown = [arm for arm in arms_of(results) if arm["grown_at"] is not None][:MOST_GROWN]
     fixed = sorted((arm for arm in arms.values() if arm["grown_at"] is None), key=lambda arm: -arm["parameters"])
     found = [_first_line(results, seeds)]
     found += [_growth(results, arm) for arm in grown]
     for arm in grown or fixed[:1]:
-        others = [other for other in fixed if other is not arm][:MOST_OTHERS]
+        others = [other for other in fixed if other is not arm][: MOST_PAIRS // max(1, len(grown))]
         found += [_against(results, arm, other, seeds) for other in others]
     found += [f"{name}: {node['rule']['reason']}" for name, node in results["nodes"].items() if node.get("rule")]
     if seeds == 1 and len(arms) > 1:
@@ -79,7 +79,7 @@ def _first_line(results: Results, seeds: int) -> str:
     runs = f", {seeds} seeds" if seeds > 1 else ""
     return (
         f"{count} arm{'s' if count > 1 else ''}{cost}{runs}: the lowest final loss is {_loss(best)} nats per token, "
-        f"of {best['name']}."
+        f"of “{best['name']}”."
     )
 
 
@@ -91,9 +91,8 @@ def _growth(results: Results, arm: Mapping[str, Any]) -> str:
     share = arm["grown_at"]["mean"] / arm["flops"]["mean"]
     sources = [name for name in arm["sources"] if results["nodes"][name]["kind"] == "train"]
     return (
-        f"{arm['name']} grew after {prefixed(arm['grown_at']['mean'], 'FLOP')}, {100 * share:.0f} % of its cost, from "
-        f"{' and '.join(sources)}, "
-        f"and ended at {_loss(arm)}."
+        f"“{arm['name']}” grew after {prefixed(arm['grown_at']['mean'], 'FLOP')}, {100 * share:.0f} % of its cost, from "
+        f"{' and '.join(sources)}, and ended at {_loss(arm)}."
     )
 
 
@@ -104,11 +103,13 @@ def _against(results: Results, arm: Mapping[str, Any], other: Mapping[str, Any],
     below = difference["mean"] < 0
     size = with_error({**difference, "mean": abs(difference["mean"])}, ".3f")
     chance = seeds > 1 and abs(difference["mean"]) < CERTAIN * (difference["standard_error"] or 0.0)
-    sentence = f"Against {other['name']} ({_loss(other)}): {size} {'below' if below else 'above'}"
+    sentence = f"Against “{other['name']}” ({_loss(other)}): {size} {'below' if below else 'above'}"
     sentence += f", which {seeds} seeds cannot tell from chance" if chance else ""
     if saving["flops_paid"]["mean"] is not None:
+        reached = sum(value is not None for value in saving["flops_paid"]["values"])
+        where = f" in {reached} of {seeds} seeds," if reached < seeds else ""
         return (
-            f"{sentence}; its loss was reached with {_fewer(saving['flops_paid'], 'fewer', 'more')} FLOPs "
+            f"{sentence}; its loss was reached{where} with {_fewer(saving['flops_paid'], 'fewer', 'more')} FLOPs "
             f"({_fewer(saving['flops_given'], 'fewer', 'more')} if the sources are given) and "
             f"{_fewer(saving['wall_paid'], 'less', 'more')} time ({_fewer(saving['wall_given'], 'less', 'more')})."
         )
@@ -116,8 +117,8 @@ def _against(results: Results, arm: Mapping[str, Any], other: Mapping[str, Any],
     if back["mean"] is None:
         return f"{sentence}; its loss was not reached."
     return (
-        f"{sentence}; its loss was not reached, and it needed {_fewer(back, 'fewer', 'more')} FLOPs to reach "
-        f"{_loss(arm)}."
+        f"{sentence}; its loss was not reached, and it reached the loss of “{arm['name']}” with "
+        f"{_fewer(back, 'fewer', 'more')} FLOPs."
     )
 
 
@@ -125,8 +126,8 @@ def _fewer(spread: Spread, less: str, more: str) -> str:
     mean = spread["mean"]
     if mean is None:
         return "an unknown share of"
-    size = percent({**spread, "mean": abs(mean)})
-    return f"{size} {less if mean >= 0 else more}"
+    size = with_error({**spread, "mean": abs(mean)}, ".0f", 100)
+    return f"{size} % {less if mean >= 0 else more}"
 
 
 ARM_COLUMNS = ("arm", "final loss", "parameters", "grew at", "FLOPs", "time")

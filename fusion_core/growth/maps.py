@@ -59,7 +59,7 @@ class GrowthMap:
     The transpose is derived from ``embed``. Every grown entry is a multiple of one small entry, or zero, so that JᵀJ is
     diagonal, ``JᵀJ = diag(Jᵀ J 1)``, and the pseudo-inverse is ``J⁺ = (JᵀJ)⁻¹ Jᵀ`` (zero where an entry is dropped).
 
-    ``bea.GrowthEvent(embed=m.embed, transpose=m.transpose, pinv=m.pinv)`` is the same event in theory's terms.
+    ``bea.GrowthEvent.of(m)`` is the same event in theory's terms.
 
     Attributes:
       embed: J; ``small params -> grown params``, linear.

@@ -60,8 +60,9 @@ class RunData:
         part = "validation" if held_out else "train"
         windows = len(self._ids[part]) // window_length(length)[0]
         if windows < batch:
+            name = "validation" if held_out else "training"
             raise InputError(
-                f"the {part} text has {windows} windows of {length} source tokens, but a batch needs {batch}; give more "
+                f"the {name} text has {windows} windows of {length} source tokens, but a batch needs {batch}; give more "
                 "text, or take a smaller batch or length"
             )
         return SpanCorruption.from_documents([self._ids[part]], self.tokenizer, length, seed)

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 import bea
 from fusion_core.errors import InputError
-from fusion_core.growth.linear import FusionMap
+from fusion_core.growth import FusionMap
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
 from fusion_core.train.optimizer import fuse_states, preconditioner
 from fusion_core.train.step import Batch, TrainState, displacement
@@ -148,7 +148,7 @@ def _own_terms(network: TrainedNetwork) -> Callable[..., tuple[dict[str, Array],
 
 def _joint_terms(small: TrainedNetwork, grown: TrainedNetwork, mapping: FusionMap) -> Callable[..., dict[str, Array]]:
     """The terms in which the small phase is seen from the grown space."""
-    event = bea.GrowthEvent(embed=mapping.embed, transpose=mapping.transpose, pinv=mapping.pinv)
+    event = bea.GrowthEvent.of(mapping)
 
     def preconditioned(loss: Callable[[Params], Array], metric: Params) -> bea.Field:
         descent = bea.gradient_field(loss)

@@ -21,14 +21,14 @@ def labels_of(axes):
 def test_the_lines_say_what_growing_cost_and_saved():
     said = "\n".join(lines(results()))
     assert said.startswith("3 arms at 300 GFLOP each, sources included: the lowest final loss is 2.9")
-    assert "grown grew after 80 GFLOP, 28 % of its cost, from a and b, and ended at 2.9" in said
-    assert "Against scratch (" in said
-    assert "Against one small (" in said
+    assert "“grown” grew after 80 GFLOP, 28 % of its cost, from a and b, and ended at 2.9" in said
+    assert "Against “scratch” (" in said
+    assert "Against “one small” (" in said
     assert " % fewer FLOPs (" in said
     assert " if the sources are given) and " in said
     assert SENTENCE in said
     assert "One seed cannot tell small differences from chance" in said
-    assert len(lines(results())) <= 10
+    assert len(lines(results())) <= len(lines(results(extra=9))) <= 10
 
 
 def test_several_seeds_have_standard_errors_and_say_what_may_be_chance():
@@ -38,6 +38,10 @@ def test_several_seeds_have_standard_errors_and_say_what_may_be_chance():
     assert "One seed" not in said
     assert "chance" not in said
     found = results(3)
+    saving = next(s for s in found["comparison"]["savings"] if (s["arm"], s["other"]) == ("grown", "scratch"))
+    for key in ("flops_paid", "flops_given", "wall_paid", "wall_given"):
+        saving[key] = {"mean": -0.2, "standard_error": 0.1, "values": [-0.3, None, -0.1]}
+    assert "its loss was reached in 2 of 3 seeds, with 20 ± 10 % more FLOPs (20 ± 10 % more" in "\n".join(lines(found))
     for saving in found["comparison"]["savings"]:
         saving["difference"] = {"mean": -0.01, "standard_error": 0.02, "values": [-0.03, 0.01, -0.01]}
     assert "0.010 ± 0.020 below, which 3 seeds cannot tell from chance" in "\n".join(lines(found))
@@ -49,7 +53,7 @@ def test_an_arm_that_ends_above_another_says_what_the_other_needed():
     nodes["grown"]["validation_loss"] = shift(nodes["grown"]["validation_loss"])
     found = results() | {"nodes": nodes, "comparison": compare([nodes], 300 * STEP)}
     said = "\n".join(lines(found))
-    assert " above; its loss was not reached, and it needed " in said
+    assert " above; its loss was not reached, and it reached the loss of “grown” with " in said
     assert "not reached" in next(row for row in pair_rows(found) if row[:2] == ("grown", "scratch"))
 
 
@@ -66,7 +70,7 @@ def test_the_tables_compare_with_the_largest_network_that_did_not_grow():
 
 def test_a_share_says_how_many_seeds_have_it():
     assert percent({"mean": 0.5, "standard_error": None, "values": [0.5]}) == "50 %"
-    assert percent({"mean": 0.5, "standard_error": 0.01, "values": [0.5, None, 0.5]}) == "50 ± 1 % (2 of 3 seeds)"
+    assert percent({"mean": 0.5, "standard_error": 0.01, "values": [0.5, None, 0.5]}) == "50 ± 1 % (2/3)"
     assert percent({"mean": None, "standard_error": None, "values": [None]}) == "not reached"
 
 

@@ -111,7 +111,7 @@ def test_another_plan_in_the_same_folder_is_refused(whole):
 def test_text_that_is_too_short_for_a_batch_is_refused(plan_of, tmp_path):
     file = plan_of(SOURCES, HEAD.replace("batch = 4", "batch = 4000"))
     with pytest.raises(
-        fc.InputError, match=r"the train text has \d+ windows of 16 source tokens, but a batch needs 4000"
+        fc.InputError, match=r"the training text has \d+ windows of 16 source tokens, but a batch needs 4000"
     ):
         run_plan(read_plan(file), tmp_path / "run")
 
