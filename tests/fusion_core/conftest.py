@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from tests.strategies.compiled import cached_in
 from tests.strategies.plans import HEAD
 from tests.strategies.texts import documents
 
@@ -26,13 +25,6 @@ def text(tmp_path_factory):
     file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text("\n\n\n".join(documents(0, 60)), encoding="utf-8")
     return file
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """The networks of this file, and of tests/deepfusion/test_train_cli.py, are all alike."""
-    with cached_in(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.loop import graceful_interrupt
 from tests.strategies.plans import ARMS, BUDGET, GROWN, HEAD, SOURCES
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def numbers(folder, name):
     """Of a node: its weights, and what it measured but for the clock."""
