@@ -40,7 +40,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(
+def measure_problem(
     problem: Problem, runs: int, truth_runs: int, costate_runs: int, report: Callable[[str], None] = lambda what: None
 ) -> dict:
     """Measure a problem; return the records as plain lists, run first, growth step second.
