@@ -169,7 +169,9 @@ class Watchdog:
                 if beat != last:
                     seen[rank] = (beat, now)
                 elif now - when > PATIENCE:
-                    self._end(f"process {rank} has not answered for {now - when:.0f} s: it has died, or the network is down")
+                    self._end(
+                        f"process {rank} has not answered for {now - when:.0f} s: it has died, or the network is down"
+                    )
 
     def _end(self, why: str) -> None:
         print(
