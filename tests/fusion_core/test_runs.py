@@ -186,7 +186,11 @@ def test_a_node_stops_at_a_loss_and_the_rest_of_the_budget_goes_on_from_there(pl
 
 def test_the_terms_of_the_theory_are_estimated_at_the_checkpoints(plan_of, tmp_path):
     plan = read_plan(plan_of(SOURCES + GROWN, HEAD.replace("[data]", "measure = true\n[data]")))
-    fused = run_plan(plan, tmp_path / "run")["nodes"]["fused"]
+    nodes = run_plan(plan, tmp_path / "run")["nodes"]
+    assert [record["step"] for record in nodes["m"]["theory"]] == [30]
+    assert nodes["m"]["theory"][0]["modified_loss"] > nodes["m"]["theory"][0]["loss"]
+    assert nodes["a"]["theory"] == []  # with its growth
+    fused = nodes["fused"]
     assert [record["step"] for record in fused["theory"]] == [10, 20]
     for record in fused["theory"]:
         assert {"conflict", "conflict_se", "small_rate", "grown_rate", "modified_loss_fused"} <= record.keys()
