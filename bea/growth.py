@@ -34,6 +34,11 @@ class GrowthEvent:
     pinv: Callable[[Params], Params]
 
     @classmethod
+    def of(cls, mapping: Any) -> "GrowthEvent":
+        """Return the event of a map that has ``embed``, ``transpose`` and ``pinv``, such as ``fusion_core.GrowthMap``."""
+        return cls(mapping.embed, mapping.transpose, mapping.pinv)
+
+    @classmethod
     def from_linear(
         cls,
         embed: Callable[[Params], Params],

@@ -66,7 +66,7 @@ def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[in
     """Two different networks of the same widths, both trained in the small phase."""
     config = fc.MLPConfig(tuple(sizes))
     mapping = fc.fusion_map([config, config])
-    event = bea.GrowthEvent(mapping.embed, mapping.transpose, mapping.pinv)
+    event = bea.GrowthEvent.of(mapping)
     both = bea.gradient_field(lambda pair: loss(pair[0]) + loss(pair[1]))
     second, start = bea.gradient_field(loss), event.embed(sources)
     # loss_conflict is half of what a swap changes

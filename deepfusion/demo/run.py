@@ -43,7 +43,7 @@ from fusion_core.train import (
     Trainer,
     TrainState,
     adafactor,
-    fuse_states,
+    grow_states,
     init_state,
     load_state,
     save_state,
@@ -97,7 +97,7 @@ class DemoRun:
             self.mapping,
             self.factors,
         )
-        self.fuse_states = jax.jit(lambda states: fuse_states(self.mapping, states, self.factors))
+        self.grow_states = jax.jit(lambda states: grow_states(self.mapping, states, self.factors))
         chunk = settings.steps_per_dispatch
         self.source_steps = int(total / (2 * small)) // chunk * chunk
         self.one_small_steps = int(total / small) // chunk * chunk
@@ -217,7 +217,7 @@ class DemoRun:
                             states = (*states[:i], stopped.state, *states[i + 1 :])
                             raise Interrupted(stopped.state) from None
                         states = (*states[:i], state, *states[i + 1 :])
-                fused = self.fuse_states(states)
+                fused = self.grow_states(states)
                 record = {"arm": "sources", "step": stop, "flops": stop * 2 * self.small_flops}
                 for name, params in (("a", states[0].params), ("b", states[1].params)):
                     record[f"validation_{name}"] = self.small.evaluate(params, self.data.validation)
@@ -300,7 +300,7 @@ class DemoRun:
         arm = trial_arm(trial.step)
         cost = self._growth_cost(trial.step, self.online.lost_flops)
         besides = lambda state: {"fresh": self._trial_losses(self.large, state, trial)}
-        start, half, end = self.fuse_states(self._sources_at(trial.step)), trial.grown_half, trial.grown_end
+        start, half, end = self.grow_states(self._sources_at(trial.step)), trial.grown_half, trial.grown_end
         self._train_arm(arm, self.large, start, "grown", end, cost, further=(half,), besides=besides)
         return np.asarray([self.metrics.of(arm=arm, step=at)[0]["fresh"] for at in (half, end)])
 
@@ -319,7 +319,7 @@ class DemoRun:
         cost = self._growth_cost(step, self.online.lost_flops if follows else 0.0)
         chunk = self.settings.steps_per_dispatch
         steps = max(0, int((self.settings.total_flops - cost(step)) / self.large_flops)) // chunk * chunk
-        start = self.fuse_states(self._sources_at(step))
+        start = self.grow_states(self._sources_at(step))
         if follows and self.online.kept is not None:
             start = load_state(self._arm_file(trial_arm(step)), start)[0]
         return self._train_arm(arm, self.large, start, "grown", step + steps, cost, first=step)

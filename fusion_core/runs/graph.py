@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fusion_core.errors import InputError
-from fusion_core.growth.networks import fused_config, fusion_map
+from fusion_core.growth import fused_config, fusion_map
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.schema import FuseNode, Node, OptimizerSettings, Plan, TrainNode
@@ -167,7 +167,7 @@ def resolve(plan: Plan, devices: int | None = None) -> list[Resolved]:
 
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
     configs = [source.config for source in sources]
-    config = fused_config(configs, node.norm)  # type: ignore[arg-type]
+    config = fused_config(configs, node.norm)
     fusion_map(configs, node.weights or None)  # for the weights
     if node.optimizer_state == "fresh":
         return Resolved(node, config, None, sources[0].until, sources[0].until)

@@ -23,7 +23,7 @@ from fusion_core.runs.graph import Resolved
 from fusion_core.runs.optimizers import optimizer_of, schedule_of
 from fusion_core.runs.schema import FuseNode, OptimizerSettings, Plan, TrainNode
 from fusion_core.text.span_corruption import target_length
-from fusion_core.train import Trainer, TrainState, fuse_states, init_state, t5_loss
+from fusion_core.train import Trainer, TrainState, grow_states, init_state, t5_loss
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.run import CHECKPOINTS, Training
 from fusion_core.train.store import Checkpoints
@@ -237,7 +237,7 @@ def fused_state(
         rates = jax.tree.map(lambda f, rate: (f * rate / top).astype(rate.dtype), factors, parts[0].rates)
         return TrainState(params, (), parts[0].step, rates)
     copies = len(set(node.sources)) == 1
-    return jax.jit(lambda s: fuse_states(mapping, s, factors, copies=copies))(parts)._replace(params=params)
+    return jax.jit(lambda s: grow_states(mapping, s, factors, copies=copies))(parts)._replace(params=params)
 
 
 def save_result(shop: Workshop, resolved: Resolved, state: TrainState) -> None:

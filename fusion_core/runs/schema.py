@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal
 
 from fusion_core.errors import InputError
-from fusion_core.growth.agreement import NORM_MODES
+from fusion_core.growth import NORM_MODES
 from fusion_core.growth.noise import OFF_DIAGONAL
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.text.corpus import DEFAULT_PACKAGES

@@ -27,7 +27,7 @@ NARROW = {"d_model": 12, "num_heads": 3, "d_ff": 10}
 
 def fused(folders, out, **options):
     """Plans and writes without a probe; the tensors that the safetensors library reads."""
-    files.write_fusion(files.plan_fusion(folders, **options), out, probe=False)
+    files.write_recipe(files.fusion_recipe(folders, **options), out, probe=False)
     return tensors_of(out)
 
 
@@ -184,7 +184,7 @@ def test_rows_are_those_of_the_rule_in_memory_whatever_the_number_at_a_time(tmp_
     rule, shapes = RULES[case]
     rng = np.random.default_rng(0)
     blocks = [np.asarray(rng.standard_normal(shape), np.float32) for shape in shapes]
-    tensor = stream.FusedTensor("x", rule, entries_of(tmp_path, blocks), "F32")
+    tensor = stream.GrownTensor("x", rule, entries_of(tmp_path, blocks), "F32")
     with ranges.Reader() as reader:
         parts = [part.copy() for part in tensor.rows(reader, chunk)]
     wanted = np.asarray(rule.embed([jnp.asarray(block) for block in blocks]))
@@ -216,10 +216,10 @@ def test_an_entry_that_is_not_finite_is_seen_by_its_bits(code):
 def test_noise_is_that_of_fuse_in_memory_whatever_the_rows_at_a_time(tmp_path, kind, chunk, monkeypatch):
     a = saved_t5(tmp_path / "a", kind) if kind.startswith("v") else saved_decoder(tmp_path / "a", kind)
     wanted, _ = in_memory([a, a, a], off_diagonal="antisymmetric", noise=0.3, seed=1)
-    monkeypatch.setattr(stream.FusedTensor.rows, "__defaults__", (chunk,))
-    plan = files.plan_fusion([a, a, a], noise=0.3, seed=1)
+    monkeypatch.setattr(stream.GrownTensor.rows, "__defaults__", (chunk,))
+    plan = files.fusion_recipe([a, a, a], noise=0.3, seed=1)
     assert plan.equal
-    measured = files.write_fusion(plan, tmp_path / "c", probe=chunk > 100)
+    measured = files.write_recipe(plan, tmp_path / "c", probe=chunk > 100)
     found, clean = tensors_of(tmp_path / "c"), in_memory([a, a, a])[0]
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=2e-6, err_msg=name)
@@ -244,12 +244,12 @@ def test_noise_depends_on_seed_and_name_alone(tmp_path):
 
 def test_a_copy_of_a_checkpoint_is_the_same_network_and_another_is_not(tmp_path):
     a, b, c = saved_t5(tmp_path / "a"), in_shards(saved_t5(tmp_path / "b")), saved_t5(tmp_path / "c", seed=1)
-    assert files.plan_fusion([a, b]).equal
-    assert files.plan_fusion([a, b]).exactness.startswith("exact")
-    assert not files.plan_fusion([a, c]).equal
-    assert files.plan_fusion([a, c]).exactness.startswith("not exact")
+    assert files.fusion_recipe([a, b]).equal
+    assert files.fusion_recipe([a, b]).exactness.startswith("exact")
+    assert not files.fusion_recipe([a, c]).equal
+    assert files.fusion_recipe([a, c]).exactness.startswith("not exact")
     with pytest.raises(fc.InputError, match="only where the sources are one network"):
-        files.plan_fusion([a, c], noise=0.1)
+        files.fusion_recipe([a, c], noise=0.1)
 
 
 # calibrated norms
@@ -264,8 +264,8 @@ def test_calibrated_norms_are_those_of_fuse_in_memory(tmp_path, kind):
     else:
         a, b = (saved_decoder(tmp_path / "ab"[i], kind, i, i, **size) for i in range(2))
     tokenizer.save(b)
-    plan = files.plan_fusion([a, b], norm="calibrated", calibration=TEXTS, seed=2)
-    files.write_fusion(plan, tmp_path / "c")
+    plan = files.fusion_recipe([a, b], norm="calibrated", calibration=TEXTS, seed=2)
+    files.write_recipe(plan, tmp_path / "c")
     batch = comparison.text_batch(plan.sources, TEXTS, 16, 2)
     assert plan.calibrated_on == batch["targets"].size > 50
     wanted = in_memory([a, b], norm="calibrated", calibration=batch)[0]
@@ -293,8 +293,8 @@ def norm_scale(name):
 
 def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
-    plan = files.plan_fusion([a, b], [0.25, 0.75])
-    measured = files.write_fusion(plan, tmp_path / "c")
+    plan = files.fusion_recipe([a, b], [0.25, 0.75])
+    measured = files.write_recipe(plan, tmp_path / "c")
     opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
     batch = batches.probe(opened[0].config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
@@ -427,7 +427,7 @@ def test_a_folder_is_described_by_its_headers(tmp_path):
 
 def test_the_plan_counts_what_is_written(tmp_path):
     a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1, **NARROW)
-    plan = files.plan_fusion([a, b], dtype="bf16")
+    plan = files.fusion_recipe([a, b], dtype="bf16")
     found = fused([a, b], tmp_path / "c", dtype="bf16")
     assert plan.parameters == sum(tensor.size for tensor in found.values())
     assert plan.nbytes == sum(tensor.nbytes for tensor in found.values())

@@ -10,8 +10,8 @@ import pytest
 
 import fusion_core as fc
 from fusion_core.growth import operators
-from fusion_core.growth.linear import FusionMap
-from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state, t5_schedule
+from fusion_core.growth.maps import GrowthMap
+from fusion_core.train import adafactor, displacement, grow_optimizer_state, grow_states, init_state, t5_schedule
 from tests.fusion_core.test_operators import structs
 from tests.strategies import decoders
 from tests.strategies.networks import random_mlp
@@ -82,7 +82,7 @@ def test_the_grown_state_of_copies_is_what_the_grown_network_accumulates(name, w
     """Collect moments, then grow: the same as growing and then collecting them; off the diagonal too."""
     k, params, batches = len(weights), source(), [data(0), data(1)]
     mapping = fc.fusion_map([CONFIG] * k, weights)
-    found = fuse_optimizer_state(mapping, [accumulated(name, params, batches)] * k, copies=True)
+    found = grow_optimizer_state(mapping, [accumulated(name, params, batches)] * k, copies=True)
     wanted = accumulated(name, mapping.embed([params] * k), batches)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     tolerance = 1e-9
@@ -100,7 +100,7 @@ def test_between_different_sources_second_moments_are_off_by_the_predicted_facto
     slope = jax.jit(jax.grad(lambda p: jnp.sum(mlp.forward(p, x) * jnp.asarray([1.0, -2.0]))))
     grads = [slope(p) for p in sources]
     state = lambda g: optax.ScaleByAdamState(jnp.asarray(1), g, jax.tree.map(jnp.square, g))
-    found = fuse_optimizer_state(mapping, [state(g) for g in grads])
+    found = grow_optimizer_state(mapping, [state(g) for g in grads])
     wanted = state(slope(mapping.embed(sources)))
     ours, theirs = (np.asarray(s.nu["layers"][1]["weight"]) for s in (found, wanted))
     np.testing.assert_allclose(ours[:8, :9], theirs[:8, :9], rtol=1e-9)
@@ -124,11 +124,11 @@ def test_packed_moments_grow_part_by_part():
     rng = np.random.default_rng(0)
     moments = [jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape)), tree) for tree in mapping.shapes]
     state = lambda m: optax.ScaleByAdamState(jnp.asarray(1), m, m)
-    fused = fuse_optimizer_state(mapping, [state(m) for m in moments]).nu["c_attn"]["weight"]
-    part = FusionMap({"w": operators.conv1d((0.5, 0.5))}, tuple(structs([{"w": (n, n)} for n in (2, 3)])), (0.5, 0.5))
+    fused = grow_optimizer_state(mapping, [state(m) for m in moments]).nu["c_attn"]["weight"]
+    part = GrowthMap({"w": operators.conv1d((0.5, 0.5))}, tuple(structs([{"w": (n, n)} for n in (2, 3)])), (0.5, 0.5))
     for j in range(3):
         own = [{"w": m["c_attn"]["weight"][:, n * j : n * (j + 1)]} for m, n in zip(moments, (2, 3), strict=True)]
-        alone = fuse_optimizer_state(part, [state(m) for m in own]).nu["w"]
+        alone = grow_optimizer_state(part, [state(m) for m in own]).nu["w"]
         np.testing.assert_allclose(fused[:, 5 * j : 5 * (j + 1)], alone, rtol=1e-12)
     assert np.asarray(fused).all()
 
@@ -136,13 +136,13 @@ def test_packed_moments_grow_part_by_part():
 def test_factored_moments_of_convolutions_grow():
     """Adafactor factors the two channel axes; the kernel's axes stay."""
     shapes = tuple({"w": (n, n + 1, 3, 3)} for n in (8, 10))
-    mapping = FusionMap({"w": operators.dense((0.5, 0.5))}, tuple(structs(list(shapes))), (0.5, 0.5))
+    mapping = GrowthMap({"w": operators.dense((0.5, 0.5))}, tuple(structs(list(shapes))), (0.5, 0.5))
     optimizer, rng = OPTIMIZERS["adafactor"], np.random.default_rng(0)
     states = []
     for tree in shapes:
         g = {"w": jnp.asarray(rng.standard_normal(tree["w"]))}
         states.append(optimizer.update(g, optimizer.init(g), g)[1])
-    found = fuse_optimizer_state(mapping, states)[0]
+    found = grow_optimizer_state(mapping, states)[0]
     wanted = optimizer.init({"w": jnp.zeros((18, 20, 3, 3))})[0]
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
     np.testing.assert_allclose(found.v_row["w"][:8], 0.25 * states[0][0].v_row["w"], rtol=1e-12)
@@ -154,7 +154,7 @@ def test_a_state_that_is_not_known_is_refused():
     with pytest.raises(
         fc.InputError, match=r"an optimizer state of type ScaleByLionState holds arrays that no growth rule"
     ):
-        fuse_optimizer_state(fc.fusion_map([CONFIG] * 2), [state, state])
+        grow_optimizer_state(fc.fusion_map([CONFIG] * 2), [state, state])
 
 
 def slopes(name, state, batch):
@@ -171,7 +171,7 @@ def test_growing_in_the_middle_of_a_run_keeps_the_loss_and_its_slope(name):
     mapping = fc.fusion_map([CONFIG] * k)
     rates = fc.rate_factors(state.params, CONFIG, k, "sgd" if name == "momentum" else name)
     ones = jax.tree.map(lambda _: 1.0, rates)
-    with_factors, without = (fuse_states(mapping, [state] * k, f, copies=True) for f in (rates, ones))
+    with_factors, without = (grow_states(mapping, [state] * k, f, copies=True) for f in (rates, ones))
     assert int(with_factors.step) == int(state.step)
     assert float(value(with_factors.params, batch)) == pytest.approx(float(value(state.params, batch)), rel=1e-13)
     small = slopes(name, state, batch)
@@ -191,7 +191,7 @@ def test_growing_in_the_middle_of_a_run_keeps_the_loss_and_its_slope(name):
 
 def test_noise_between_copies_keeps_the_loss_and_nearly_its_slope():
     state, batch = trained("adam"), data()
-    quiet = fuse_states(
+    quiet = grow_states(
         fc.fusion_map([CONFIG] * 2), [state] * 2, fc.rate_factors(state.params, CONFIG, 2, "adam"), copies=True
     )
     grown, _ = fc.fuse([(state.params, CONFIG)] * 2, off_diagonal="antisymmetric", noise=0.02)

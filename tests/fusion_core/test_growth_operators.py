@@ -106,7 +106,7 @@ def close(a, b):
 def test_the_map_of_an_operator_is_linear_with_its_transpose_and_pseudo_inverse(operator, network):
     config = benchmark.CONFIGS[network]
     mapping = fc.growth_map(config, operator, factor=2, seed=3)
-    event = bea.GrowthEvent(embed=mapping.embed, transpose=mapping.transpose, pinv=mapping.pinv)
+    event = bea.GrowthEvent.of(mapping)
     with jax.enable_x64(True):
         u, v = (jax.tree.map(jnp.asarray, random_like(mapping.shapes, seed)) for seed in (0, 1))
         w = random_like(jax.eval_shape(mapping.embed, u), 2)

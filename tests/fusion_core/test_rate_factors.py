@@ -8,7 +8,7 @@ import pytest
 
 import fusion_core as fc
 from fusion_core.models.t5 import init, token_loss
-from fusion_core.train import adafactor, displacement, fuse_states, init_state, t5_schedule
+from fusion_core.train import adafactor, displacement, grow_states, init_state, t5_schedule
 
 SHAPE = {
     "vocab_size": 60,
@@ -72,7 +72,7 @@ def test_adafactor_moves_the_logits_of_a_fused_t5_as_the_sources_with_the_factor
         ones = jax.tree.map(lambda _: 1.0, factors)
         errors = [
             float(
-                jnp.linalg.norm(velocity(fuse_states(mapping, [state] * k, f), grown) - small) / jnp.linalg.norm(small)
+                jnp.linalg.norm(velocity(grow_states(mapping, [state] * k, f), grown) - small) / jnp.linalg.norm(small)
             )
             for f in (factors, ones)
         ]
