@@ -1,4 +1,4 @@
-"""The model card of a fused checkpoint: what was fused, how, and what was measured."""
+"""The model card of a grown checkpoint: what was fused or grown, how, and what was measured."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ from collections.abc import Sequence
 
 from fusion_core.checkpoints.comparison import Deviation
 from fusion_core.checkpoints.recipe import Recipe
+from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.provenance import versions
 
 
 def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]) -> str:
-    """README.md in Hugging Face's form. The sources appear by their folders' names, not by their paths."""
+    """Return README.md in Hugging Face's form. The sources appear by their folders' names, not by their paths."""
     kinds: dict[str, list[int]] = {}
     for tensor in recipe.tensors:
         kinds.setdefault(tensor.kind, []).append(tensor.size)
+    names = ", ".join(source.folder.resolve().name for source in recipe.sources)
+    if recipe.operator is None:
+        title = f"Fusion of {names}"
+        what = f"whose outputs are the weighted mean of {len(recipe.sources)} sources' (Mazzawi et al., Deep Fusion, ICML 2024)"
+    else:
+        title = f"{names}, grown by {recipe.operator}"
+        what = f"grown by {recipe.operator} ({GROWTH_OPERATORS[recipe.operator].source})"
     lines = [
         "---",
         "tags:",
         "- deepfusion",
         "- merge",
         "---",
-        f"# Fusion of {', '.join(source.folder.resolve().name for source in recipe.sources)}",
+        f"# {title}",
         "",
-        f"One network of {recipe.parameters:,} parameters whose outputs are the weighted mean of "
-        f"{len(recipe.sources)} sources' (Mazzawi et al., Deep Fusion, ICML 2024), written by deepfusion "
-        f"{versions()['deepfusion']}.",
+        f"One network of {recipe.parameters:,} parameters {what}, written by deepfusion {versions()['deepfusion']}.",
         "",
         "| source | weight | parameters |",
         "|---|---|---|",
@@ -49,7 +55,7 @@ def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]
         f"- norm mode: {norm}",
         f"- noise: {noise}",
         f"- dtype: {', '.join(recipe.dtypes).lower()}",
-        f"- the mean is {recipe.exactness}",
+        f"- {'the mean' if recipe.operator is None else 'the function'} is {recipe.exactness}",
     ]
     if measured is None:
         lines.append("- deviation from the mean: not measured")

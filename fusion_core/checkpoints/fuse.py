@@ -1,4 +1,4 @@
-"""Fusing checkpoint folders: one pass over the tensors, and a folder that appears whole or not at all."""
+"""Fusing and growing checkpoint folders: one pass over the tensors, and a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "f
 
 
 def check_output(out: pathlib.Path) -> None:
-    """Refuses an output folder that is there and not empty."""
+    """Raise InputError if the output folder is there and not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; choose another name or remove it")
 
@@ -34,18 +34,20 @@ def write_recipe(
     probe: bool = True,
     report: Callable[[str, int], None] = lambda name, count: None,
 ) -> Deviation | None:
-    """Writes the fused checkpoint: weights, configuration, tokenizer and model card. The folder appears whole or not at all.
+    """Write the checkpoint of a recipe: weights, configuration, tokenizer and model card.
+
+    The folder appears whole or not at all.
 
     Memory: a few rows of one tensor at a time; with ``probe``, one tensor as float32.
 
     Args:
-      recipe: of ``fusion_recipe``.
+      recipe: of ``fusion_recipe`` or ``growth_recipe``.
       out: folder to write; absent or empty.
-      probe: measure the deviation from the mean of the sources on a small batch of random tokens, for the model card.
+      probe: whether to measure, for the model card, the deviation from the mean of the sources on a few random tokens.
       report: called with what is being done and the bytes of weights just written.
 
     Returns:
-      The measured deviation; None without ``probe``.
+      The measured deviation, or None without ``probe``.
 
     Raises:
       InputError: a source has entries that are not finite or cannot be read, ``out`` is not empty, or the disk is full.

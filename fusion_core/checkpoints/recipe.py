@@ -76,7 +76,7 @@ class Recipe:
         rounding = f", up to rounding in {'/'.join(sorted(rounded)).lower()}" if rounded else ", up to rounding"
         if self.operator is not None:
             kept = GROWTH_OPERATORS[self.operator].properties.function_preserving
-            return f"{'exact' if kept else 'not exact: the operator changes the function'}{rounding if kept else ''}"
+            return f"kept{rounding}" if kept else "not kept: the operator changes it"
         if self.equal:
             noise = ", and the noise cancels over the copies" if self.noise else ""
             return f"exact: the sources are one network, so that the norms' statistics agree{noise}{rounding}"
