@@ -21,7 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data,corpora,c4,tensorboard]'
 	@touch $@
 
-demo: $(VENV)/.installed ## Train two tiny T5s on real text, decide when to grow, fuse, report (10 minutes on 2 cores)
+demo: $(VENV)/.installed ## Grow a T5 on real text and compare it at equal FLOPs (5 minutes and the install)
 	$(BIN)/deepfusion demo
 
 test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)

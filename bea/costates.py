@@ -24,7 +24,7 @@ class Costate(NamedTuple):
 
 
 def run_phase(phase: Phase, params: Params) -> Params:
-    """The params after all steps of a phase; differentiable in reverse mode with memory for about 2√n points.
+    """Return the params after all steps of a phase; differentiable in reverse mode with memory for about 2√n points.
 
     The steps are grouped in ⌊√n⌋ at a time, and reverse mode keeps the start of every group and, while it goes back
     through one, the points of that one: about one run of the phase more.
@@ -46,7 +46,7 @@ def run_phase(phase: Phase, params: Params) -> Params:
 
 
 def costate(phase: Phase, loss: Loss, params: Params) -> Costate:
-    r"""The derivative of the loss after a phase in the params before it, by reverse mode.
+    r"""Return the derivative of the loss after a phase in the params before it, by reverse mode.
 
     .. math:: \lambda = \frac{\partial\, \ell}{\partial \Theta}, \qquad \ell = L\big( (1 + h f)^n (\Theta) \big)
 

@@ -34,7 +34,7 @@ class Differentials:
         self._known: dict[Tree, Params] = {}
 
     def __call__(self, tree: Tree) -> Params:
-        """F(t), a tree like params; computed once."""
+        """Return F(t), a tree like params; computed once."""
         if tree not in self._known:
             field, children = self._fields[tree.colour], [self(child) for child in tree.children]
             self._known[tree] = self._derivative(field, children)(self.params)
@@ -42,13 +42,13 @@ class Differentials:
 
     @staticmethod
     def _derivative(field: Field, directions: Sequence[Params]) -> Field:
-        """``θ ↦ f^{(k)}(θ)(u_1, …, u_k)`` with the directions held fixed."""
+        """Return ``θ ↦ f^{(k)}(θ)(u_1, …, u_k)`` with the directions held fixed."""
         for u in directions:
             field = lambda point, lower=field, u=u: directional_derivative(lower, point, u)  # type: ignore[misc]
         return field
 
     def combination(self, weights: Mapping[Tree, Any]) -> Params:
-        """``Σ c(t) F(t)``, a tree like params."""
+        """Return ``Σ c(t) F(t)``, a tree like params."""
         # {colour: {all children but the last: {last child: weight}}}
         groups: dict[int, dict[tuple[Tree, ...], dict[Tree, Any]]] = {}
         terms: list[tuple[Any, Params]] = []
@@ -71,7 +71,7 @@ class Differentials:
     def _derivatives(
         self, field: Field, group: Mapping[tuple[Tree, ...], Mapping[Tree, Any]]
     ) -> list[tuple[Any, Params]]:
-        """``Σ f^{(k)}(F(t_1), …, F(t_{k−1}), Σ c F(t_k))`` of one field, as weighted terms."""
+        """Return ``Σ f^{(k)}(F(t_1), …, F(t_{k−1}), Σ c F(t_k))`` of one field, as weighted terms."""
         straight, terms = group.get(()), []
         for inner, lasts in group.items():
             if not inner:
@@ -97,7 +97,7 @@ class Differentials:
 
 
 def elementary_differential(tree: Tree | str, fields: Field | Sequence[Field]) -> Field:
-    r"""The elementary differential of a rooted tree.
+    r"""Return the elementary differential of a rooted tree.
 
     .. math:: F([t_1, \dots, t_k]_c) = f_c^{(k)}\bigl(F(t_1), \dots, F(t_k)\bigr)
 

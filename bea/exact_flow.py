@@ -17,7 +17,7 @@ class FlowError(RuntimeError):
 
 
 def flow(field: Field, params: Params, time: Number, *, rtol: float, atol: float, max_steps: int = 10_000) -> Params:
-    r"""The exact flow of a field, by an adaptive Runge–Kutta method of order 8 (Dormand–Prince).
+    r"""Return the exact flow of a field, by an adaptive Runge–Kutta method of order 8 (Dormand–Prince).
 
     .. math:: \theta(0) = \text{params}, \quad \dot\theta = f(\theta), \quad \text{returns } \theta(\text{time})
 
@@ -95,7 +95,7 @@ class MeasuredOrder:
 def measured_order(
     error_of_step_size: Callable[..., object], step_sizes: Sequence[float] | np.ndarray
 ) -> MeasuredOrder:
-    """The order at which an error falls with the step size, by least squares in the logarithms.
+    """Return the order at which an error falls with the step size, by least squares in the logarithms.
 
     Args:
       error_of_step_size: ``h -> error``, a positive scalar.

@@ -10,7 +10,7 @@ from bea.pytrees import Field, Loss, Params, check_like, check_params, checked, 
 
 
 def gradient_field(loss: Loss) -> Field:
-    r"""The field of gradient descent.
+    r"""Return the field of gradient descent.
 
     .. math:: f(\theta) = -\nabla E(\theta)
 
@@ -34,7 +34,7 @@ def gradient_field(loss: Loss) -> Field:
 
 
 def directional_derivative(field: Field, params: Params, direction: Params) -> Params:
-    r"""The derivative of a field along a direction.
+    r"""Return the derivative of a field along a direction.
 
     .. math:: f'u = Df(\theta)[u] = \frac{d}{dt} f(\theta + t u) \Big|_{t=0}
 
@@ -57,7 +57,7 @@ def directional_derivative(field: Field, params: Params, direction: Params) -> P
 
 
 def lie_bracket(f: Field, g: Field) -> Field:
-    r"""How much the flows of two fields fail to commute.
+    r"""Return how much the flows of two fields fail to commute.
 
     .. math:: [f, g] = g' f - f' g
 

@@ -55,14 +55,14 @@ class LookAhead(NamedTuple):
 
 
 def hessian(loss: Loss) -> Curvature:
-    """The Hessian itself: forecasts of second order, for smooth activations."""
+    """Return the Hessian as a curvature: forecasts of second order, for smooth activations."""
     return lambda params: jax.linearize(jax.grad(loss), params)
 
 
 def gauss_newton(predict: Callable[[Params], Array], output_loss: Callable[[Array], Array]) -> Curvature:
-    """``G = JᵀH_outJ`` of the loss ``output_loss(predict(params))``: nonnegative where that is convex in the outputs.
+    """Return ``G = JᵀH_outJ`` of ``output_loss(predict(params))`` as a curvature: nonnegative if that is convex in the outputs.
 
-    Forecasts are of first order, since G leaves out how J turns; for networks whose Hessian says little (ReLU).
+    Forecasts are of first order, since G leaves out how J turns; for networks whose Hessian is of little use (ReLU).
     """
     slope = jax.grad(output_loss)
 
@@ -106,9 +106,9 @@ def look_ahead(
       step_size: h.
       steps: n ≥ 0, how many; may be traced.
       metric: M, a tree like params of rates (block factors, or a frozen preconditioner), a number or an array a leaf;
-        None is M = 1.
-      curvature: A with g; None is ``hessian(loss)``, another is ``gauss_newton(predict, output_loss)``.
-      evaluate: loss that is reported, of fresh data for an honest forecast; None: the loss itself. ``losses`` and the
+        if None, M = 1.
+      curvature: A with g; if None, ``hessian(loss)``; another is ``gauss_newton(predict, output_loss)``.
+      evaluate: loss that is reported, of fresh data for an honest forecast; if None, the loss itself. ``losses`` and the
         uncertainty are always of the loss that is followed.
       relinearisations: static.
       ratio: of each τ to the one before.
@@ -176,7 +176,7 @@ def look_ahead(
 
 
 def decayed_steps(x: Array, tau: Array) -> Array:
-    """``q_τ(x) = (1 − (1 − x)^τ) / x`` for whole τ ≥ 0, with ``q_τ(0) = τ``, bounded outside of [0, 2].
+    """Return ``q_τ(x) = (1 − (1 − x)^τ) / x`` for whole τ ≥ 0, with ``q_τ(0) = τ``, bounded outside of [0, 2].
 
     Beyond x = 2 descent diverges on the model, and the loss keeps a network out of there: ``|1 − x|`` counts as 1 at
     most. Below 0 it is ``τ (1 + ½ min(|x| τ, 1))``.
@@ -192,6 +192,6 @@ def decayed_steps(x: Array, tau: Array) -> Array:
 
 
 def step_times(steps: Number, count: int, ratio: float, dtype: DTypeLike) -> Float[Array, " points"]:
-    """0, then ``count`` whole times at which geometrically growing intervals end, the last at ``steps``."""
+    """Return 0, then ``count`` whole times at which geometrically growing intervals end, the last at ``steps``."""
     shares = np.concatenate([[0.0], np.cumsum(ratio ** np.arange(count))])
     return jnp.round(jnp.asarray(steps, dtype) * jnp.asarray(shares / shares[-1], dtype))

@@ -28,12 +28,12 @@ class QuadraticModel(NamedTuple):
     curvature: Array
 
     def decrease(self, step_size: Number | Array = 1.0) -> Array:
-        """``−(h ⟨g, u⟩ + ½ h² uᵀHu)``, in units of the loss; positive is a decrease."""
+        """Return ``−(h ⟨g, u⟩ + ½ h² uᵀHu)``, in units of the loss; positive is a decrease."""
         h = jnp.asarray(step_size, self.slope.dtype)
         return -(h * self.slope + 0.5 * h**2 * self.curvature)
 
     def best_step_size(self) -> Array:
-        r"""``h* = −⟨g, u⟩ / uᵀHu``, where the model is lowest.
+        r"""Return ``h* = −⟨g, u⟩ / uᵀHu``, where the model is lowest.
 
         Two cases have no positive finite optimum: 0 where u does not descend (⟨g, u⟩ ≥ 0), else inf where the
         curvature is not positive and the model falls for ever.
@@ -44,7 +44,7 @@ class QuadraticModel(NamedTuple):
 
 
 def quadratic_model(loss: Loss, params: Params, direction: Params) -> QuadraticModel:
-    """The quadratic model of a loss along a direction, by one Hessian-vector product.
+    """Return the quadratic model of a loss along a direction, by one Hessian-vector product.
 
     Args:
       loss: E; for an honest prediction on another batch than the one that the direction was computed from.
@@ -61,7 +61,7 @@ def quadratic_model(loss: Loss, params: Params, direction: Params) -> QuadraticM
 
 
 def predicted_decrease(loss: Loss, params: Params, displacement: Params) -> Array:
-    r"""How much one step lowers the loss, to second order in the step.
+    r"""Return how much one step lowers the loss, to second order in the step.
 
     .. math:: -\big( \langle g, \Delta \rangle + \tfrac12\, \Delta^T H \Delta \big)
               \approx E(\theta) - E(\theta + \Delta)
@@ -72,10 +72,10 @@ def predicted_decrease(loss: Loss, params: Params, displacement: Params) -> Arra
 
 
 def best_step_size(loss: Loss, params: Params, direction: Params) -> Array:
-    r"""The step along a direction u that lowers the quadratic model of the loss most, ``h* = −⟨g, u⟩ / uᵀHu``.
+    r"""Return the step along a direction u that lowers the quadratic model of the loss most, ``h* = −⟨g, u⟩ / uᵀHu``.
 
-    For ``u = −g`` this is ``|g|² / gᵀHg``, the greedy best learning rate; stability asks ``h < 2/λ_max`` besides.
-    Where there is none it is 0 or inf, see ``QuadraticModel.best_step_size``.
+    For ``u = −g`` this is ``|g|² / gᵀHg``, the greedy best learning rate; a stable one is below ``2/λ_max`` too.
+    If there is no best step it is 0 or inf, see ``QuadraticModel.best_step_size``.
     """
     return quadratic_model(loss, params, direction).best_step_size()
 
@@ -85,7 +85,7 @@ class GreedyDecision:
     """When to grow, and why.
 
     Attributes:
-      step: the training step, or None: not within this record.
+      step: the training step; None if it is not within this record.
       reason: one sentence with the numbers that decided.
     """
 
@@ -100,7 +100,7 @@ def greedy_growth_step(
     *,
     window: int = 1,
 ) -> GreedyDecision:
-    """The first recorded step at which the grown network is predicted to learn faster per FLOP than the small ones.
+    """Return the first recorded step at which the grown network is predicted to learn faster per FLOP than the small ones.
 
     Grow where ``grown rate ≥ small rate`` and the grown rate is positive, both as medians over the last ``window``
     records. The rule sees present rates only, hence "greedy": it tends to grow early (theory.md, sections 4 and 6).
@@ -113,7 +113,7 @@ def greedy_growth_step(
         window.
 
     Returns:
-      A ``GreedyDecision``, whose step is None when the grown rate never passes.
+      A ``GreedyDecision``, whose step is None if the grown rate never passes.
 
     Raises:
       ValueError: the records differ in length, are empty, do not increase in step or are not finite, or window is not a

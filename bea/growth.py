@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.sparse.linalg import cg
 
 from bea.fields import gradient_field, lie_bracket
 from bea.integrability import IntegrabilityDefect, integrability_defect
@@ -46,7 +47,7 @@ class GrowthEvent:
         *,
         pinv: Callable[[Params], Params] | None = None,
     ) -> "GrowthEvent":
-        """The event of a linear ``embed``, whose transpose and pseudo-inverse are derived from it.
+        """Return the event of a linear ``embed``, whose transpose and pseudo-inverse are derived from it.
 
         The pseudo-inverse solves ``JᵀJ θ = JᵀΘ`` by conjugate gradients from zero, which takes as many steps as J has
         different singular values: two or three for a fusion rule. That start gives the solution of least norm.
@@ -74,7 +75,7 @@ class GrowthEvent:
         return cls(embed, transpose, pinv or _least_norm_inverse(embed, transpose))
 
     def push(self, field: Field) -> Field:
-        """The small phase as it is seen in the grown space: ``Θ ↦ J f_s(J⁺Θ)``.
+        """Return the small phase as it is seen in the grown space: ``Θ ↦ J f_s(J⁺Θ)``.
 
         On the image of J this is THE velocity of the small phase. Off the image it is one of many continuations
         (constant along the normals to the image), and the bracket with a field that points off the image depends on
@@ -83,11 +84,11 @@ class GrowthEvent:
         return lambda grown: self.embed(field(self.pinv(grown)))
 
     def metric(self, vector: Params) -> Params:
-        """``P v = J Jᵀ v``, the metric under which the small phase descends the grown landscape."""
+        """Return ``P v = J Jᵀ v``, the metric under which the small phase descends the grown landscape."""
         return self.embed(self.transpose(vector))
 
     def preserved_field(self, loss: Loss) -> Field:
-        """``−P ∇L``: the small phase of gradient descent, when growth preserves the function (``L∘J = L_s``).
+        """Return ``−P ∇L``: the small phase of gradient descent, when growth preserves the function (``L∘J = L_s``).
 
         It agrees with ``push(gradient_field(L_s))`` on the image of J and continues it off the image, as gradient
         descent on the same landscape under the metric P. Its bracket with ``−∇L`` is the commutator ``(H P − P H)
@@ -97,7 +98,7 @@ class GrowthEvent:
         return lambda grown: self.metric(descent(grown))
 
     def conflict(self, small_field: Field, grown_field: Field) -> Field:
-        """The bracket ``[f_1, f_2]`` of the pushed small phase and the grown phase, a field on the grown space.
+        """Return the bracket ``[f_1, f_2]`` of the pushed small phase and the grown phase, a field on the grown space.
 
         Args:
           small_field: f_s on the small space (``gradient_field`` of the small loss, or of the sum of the sources').
@@ -108,7 +109,7 @@ class GrowthEvent:
     def loss_conflict(
         self, small_field: Field, grown_field: Field, loss: Loss, h1: Number, h2: Number, params: Params
     ) -> Array:
-        r"""What the conflict of the two phases does to the grown loss, at leading order; positive raises the loss.
+        r"""Return what the conflict of the two phases does to the grown loss, at leading order; positive raises the loss.
 
         .. math:: \tfrac12\, h_1 h_2\, \langle \nabla L, [f_1, f_2] \rangle, \qquad f_1 = J f_s J^+
 
@@ -134,7 +135,7 @@ class GrowthEvent:
     def integrability_defect(
         self, small_field: Field, grown_field: Field, params: Params, *, probes: int, key: Array
     ) -> IntegrabilityDefect:
-        """How far the conflict of the two phases is from the gradient of a loss: ``bea.integrability_defect`` of it.
+        """Return how far the conflict of the two phases is from the gradient of a loss: ``bea.integrability_defect`` of it.
 
         Args:
           small_field, grown_field: as ``conflict`` takes them.
@@ -150,7 +151,7 @@ def _least_norm_inverse(
     def pinv(grown: Params) -> Params:
         right = transpose(grown)
         eps = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(right))).eps)
-        return jax.scipy.sparse.linalg.cg(lambda small: transpose(embed(small)), right, tol=10 * eps, maxiter=100)[0]
+        return cg(lambda small: transpose(embed(small)), right, tol=10 * eps, maxiter=100)[0]
 
     return pinv
 

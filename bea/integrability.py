@@ -26,7 +26,7 @@ class IntegrabilityDefect(NamedTuple):
 
 
 def integrability_defect(field: Field, params: Params, *, probes: int, key: Array) -> IntegrabilityDefect:
-    r"""How far a field is from a gradient at a point: it has a potential near there if and only if this is 0.
+    r"""Return how far a field is from a gradient at a point: it has a potential near there if and only if this is 0.
 
     .. math:: \frac{\|A\|_F}{\|J\|_F}, \qquad A = \tfrac12 (J - J^T), \qquad
               \|A\|_F^2 = \mathbb E\, \|A z\|^2, \quad \|J\|_F^2 = \mathbb E\, \tfrac12 (\|J z\|^2 + \|J^T z\|^2)

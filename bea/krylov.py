@@ -1,4 +1,4 @@
-"""Lanczos: a large symmetric matrix, known by its products only, as a small tridiagonal one."""
+"""Lanczos: a small tridiagonal matrix in place of a large symmetric one, of which only products are used."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,13 +31,13 @@ class Tridiagonal(NamedTuple):
     remainder: Float[Array, ""]
 
     def eigh(self) -> tuple[Float[Array, " steps"], Float[Array, "steps steps"]]:
-        """Eigenvalues of T, ascending, and its eigenvectors as columns."""
+        """Return the eigenvalues of T, ascending, and its eigenvectors as columns."""
         matrix = jnp.diag(self.diagonal) + jnp.diag(self.off_diagonal, 1) + jnp.diag(self.off_diagonal, -1)
         return jnp.linalg.eigh(matrix)
 
 
 def lanczos(operator: Operator, start: Float[Array, " dim"], steps: int) -> Tridiagonal:
-    """``steps`` products with A, every new vector made orthogonal to all before it, twice: rounding is no matter.
+    """Tridiagonalise A by ``steps`` products with it, each new vector made orthogonal to all before it twice, against rounding.
 
     Where the Krylov space ends early (A has few different eigenvalues in the start) the further vectors are zero, which
     no function of A applied to the start notices.
@@ -100,13 +100,13 @@ class Eigenvalue(NamedTuple):
 def largest_eigenvalue(
     loss: Loss, params: Params, *, steps: int = 20, metric: Params | None = None, seed: int = 0
 ) -> Eigenvalue:
-    r"""The largest eigenvalue of the Hessian, or of ``M^½ H M^½``: gradient descent is stable where ``h λ_max < 2``.
+    r"""Return the largest eigenvalue of the Hessian, or of ``M^½ H M^½``: gradient descent is stable where ``h λ_max < 2``.
 
     Args:
       loss: E.
       params: θ.
       steps: of Lanczos, each one Hessian-vector product; static.
-      metric: M, a tree like params of nonnegative rates (a preconditioner, or block factors); None is M = 1.
+      metric: M, a tree like params of nonnegative rates (a preconditioner, or block factors); if None, M = 1.
       seed: of the random start.
 
     Returns:
@@ -133,7 +133,7 @@ def largest_eigenvalue(
 
 
 def metric_root(metric: Params | None, params: Params) -> Float[Array, " dim"]:
-    """``M^½`` as one flat vector; a leaf of M may be one number for a whole array of params.
+    """Return ``M^½`` as one flat vector; a leaf of M may be one number for a whole array of params.
 
     Raises:
       ValueError: metric has another tree or other shapes than params.

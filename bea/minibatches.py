@@ -14,7 +14,7 @@ BatchLoss = Callable[[Params, Any], Any]
 
 
 def minibatch_modified_loss(batch_loss: BatchLoss, batches: Any, step_size: Number) -> Callable[[Params], Array]:
-    r"""The loss whose gradient flow an epoch of minibatch descent follows, averaged over the orders of the batches.
+    r"""Return the loss whose gradient flow an epoch of minibatch descent follows, averaged over the orders of the batches.
 
     .. math:: \tilde E = E + \frac h4 \|\nabla E\|^2 + \frac h{4m} \sum_{k=1}^m \|\nabla E_k - \nabla E\|^2,
               \qquad E = \frac1m \sum_k E_k
@@ -68,7 +68,7 @@ class MinibatchTerm(NamedTuple):
 def minibatch_term(
     batch_loss: BatchLoss, batches: Any, params: Params, step_size: Number, *, total: int | None = None
 ) -> MinibatchTerm:
-    r"""The minibatch term of the modified loss from a random sample of n batches, without bias.
+    r"""Return the minibatch term of the modified loss from a random sample of n batches, without bias.
 
     .. math:: \frac h{4m} \sum_{k=1}^m \|\nabla E_k - \nabla E\|^2 \approx
               \frac h4 \Big(1 - \frac1m\Big) S^2, \qquad S^2 = \frac1{n-1} \sum_{k=1}^n \|g_k - \bar g\|^2
@@ -83,7 +83,7 @@ def minibatch_term(
       batches: the sample: a tree of arrays whose leading axis counts the n ≥ 3 batches.
       params: θ.
       step_size: h > 0.
-      total: m, the number of batches in an epoch, at least n; None: so many that 1/m is nothing.
+      total: m, the number of batches in an epoch, at least n; if None, 1/m is taken as 0.
 
     Returns:
       A ``MinibatchTerm``. Costs 2 n gradients of a batch, and memory for two trees whatever n is.

@@ -32,7 +32,7 @@ HIGHEST_ORDER_BY_TREES = 4
 
 
 def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:
-    r"""The field whose exact time-h flow is the explicit Euler step ``θ ↦ θ + h f(θ)``.
+    r"""Return the field whose exact time-h flow is the explicit Euler step ``θ ↦ θ + h f(θ)``.
 
     .. math:: \tilde f = f - \frac{h}{2} f'f + h^2 \Big( \frac13 f'f'f + \frac1{12} f''(f, f) \Big)
               - h^3 \Big( \frac14 f'f'f'f + \frac1{12} f'f''(f, f) + \frac1{12} f''(f, f'f) \Big) + O(h^4)
@@ -72,7 +72,7 @@ def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:
 def modified_loss(
     loss: Loss, step_size: Number, momentum: Number = 0.0, *, metric: Params | None = None
 ) -> Callable[[Params], Array]:
-    r"""The loss whose gradient flow gradient descent on ``loss`` follows, to first order in the step size.
+    r"""Return the loss whose gradient flow gradient descent on ``loss`` follows, to first order in the step size.
 
     .. math:: \tilde E = E + \frac{\eta}{4}\,\frac{1+\beta}{1-\beta}\,\langle \nabla E, M \nabla E \rangle,
               \qquad \eta = \frac{h}{1 - \beta}
@@ -85,7 +85,7 @@ def modified_loss(
       loss: ``params -> scalar`` E; params is any pytree of floating arrays.
       step_size: h > 0, the learning rate, in units of params² per loss (per M).
       momentum: heavy-ball coefficient β in [0, 1); with β = 0 this is plain gradient descent.
-      metric: M, a tree like params of nonnegative rates per entry (a frozen preconditioner); None is M = 1.
+      metric: M, a tree like params of nonnegative rates per entry (a frozen preconditioner); if None, M = 1.
 
     Returns:
       ``params -> Ẽ``. One evaluation costs one gradient; its gradient costs one Hessian-vector product more.
@@ -117,7 +117,7 @@ def modified_loss(
 
 
 def log_map(step: Callable[[Params], Params], params: Params, order: int) -> Params:
-    r"""The modified displacement of a black-box step, from its iterates alone.
+    r"""Return the modified displacement of a black-box step, from its iterates alone.
 
     .. math:: h \tilde f(\theta_0) = \sum_{k=1}^{p} \frac{(-1)^{k+1}}{k}\, \Delta^k \theta_0 + O(h^{p+1})
 

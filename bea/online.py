@@ -212,7 +212,7 @@ def _fits(state: OnlineState, step: int) -> bool:
 
 
 def _on_grid(step: int, last_step: int, grid: int) -> int:
-    """The first multiple of the grid at or after the step, the last step at most."""
+    """Return the first multiple of the grid at or after the step, the last step at most."""
     return min(-(-step // grid) * grid, last_step)
 
 

@@ -15,7 +15,7 @@ Point = tuple[Params, Any]
 
 
 def optimizer_step(optimizer: Any, loss: Loss) -> Callable[[Point], Point]:
-    """One step of an optax optimizer as a map of ``(params, state)``.
+    """Return one step of an optax optimizer as a map of ``(params, state)``.
 
     Args:
       optimizer: anything with optax's ``update(gradients, state, params) -> (updates, state)``.
@@ -31,7 +31,7 @@ def optimizer_step(optimizer: Any, loss: Loss) -> Callable[[Point], Point]:
 
 
 def optimizer_log(optimizer: Any, loss: Loss, params: Params, state: Any, order: int) -> Point:
-    r"""The modified displacement of any optax optimizer's step, from its iterates alone: ``log_map`` of the whole state.
+    r"""Return the modified displacement of any optax optimizer's step, from its iterates: ``log_map`` of the whole state.
 
     .. math:: F(z_0) = \sum_{k=1}^{p} \frac{(-1)^{k+1}}{k}\, \Delta^k z_0, \qquad z = (\theta, \text{state})
 
@@ -102,7 +102,7 @@ def _dtype(path: Any, leaf: Any) -> Any:
 def adam_modified_field(
     loss: Loss, step_size: Number, *, b1: Number, b2: Number, eps: Number, eps_root: Number = 0.0
 ) -> Field:
-    r"""The field that Adam follows on its slow manifold, to first order in the step size; with ``b1 = 0`` RMSProp's.
+    r"""Return the field that Adam follows on its slow manifold, to first order in the step size; RMSProp's with ``b1 = 0``.
 
     .. math:: \tilde f = -\frac{g}{R} - \frac{h}{2} \Big( \frac{1+\beta}{1-\beta} \frac1R
               - \frac{1+\rho}{1-\rho} \frac{g^2}{s R^2} \Big) H \frac gR,

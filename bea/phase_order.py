@@ -13,7 +13,7 @@ from bea.pytrees import Field, Loss, Number, Params, check_params, check_step_si
 def order_scores(
     fields: Sequence[Field], loss: Loss, step_sizes: Sequence[Number], *, gradients: bool = False
 ) -> Callable[[Params], Float[Array, "fields fields"]]:
-    r"""What the order of each pair of phases does to a loss, at leading order: positive says, run j before i.
+    r"""Return what the order of each pair of phases does to a loss, at leading order: positive says, run j before i.
 
     .. math:: S_{ij} = \tfrac12\, h_i h_j\, \langle \nabla L, [f_i, f_j] \rangle
               = \tfrac12\, h_i h_j \big( \langle w_j, f_i \rangle - \langle w_i, f_j \rangle \big), \qquad

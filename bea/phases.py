@@ -46,7 +46,7 @@ class Phase:
 
 
 def compose(phases: Sequence[Phase], order: int = 2) -> Field:
-    r"""The field whose time-ONE flow is the phases, one after the other.
+    r"""Return the field whose time-ONE flow is the phases, one after the other.
 
     .. math:: F = \sum_i T_i f_i - \frac12 \sum_i n_i h_i^2 f_i'f_i + \frac12 \sum_{i<j} T_i T_j [f_i, f_j] + O(T^3),
               \qquad T_i = n_i h_i

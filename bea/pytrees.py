@@ -1,6 +1,6 @@
 """Arithmetic on pytrees of floating arrays, and the checks made where a tree comes in.
 
-Nothing here asks what a tree means: ``params``, a direction and a field's value are all points of the same vector
+Trees have no meaning here: ``params``, a direction and a field's value are all points of the same vector
 space. Dtypes and shapes are known while tracing, so the checks cost nothing inside ``jax.jit``.
 """
 
@@ -23,7 +23,7 @@ Number: TypeAlias = float | int | np.number | np.ndarray | Array
 
 
 def inner(x: Params, y: Params) -> Array:
-    """⟨x, y⟩, summed over all entries of all leaves, in float32 or wider whatever the leaves are."""
+    """Return ⟨x, y⟩, summed over all entries of all leaves, in float32 or wider whatever the leaves are."""
 
     def product(a: Array, b: Array) -> Array:
         wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
@@ -33,32 +33,32 @@ def inner(x: Params, y: Params) -> Array:
 
 
 def norm(x: Params) -> Array:
-    """√⟨x, x⟩."""
+    """Return √⟨x, x⟩."""
     return jnp.sqrt(inner(x, x))
 
 
 def scale(a: Number, x: Params) -> Params:
-    """a·x for a scalar a, in the dtypes of x."""
+    """Return a·x for a scalar a, in the dtypes of x."""
     return jax.tree.map(lambda leaf: jnp.asarray(a, jnp.result_type(leaf)) * leaf, x)
 
 
 def axpy(a: Number, x: Params, y: Params) -> Params:
-    """a·x + y for a scalar a, in the dtypes of y."""
+    """Return a·x + y for a scalar a, in the dtypes of y."""
     return jax.tree.map(lambda u, v: jnp.asarray(a, jnp.result_type(v)) * u + v, x, y)
 
 
 def subtract(x: Params, y: Params) -> Params:
-    """x − y."""
+    """Return x − y."""
     return jax.tree.map(jnp.subtract, x, y)
 
 
 def zeros_like(x: Params) -> Params:
-    """The zero of the space that x lives in."""
+    """Return the zero of the space that x lives in."""
     return jax.tree.map(jnp.zeros_like, x)
 
 
 def weighted_sum(weights: list[Any], trees: list[Params]) -> Params:
-    """Σ w_i x_i; at least one term."""
+    """Return Σ w_i x_i; at least one term."""
     total = scale(weights[0], trees[0])
     for weight, tree in zip(weights[1:], trees[1:], strict=True):
         total = axpy(weight, tree, total)
@@ -89,7 +89,7 @@ def check_floating(params: Params, name: str = "params") -> None:
 
 
 def check_params(params: Params, name: str = "params") -> None:
-    """``check_floating``, and every entry is finite where it is known (outside jit).
+    """Refuse what ``check_floating`` refuses, and entries that are known (outside jit) and not finite.
 
     Raises:
       TypeError: a leaf is not floating.
@@ -138,7 +138,7 @@ def check_like(value: Params, params: Params, *, what: str, name: str = "params"
 
 
 def checked(field: Field, name: str = "field") -> Field:
-    """The same field, whose argument and value are checked whenever it is called or traced."""
+    """Return the field with its argument and value checked whenever it is called or traced."""
 
     def checked_field(params: Params) -> Params:
         check_params(params)
@@ -150,7 +150,7 @@ def checked(field: Field, name: str = "field") -> Field:
 
 
 def is_traced(value: Any) -> bool:
-    """True where a value is not known yet, so that nothing can be said about it before the program runs."""
+    """Whether a value is not known yet, so that nothing can be said about it before the program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -172,5 +172,5 @@ def check_positive(value: Number, name: str, remedy: str) -> None:
 
 
 def check_step_size(step_size: Number, name: str = "step_size") -> None:
-    """``check_positive`` for a learning rate."""
+    """Refuse a learning rate that is not positive and finite (``check_positive``)."""
     check_positive(step_size, name, "pass the learning rate, such as 0.01 (the sign of the descent is in the field)")

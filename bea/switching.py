@@ -61,7 +61,7 @@ def switching_function(
     order: int = 2,
     offset: Params | None = None,
 ) -> Switching:
-    r"""Pontryagin's switching function of the growth step, at a fixed budget ``n₁ c₁ + n₂ c₂``.
+    r"""Return Pontryagin's switching function of the growth step, at a fixed budget ``n₁ c₁ + n₂ c₂``.
 
     .. math:: S = \frac{\langle \lambda, h_1 J \tilde f_1(\theta) \rangle}{c_1}
                 - \frac{\langle \lambda, h_2 \tilde f_2(J\theta) \rangle}{c_2}, \qquad
@@ -74,7 +74,7 @@ def switching_function(
       loss: of the end, on the grown space.
       small_params: θ at the event, after n₁ steps.
       costs: (c₁, c₂), FLOPs of one step of the whole small phase (all sources) and of the grown one.
-      offset: what growth adds to Jθ whatever θ is, such as the noise that breaks symmetry; None is nothing.
+      offset: what growth adds to Jθ whatever θ is, such as the noise that breaks symmetry; if None, nothing.
       order: of the modified fields: S is off by O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
 
     Returns:
@@ -114,7 +114,7 @@ class OptimalGrowth:
     """The growth step with the lowest final loss.
 
     Attributes:
-      step: the small step to grow at; None: not within this budget.
+      step: the small step to grow at; None if it is not within this budget.
       bracket: the neighbouring steps that were evaluated, between which the optimum lies.
       final_loss: there, interpolated.
       evaluated: (step, final loss, derivative) of all evaluations, by step.
@@ -135,9 +135,9 @@ def optimal_growth_step(
     evaluations: int = 8,
     start: Sequence[float] = (0.0, 0.1, 0.3, 0.6, 1.0),
 ) -> OptimalGrowth:
-    """The root of the switching function at which the final loss is lowest.
+    """Return the root of the switching function at which the final loss is lowest.
 
-    Every evaluation tells the final loss and its slope in the growth step, so between the steps evaluated the curve is
+    Every evaluation gives the final loss and its slope in the growth step, so between the steps evaluated the curve is
     a cubic. The next evaluation is where the cubics are lowest; S = 0 there unless it is an end of the run. (A plain
     search for a root of S would stop at the first of several.)
 
@@ -196,7 +196,7 @@ def optimal_growth_step(
 
 
 def _lowest(known: dict[int, tuple[float, float]]) -> tuple[int, float]:
-    """Where the piecewise cubic through losses and slopes is lowest, on whole steps."""
+    """Return where the piecewise cubic through losses and slopes is lowest, on whole steps."""
     steps = sorted(known)
     best = min(steps, key=lambda s: known[s][0])
     lowest = (best, known[best][0])
@@ -210,7 +210,7 @@ def _lowest(known: dict[int, tuple[float, float]]) -> tuple[int, float]:
 
 
 def _cubic(a: int, b: int, known: dict[int, tuple[float, float]], at: np.ndarray) -> np.ndarray:
-    """Hermite's cubic on [a, b]."""
+    """Return Hermite's cubic on [a, b]."""
     (y0, d0), (y1, d1), width = known[a], known[b], b - a
     t = (at - a) / width
     h00, h10 = (1 + 2 * t) * (1 - t) ** 2, t * (1 - t) ** 2

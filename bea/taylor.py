@@ -25,7 +25,7 @@ from bea.pytrees import Field, Number, Params, check_params, checked, scale, wei
 
 
 def bernoulli_ratios(count: int) -> list[Fraction]:
-    """``B_k / k!`` for k = 0 … count − 1: the series of ``x / (e^x − 1)``."""
+    """Return ``B_k / k!`` for k = 0 … count − 1: the series of ``x / (e^x − 1)``."""
     ratios: list[Fraction] = []
     for k in range(count):
         rest = sum((ratio / math.factorial(k + 1 - i) for i, ratio in enumerate(ratios)), Fraction(0))
@@ -34,7 +34,7 @@ def bernoulli_ratios(count: int) -> list[Fraction]:
 
 
 def derivatives_along(field: Field, params: Params, curve: Sequence[Params]) -> list[Params]:
-    """The derivatives 1 … d of ``f(y(τ))`` at τ = 0, for a curve from ``params`` with the derivatives ``curve``.
+    """Return the derivatives 1 … d of ``f(y(τ))`` at τ = 0, for a curve from ``params`` with the derivatives ``curve``.
 
     Costs at most ``(d+1)(d+2)/2`` evaluations of f.
 
@@ -54,7 +54,7 @@ def derivatives_along(field: Field, params: Params, curve: Sequence[Params]) -> 
 
 
 def modified_field_by_taylor(field: Field, step_size: Number, order: int) -> Field:
-    """The modified field of the Euler step by the fixed point above; ``h f̃`` is right through h^order.
+    """Return the modified field of the Euler step by the fixed point above; ``h f̃`` is right through h^order.
 
     What is left of higher powers of h is not zero, as it is for the truncated series: it is what the passes carry along.
     """

@@ -65,7 +65,7 @@ class Tree(str):
 
     @classmethod
     def of(cls, children: Iterable[Tree] = (), colour: int = 0) -> Tree:
-        """The tree whose root has this colour (an int ≥ 0) and these children, in any order."""
+        """Return the tree whose root has this colour (an int ≥ 0) and these children, in any order."""
         if colour < 0:
             raise ValueError(f"a colour is an integer >= 0, not {colour}")
         ordered = sorted(children, key=Tree.sort_key)
@@ -79,7 +79,7 @@ class Tree(str):
         return f"Tree({str(self)!r})"
 
     def sort_key(self) -> tuple:
-        """Position in the enumeration: by order, then by the children from the largest down, then by colour."""
+        """Order of the enumeration: by number of nodes, then by the children from the largest down, then by colour."""
         return _sort_key(self)
 
     @property
@@ -114,7 +114,7 @@ class Tree(str):
         return self.order * math.prod(child.density for child in self.children)
 
     def recolour(self, colours: Sequence[int]) -> Tree:
-        """The tree with colour c replaced by ``colours[c]``; merging colours makes two fields one."""
+        """Return the tree with colour c replaced by ``colours[c]``; merging colours makes two fields one."""
         return Tree.of((child.recolour(colours) for child in self.children), colours[self.colour])
 
 
@@ -138,7 +138,7 @@ def _sort_key(tree: Tree) -> tuple:
 
 
 def count_trees(order: int, colours: int = 1) -> list[int]:
-    """Number of rooted trees of each order 1 … ``order`` with nodes of ``colours`` colours, without building any.
+    """Return the number of rooted trees of each order 1 … ``order`` with nodes of ``colours`` colours, without building any.
 
     Plain: 1, 1, 2, 4, 9, 20, 48, 115, … (OEIS A000081); two colours: 2, 4, 14, 52, 214, … (A000151).
     """
@@ -177,11 +177,11 @@ class TreeTable:
                 at = stop
 
     def block(self, order: int) -> slice:
-        """Ids of the trees of this order."""
+        """Return the ids of the trees of this order."""
         return slice(int(self.start[order - 1]), int(self.start[order]))
 
     def texts(self) -> list[Tree]:
-        """The trees themselves, by id."""
+        """Return the trees themselves, by id."""
         join = Tree._trusted
         texts = [join((str(c) if c else "") + "[]") for c in range(self.colours)]
         for u, v in zip(self.rest[self.colours :].tolist(), self.last[self.colours :].tolist(), strict=True):
@@ -190,5 +190,5 @@ class TreeTable:
 
 
 def trees(order: int, colours: int = 1) -> Iterator[Tree]:
-    """All trees with 1 … ``order`` nodes of ``colours`` colours, in the order of :meth:`Tree.sort_key`."""
+    """Return all trees with 1 … ``order`` nodes of ``colours`` colours, in the order of :meth:`Tree.sort_key`."""
     return iter(TreeTable(order, colours).texts())

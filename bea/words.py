@@ -22,11 +22,11 @@ Word = tuple[int, ...]
 Element = dict[Word, Fraction]
 
 MOST_WORDS = 2_000_000
-"""Words that an element may have before :func:`bch` asks whether it is meant."""
+"""Words that an element may have above which :func:`bch` refuses."""
 
 
 def add(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], scale: Fraction | int = 1) -> Element:
-    """a + scale · b, without zeros."""
+    """Return a + scale · b, without zeros."""
     total = dict(a)
     for word, value in b.items():
         total[word] = total.get(word, Fraction(0)) + scale * value
@@ -34,7 +34,7 @@ def add(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], scale: Fraction 
 
 
 def multiply(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int) -> Element:
-    """The product (concatenation) without words longer than ``order``."""
+    """Return the product (concatenation) without words longer than ``order``."""
     product: Element = {}
     for left, x in a.items():
         for right, y in b.items():
@@ -45,12 +45,12 @@ def multiply(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int)
 
 
 def commutator(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int) -> Element:
-    """[a, b] = ab − ba without words longer than ``order``."""
+    """Return [a, b] = ab − ba without words longer than ``order``."""
     return add(multiply(a, b, order), multiply(b, a, order), -1)
 
 
 def exponential(a: Mapping[Word, Fraction], order: int) -> Element:
-    """exp(a) through words of length ``order``; a has no constant term."""
+    """Return exp(a) through words of length ``order``; a has no constant term."""
     total: Element = {(): Fraction(1)}
     power: Element = {(): Fraction(1)}
     for k in range(1, order + 1):
@@ -60,7 +60,7 @@ def exponential(a: Mapping[Word, Fraction], order: int) -> Element:
 
 
 def logarithm(a: Mapping[Word, Fraction], order: int) -> Element:
-    """log(a) through words of length ``order``; the constant term of a is 1."""
+    """Return log(a) through words of length ``order``; the constant term of a is 1."""
     if a.get((), 0) != 1:
         raise ValueError(f"the logarithm needs the constant term 1, not {a.get((), 0)}")
     rest = {word: value for word, value in a.items() if word}
@@ -73,7 +73,7 @@ def logarithm(a: Mapping[Word, Fraction], order: int) -> Element:
 
 
 def lyndon_words(letters: int, order: int) -> Iterator[Word]:
-    """All Lyndon words of at most ``order`` letters, in lexicographic order (Duval's algorithm)."""
+    """Return all Lyndon words of at most ``order`` letters, in lexicographic order (Duval's algorithm)."""
     word = [-1]
     while word:
         word[-1] += 1
@@ -90,7 +90,7 @@ def is_lyndon(word: Word) -> bool:
 
 @cache
 def bracketing(word: Word) -> Any:
-    """Standard bracketing of a Lyndon word as nested pairs: ``(0, 0, 1)`` gives ``(0, (0, 1))``.
+    """Return the standard bracketing of a Lyndon word as nested pairs: ``(0, 0, 1)`` gives ``(0, (0, 1))``.
 
     The right part is the longest proper suffix that is a Lyndon word.
     """
@@ -103,7 +103,7 @@ def bracketing(word: Word) -> Any:
 
 
 def evaluate_bracket(bracket: Any, leaf: Callable[[int], Any], commute: Callable[[Any, Any], Any]) -> Any:
-    """A nested bracket in any Lie algebra: ``leaf(letter)`` at the ends, ``commute(a, b)`` at the pairs."""
+    """Return a nested bracket in any Lie algebra: ``leaf(letter)`` at the ends, ``commute(a, b)`` at the pairs."""
     if isinstance(bracket, int):
         return leaf(bracket)
     return commute(*(evaluate_bracket(part, leaf, commute) for part in bracket))
@@ -118,7 +118,7 @@ def _expanded(word: Word) -> Element:
 
 
 def expand(lie: Mapping[Word, Fraction]) -> Element:
-    """A Lie element in the Lyndon basis as an element of the free associative algebra."""
+    """Return a Lie element in the Lyndon basis as an element of the free associative algebra."""
     total: Element = {}
     for word, value in lie.items():
         if not is_lyndon(word):
@@ -128,7 +128,7 @@ def expand(lie: Mapping[Word, Fraction]) -> Element:
 
 
 def lyndon_coordinates(element: Mapping[Word, Fraction]) -> Element:
-    """Coordinates of a Lie element in the Lyndon basis.
+    """Return the coordinates of a Lie element in the Lyndon basis.
 
     A bracketed Lyndon word is itself plus larger words of its length, so the smallest word of a Lie element is a Lyndon
     word and carries its coordinate.
@@ -149,7 +149,7 @@ def lyndon_coordinates(element: Mapping[Word, Fraction]) -> Element:
 
 
 def bch(factors: int, order: int) -> Element:
-    r"""log(exp(X_0) exp(X_1) … ) in the Lyndon basis through brackets of ``order`` letters (Baker–Campbell–Hausdorff).
+    r"""Return log(exp(X_0) exp(X_1) … ) in the Lyndon basis through brackets of ``order`` letters (Baker–Campbell–Hausdorff).
 
     For two factors: X + Y + ½ [X, Y] + 1/12 [X, [X, Y]] + 1/12 [[X, Y], Y] + …; the first factor acts first.
 

@@ -29,7 +29,7 @@ from fusion_core.models.t5 import T5Config, init, token_loss
 from toy_models import mlp
 
 STEP = 0.01
-# what -> limit in gradients, the ones that the project set itself; None: for comparison
+# what -> limit in gradients, the ones that the project set itself; None for comparison
 LIMITS: dict[str, float | None] = {
     "gradient of the modified loss": 3.0,
     "conflict vector of two losses": 5.0,
@@ -86,7 +86,7 @@ PROBLEMS = {"t5": t5_problem, "mlp": mlp_problem, "square-mlp": square_mlp_probl
 
 
 def works(loss_of: Callable[[int], Any]) -> dict[str, Callable[[Any], Any]]:
-    """What is measured, by the names in ``LIMITS``."""
+    """Return what is measured, by the names in ``LIMITS``."""
     loss, other = loss_of(1), loss_of(2)
     field = bea.gradient_field(loss)
     step = lambda p: weighted_sum([1.0, STEP], [p, field(p)])
@@ -100,7 +100,7 @@ def works(loss_of: Callable[[int], Any]) -> dict[str, Callable[[Any], Any]]:
 
 
 def compiled(work: Callable[[Any], Any], params: Any) -> tuple[Any, dict[str, float]]:
-    """The executable, with operations, bytes and the seconds that tracing and compiling took."""
+    """Compile; return the executable, with operations, bytes and the seconds that tracing and compiling took."""
     start = time.perf_counter()
     executable = jax.jit(work).lower(params).compile()
     seconds = time.perf_counter() - start
@@ -118,7 +118,7 @@ def run(executable: Any, params: Any) -> float:
 
 
 def measure(problem: tuple[str, Any, Callable[[int], Any]], repeats: int, report: Callable[[str], None]) -> list[dict]:
-    """A row a work, in units of the gradient."""
+    """Measure every work, a row each, in units of the gradient."""
     title, params, loss_of = problem
     report(f"{title}: gradient")
     gradient, unit = compiled(jax.grad(loss_of(1)), params)
@@ -154,7 +154,7 @@ def measure(problem: tuple[str, Any, Callable[[int], Any]], repeats: int, report
 
 
 def nested_field(field: Any, order: int) -> Any:
-    """The modified field by directional derivatives of directional derivatives: the same fixed point, as functions."""
+    """Return the modified field by directional derivatives of directional derivatives: the same fixed point, as functions."""
     b, lower = bernoulli_ratios(order), [field]
     along = lambda u, g: lambda p: bea.directional_derivative(g, p, u(p))
     for q in range(1, order):
@@ -171,7 +171,7 @@ def nested_field(field: Any, order: int) -> Any:
 
 
 def growth_with_order(highest: int, highest_nested: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Operations (in gradients) and compile seconds of each order on a small MLP, by three ways."""
+    """Return operations (in gradients) and compile seconds of each order on a small MLP, by three ways."""
     _, params, loss_of = _mlp((16, 32, 32, 8), 16)
     field = bea.gradient_field(loss_of(1))
     _, unit = compiled(field, params)
@@ -198,7 +198,7 @@ def compute(
     nested: int,
     report: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """All figures as plain numbers."""
+    """Return all figures as plain numbers."""
     rows = [row for name in names for row in measure(PROBLEMS[name](smoke), repeats, report)]
     return {
         "costs": rows,
@@ -212,7 +212,7 @@ def compute(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as tables."""
+    """Return the tables as Markdown."""
     lines = [
         "| network | what | gradients (lowest to highest) | limit | held | operations | memory | temporaries | compile s |",
         "|---|---|---|---|---|---|---|---|---|",

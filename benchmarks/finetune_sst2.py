@@ -11,6 +11,7 @@ FILE`` (``-`` for the terminal) writes the numbers.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import pathlib
 import sys
@@ -19,30 +20,53 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fusion_core as fc
 from benchmarks.output import hand_over
-from deepfusion.finetuning import FinetuneSettings, Finetuning
 from fusion_core.models.t5 import init
+from fusion_core.models.t5.decoding import Decoding
+from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
+from fusion_core.runs.answers import answer
+from fusion_core.runs.finetune import FinetuneSettings, Finetuning
 from fusion_core.text import SpanCorruption, default_corpus, read_documents, split_documents, train_tokenizer
-from fusion_core.text.examples import ExampleBatches, encode_texts
+from fusion_core.text.examples import encode_texts
 from fusion_core.text.sources import first_batches
+from fusion_core.text.span_corruption import target_length
 from fusion_core.text.tasks import Example, named_task
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+from fusion_core.train import (
+    Cadence,
+    Trainer,
+    Training,
+    TrainState,
+    adafactor,
+    init_state,
+    t5_loss,
+    t5_schedule,
+)
+from fusion_core.train.devices import host_copy
 
-SOURCE, HELD_OUT = 128, 2000
+SOURCE, BATCH, HELD_OUT = 128, 16, 2000
 
 
 def note(what: str) -> None:
+    """Print a line with the time on stderr."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
+def shown(record: dict[str, Any]) -> None:
+    """Print an evaluation of a training."""
+    kept = ("accuracy", "validation_loss")
+    if "validation_loss" in record:
+        note(
+            f"{record['node']} step {record['step']}: {', '.join(f'{k} {record[k]:.4f}' for k in kept if k in record)}"
+        )
+
+
 def made_up(folder: pathlib.Path) -> pathlib.Path:
-    """A small SST-2: the label is that of the last word."""
+    """Write a small SST-2, whose labels are those of the last words."""
     rng = np.random.default_rng(0)
     ends = {1: ("joy", "wonder", "charm"), 0: ("bore", "mess", "waste")}
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
@@ -56,7 +80,7 @@ def made_up(folder: pathlib.Path) -> pathlib.Path:
 
 
 def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    """Trains tokenizer and network by span corruption, into a checkpoint folder."""
+    """Train tokenizer and network by span corruption, into the checkpoint ``small`` of the folder."""
     train, held_out = split_documents(documents, 0.3 if arguments.smoke else 0.05, arguments.seed)
     tokenizer = train_tokenizer(train, arguments.vocab, arguments.seed)
     width, layers = arguments.width, arguments.layers
@@ -69,31 +93,41 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
         num_decoder_layers=layers,
         num_heads=width // 32,
     )
-    batches, checks = (
+    data, checks = (
         SpanCorruption.from_documents(tokenizer.encode(part), tokenizer, SOURCE, arguments.seed)
         for part in (train, held_out)
     )
-    optimizer = adafactor(t5_schedule(1000))
-    trainer = Trainer(t5_loss(config), optimizer, 16, 10)
+    trainer = Trainer(t5_loss(config), adafactor(), BATCH, 10)
+    validation = first_batches(checks, BATCH, 8)
+    training = Training(
+        name="pre-training",
+        trainer=trainer,
+        data=data,
+        folder=folder / "pretraining",
+        run={},
+        cadence=Cadence(log=250, evaluate=250, checkpoint=arguments.pretrain_steps),
+        schedule=t5_schedule(1000),
+        step_tokens=BATCH * (SOURCE + target_length(SOURCE)),
+        step_flops=step_flops(config, BATCH, SOURCE, target_length(SOURCE)),
+        evaluate=lambda state: {"validation_loss": trainer.scores(state.params, validation, replicated=True)["loss"]},
+        show=shown,
+    )
     params = init(config, arguments.seed, match_cross_attention=True)
-    state, seconds = init_state(params, optimizer, arguments.pretrain_rate), time.perf_counter()
-    for stop in sorted({*range(0, arguments.pretrain_steps, 250), arguments.pretrain_steps} - {0}):
-        state, measured = trainer.advance(state, batches.batch, stop)
-        note(f"pre-training step {stop}: loss {measured['loss'][-50:].mean():.3f}")
-    validation = trainer.evaluate(state.params, first_batches(checks, 16, 8))
-    fc.save_pretrained(folder, state.params, config)
-    tokenizer.save(folder)
+    seconds = time.perf_counter()
+    state = training.to(init_state(params, trainer.optimizer, arguments.pretrain_rate), arguments.pretrain_steps)
+    fc.save_pretrained(folder / "small", state.params, config)
+    tokenizer.save(folder / "small")
     return {
         "steps": arguments.pretrain_steps,
-        "windows": len(batches.windows),
-        "loss": validation,
+        "windows": len(data.windows),
+        "loss": training.metrics.records[-1]["validation_loss"],
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "seconds": time.perf_counter() - seconds,
     }
 
 
 def split_train(path: pathlib.Path, folder: pathlib.Path, held_out: int) -> tuple[pathlib.Path, pathlib.Path]:
-    """The rows to fit and the rows to choose by, as files. A text is on one side only."""
+    """Write the rows to fit and the rows to choose by into files. A text is on one side only."""
     header, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     texts = list(dict.fromkeys(line.rsplit("\t", 1)[0].strip() for line in lines))
     chosen = {texts[i] for i in np.random.default_rng(1).permutation(len(texts))[:held_out]}
@@ -105,43 +139,41 @@ def split_train(path: pathlib.Path, folder: pathlib.Path, held_out: int) -> tupl
     return folder / "fit.tsv", folder / "choose.tsv"
 
 
-def accuracy_of(run: Finetuning, params: Any, examples: list[Example]) -> tuple[float, list[bool]]:
-    """Accuracy of the network's answers to these examples, and which are right."""
+def right_answers(run: Finetuning, params: Any, examples: list[Example]) -> list[bool]:
+    """Return which of the network's answers to these examples are right."""
     sources = encode_texts(run.network.tokenizer, [e.source for e in examples], run.settings.source_length)[0]
-    run.ids["validation"] = (sources, [])
-    answers = run.answers(params)
-    right = [run.task.read(a) == run.task.read(e.target) for a, e in zip(answers, examples, strict=True)]
-    return float(np.mean(right)), right
+    answers = answer(run.network._replace(params=params), sources, Decoding(run.longest), batch=64)
+    return [run.task.read(a) == run.task.read(e.target) for a, e in zip(answers, examples, strict=True)]
 
 
 def fine_tune(
-    checkpoint: pathlib.Path, fit: pathlib.Path, choose: pathlib.Path, arguments: argparse.Namespace
+    fit: pathlib.Path, choose: pathlib.Path, arguments: argparse.Namespace, folder: pathlib.Path
 ) -> tuple[Finetuning, Any, dict[str, Any]]:
-    """The network of the rate and step that did best on the rows to choose by."""
+    """Return the run and the parameters of the rate and step that did best on the rows to choose by, and all tries."""
     tried, best, seconds = [], (-1.0, None, None), time.perf_counter()
     for rate in arguments.rates:
         settings = FinetuneSettings(
-            str(checkpoint), str(fit), str(choose), "sst2", steps=arguments.steps, batch=arguments.batch,
-            learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128, dropout=arguments.dropout,
+            checkpoint=str(folder / "small"), train=str(fit), validation=str(choose), task="sst2", steps=arguments.steps,
+            batch=arguments.batch, learning_rate=rate, seed=arguments.seed, every=arguments.every, source_length=128,
+            dropout=arguments.dropout,
         )  # fmt: skip
-        run = Finetuning(settings, checkpoint)
-        to_choose_by = run.examples["validation"]
-        batches = ExampleBatches(*run.ids["train"], settings.seed, settings.dispatch)
-        state = init_state(run.network.params, run.optimizer, rate)
-        for stop in settings.stops:
-            state, measured = run.trainer.advance(state, batches.batch, stop)
-            accuracy, _ = accuracy_of(run, state.params, to_choose_by)
-            loss = float(measured["loss"].mean()) if stop else math.nan
-            note(f"fine-tuning rate {rate} step {stop}: loss {loss:.4f}, held-out accuracy {accuracy:.4f}")
-            tried.append({"rate": rate, "step": stop, "held_out_accuracy": accuracy})
-            if accuracy > best[0]:
-                best = (accuracy, jax.tree.map(jnp.copy, state.params), {"rate": rate, "step": stop})
+        run = Finetuning(settings, folder / f"rate-{rate}")
+
+        def evaluate(state: TrainState, run: Finetuning = run, rate: float = rate) -> dict[str, Any]:
+            nonlocal best
+            found = run.evaluate(state)
+            tried.append({"rate": rate, "step": int(state.step[0]), "held_out_accuracy": found["accuracy"]})
+            if found["accuracy"] > best[0]:
+                best = (found["accuracy"], host_copy(state.params), {"rate": rate, "step": int(state.step[0])})
+            return found
+
+        dataclasses.replace(run.training(show=shown), evaluate=evaluate).to(run.start(), settings.steps)
     facts = {"tried": tried, "chosen": best[2], "rows": len(run.examples["train"])}
     return run, best[1], facts | {"seconds": time.perf_counter() - seconds}
 
 
 def bag_of_words(fit: pathlib.Path, choose: pathlib.Path) -> Any:
-    """Logistic regression on word counts, with C by 5-fold cross-validation, fitted to all rows of train."""
+    """Fit a logistic regression on word counts to all rows of train, with C by 5-fold cross-validation."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -156,13 +188,14 @@ def bag_of_words(fit: pathlib.Path, choose: pathlib.Path) -> Any:
 
 
 def rows_of(paths: list[pathlib.Path]) -> tuple[list[str], list[int]]:
+    """Return the sentences and the classes of all rows of the files."""
     task = named_task("sst2")
     examples = [e for path in paths for e in task.examples(path)]
     return [e.source.removeprefix("sst2 sentence: ") for e in examples], [int(task.read(e.target)) for e in examples]
 
 
 def compare(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
-    """Accuracies, and their difference with the standard error of a paired comparison."""
+    """Return both accuracies, and their difference with the standard error of a paired comparison."""
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
     return {
         "rows": len(ours),
@@ -174,7 +207,7 @@ def compare(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
 
 
 def compute(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    """Everything, with files in ``folder``."""
+    """Train, fit and compare, with files in ``folder``."""
     glue = made_up(folder) if arguments.smoke else arguments.glue
     if arguments.smoke:
         documents = ["\n".join(rows_of([glue / "train.tsv"])[0][i::2]) for i in range(2)]
@@ -182,12 +215,12 @@ def compute(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, An
         documents = read_documents(arguments.text) if arguments.text else default_corpus(())
     fit, choose = split_train(glue / "train.tsv", folder, 50 if arguments.smoke else HELD_OUT)
     regression = bag_of_words(fit, choose)
-    pretraining = pretrain(documents, arguments, folder / "small")
-    run, params, finetuning = fine_tune(folder / "small", fit, choose, arguments)
+    pretraining = pretrain(documents, arguments, folder)
+    run, params, finetuning = fine_tune(fit, choose, arguments, folder)
     result = {}
     for path in (glue / "dev.tsv", glue / "test.tsv"):
         if path.exists():
-            ours = accuracy_of(run, params, named_task("sst2").examples(path))[1]
+            ours = right_answers(run, params, named_task("sst2").examples(path))
             texts, labels = rows_of([path])
             result[path.stem] = compare(ours, (regression.predict(texts) == np.asarray(labels)).tolist())
             note(f"{path.stem}: {result[path.stem]}")
@@ -204,7 +237,7 @@ def compute(arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, An
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as a table."""
+    """Return the numbers as a table."""
     lines = ["| split | rows | T5 | bag of words | difference |", "|---|---|---|---|---|"]
     for name, row in result["splits"].items():
         difference = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}"

@@ -23,7 +23,7 @@ SIZES, SAMPLES, LARGEST, HALVINGS, COPIES = (4, 12, 12, 2), 64, 0.01, 5, (2, 3)
 
 
 def compute(runs: int, smoke: bool = False) -> dict[str, Any]:
-    """Slopes and jumps over ``runs`` tasks with their networks."""
+    """Return slopes and jumps over ``runs`` tasks with their networks."""
     sizes, halvings, copies = ((3, 4, 4, 2), 2, (2,)) if smoke else (SIZES, HALVINGS, COPIES)
     seeds, step_sizes = range(runs), [LARGEST / 2**k for k in range(halvings + 1)]
     gaps = growth_event.neutrality(sizes, SAMPLES, seeds, step_sizes)
@@ -43,7 +43,7 @@ def compute(runs: int, smoke: bool = False) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as two tables."""
+    """Return two tables as Markdown."""
     lines = [
         f"MLPs of widths {'-'.join(map(str, result['sizes']))}, {result['runs']} tasks.",
         "",

@@ -24,7 +24,7 @@ from toy_models.when_to_grow import derivative, measure, problems, tables
 
 
 def span(text: str) -> range:
-    """``FIRST:LAST``, LAST excluded."""
+    """Read ``FIRST:LAST``, LAST excluded."""
     try:
         first, last = (int(part) for part in text.split(":"))
     except ValueError:
@@ -35,7 +35,7 @@ def span(text: str) -> range:
 
 
 def record_of(folder: pathlib.Path, name: str, family: problems.Family, seed: int, arguments: Any, report: Any) -> dict:
-    """The record of one problem, from its file or measured now."""
+    """Return the record of one problem, from its file or measured now."""
     path = folder / f"{name}-{seed}-{arguments.runs}-{arguments.truth_runs}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))

@@ -25,7 +25,8 @@ from fusion_core.models.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
 from fusion_core.text.sources import first_batches
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+from fusion_core.train import Trainer, adafactor, init_state, t5_loss
+from fusion_core.train.devices import unreplicate
 
 VOCABULARY, SOURCE, BATCH, RATE = 512, 64, 16, 0.02
 STYLES = {
@@ -69,11 +70,13 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
         ) -> Any:
             key, config = (seed, width, share), config_of(style, width)
             if width not in trainers:  # which compiles
-                trainers[width] = Trainer(t5_loss(config), adafactor(t5_schedule()), BATCH, 10)
+                trainers[width] = Trainer(t5_loss(config), adafactor(), BATCH, 10)
             trainer = trainers[width]
             if key not in sources:
                 state = init_state(init(config, seed, match_cross_attention=True), trainer.optimizer, RATE)
-                state, _ = trainer.advance(state, train.with_seed(seed).batch, round(share * steps / 10) * 10)
+                until = round(share * steps / 10) * 10
+                for done in trainer.dispatches(state, train.with_seed(seed).batches(BATCH), until):
+                    state = state if done.replicated is None else unreplicate(done.replicated)
                 sources[key] = jax.tree.map(jnp.asarray, state.params)
             return sources[key], config
 

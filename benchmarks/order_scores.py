@@ -28,7 +28,7 @@ LENGTHS = (1, 20)
 
 
 def one_problem(seed: int, tasks: int, samples: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """``{steps each: (scores, measured gaps)}`` over the pairs i < j of one start and its tasks; the last is the target."""
+    """Return ``{steps each: (scores, measured gaps)}`` over the pairs i < j of tasks from one start; the last is the target."""
     sets = [
         teacher_task(SIZES, seed=1000 * seed + k, train=samples, validation=1, exponent=1.0).train
         for k in range(tasks + 1)
@@ -58,7 +58,7 @@ def one_problem(seed: int, tasks: int, samples: int) -> dict[int, tuple[np.ndarr
 
 
 def compute(*, problems: int, tasks: int, samples: int) -> dict[str, Any]:
-    """The shares of pairs predicted right, over all problems, with the standard error over problems."""
+    """Return the shares of pairs predicted right, over all problems, with the standard error over problems."""
     with jax.enable_x64(True):  # the gaps of single steps are small differences of losses
         found = [one_problem(seed, tasks, samples) for seed in range(problems)]
     rows = []
@@ -78,7 +78,7 @@ def compute(*, problems: int, tasks: int, samples: int) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as a table."""
+    """Return the table as Markdown."""
     lines = ["| steps each | pairs | predicted right | standard error | correlation |", "|---|---|---|---|---|"]
     for row in result["rows"]:
         error = "" if row["standard_error"] is None else f"{100 * row['standard_error']:.1f} %"

@@ -1,10 +1,9 @@
-"""How do tokens/s and the host's overhead a step depend on virtual devices and processes?
+"""Tokens a second and the host's overhead a step, with 1, 2 and 4 virtual CPU devices in one process and in two.
 
-``python -m benchmarks.scaling`` trains a tiny T5 in processes of its own, with 1, 2 and 4 virtual CPU devices in one process
-and in two, the same global batch for all (strong scaling). On one machine the devices share its cores, so this shows what
-sharing the work costs, not what more machines would bring. Overhead is the time of a step beyond the time that the devices
-compute: measured as the time of a step of a network so small that it has next to nothing to compute. Prints Markdown;
-``--json FILE`` (``-`` for the terminal) writes the numbers.
+``python -m benchmarks.scaling`` trains a tiny T5 in processes of its own, with the same global batch in all layouts (strong
+scaling). On one machine the devices share its cores: this measures the cost of sharing the work, not the gain of more
+machines. The overhead is the step's time of a network that has next to nothing to compute. Prints Markdown; ``--json FILE``
+(``-`` for the terminal) writes the numbers.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ BATCH, DISPATCH, REPEATS = 16, 10, 5
 
 
 def worker(size: str, dispatch: int) -> dict[str, Any]:
-    """Seconds of a step, median over dispatches, of this process's run; all processes measure the same."""
+    """Return the seconds of a step, the median over dispatches, of this process's run."""
     import jax
     import numpy as np
 
     import fusion_core as fc
     from fusion_core.models.t5 import init
-    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss, t5_schedule
+    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss
+    from fusion_core.train.devices import local_rows
     from fusion_core.train.distributed import finish
-    from fusion_core.train.loop import feed_by_step
 
     initialize_distributed()
     width, layers, vocabulary, length = SIZES[size]
@@ -59,11 +58,11 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
         "encoder_ids": rng.integers(2, vocabulary, (BATCH, length), np.int32),
         "targets": rng.integers(2, vocabulary, (BATCH, target), np.int32),
     }
-    optimizer = adafactor(t5_schedule())
+    optimizer = adafactor()
     trainer = Trainer(t5_loss(config), optimizer, BATCH, dispatch)
     state = init_state(init(config, 0), optimizer, 0.01)
     times = [time.perf_counter()]
-    feed = feed_by_step(lambda step, size: batch, 0, BATCH)
+    feed = itertools.repeat((local_rows(batch), None))
     # the pause makes each dispatch's time its own
     for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), lambda step: True):
         times.append(time.perf_counter())
@@ -78,7 +77,7 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
 
 
 def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str, Any]:
-    """One layout's numbers, by processes of their own."""
+    """Measure one layout in processes of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +104,7 @@ def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str,
 
 
 def compute(layouts: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """Tokens/s and overhead of every layout."""
+    """Return the tokens a second and the overhead of every layout."""
     rows = []
     for processes, devices in layouts:
         row: dict[str, Any] = {"processes": processes, "devices": devices}
@@ -118,7 +117,7 @@ def compute(layouts: tuple[tuple[int, int], ...]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as a table."""
+    """Return the numbers as a table."""
     lines = [
         f"{result['cores']} cores; batch {result['batch']}; overhead in ms a step, with {result['dispatch']} steps a dispatch "
         "and with one.",

@@ -46,7 +46,7 @@ print(len(coefficients), before * 1024, peak() * 1024)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 3) -> tuple[float, float, Any]:
-    """Median and spread (largest − smallest) of the wall times of a call, and its last value."""
+    """Return the median and spread (largest − smallest) of the wall times of a call, and its last value."""
     times, value = [], None
     for _ in range(repeats):
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def seconds(work: Callable[[], Any], repeats: int = 3) -> tuple[float, float, An
 
 
 def peak_memory(method: Any, order: int) -> dict[str, int]:
-    """Peak resident memory of a fresh process that computes one equation, and of its imports alone, in bytes."""
+    """Return the peak resident memory of a fresh process that computes one equation, and of its imports alone, in bytes."""
     shown = repr(method) if isinstance(method, str) else "[Step(field=0), Step(field=1)]"
     program = MEMORY_PROGRAM.format(method=shown, order=order)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -65,7 +65,7 @@ def peak_memory(method: Any, order: int) -> dict[str, int]:
 
 
 def kauri_coefficients(method: RungeKutta, order: int) -> dict[Tree, float]:
-    """kauri's modified equation of the same tableau, by our trees; nothing of kauri is cached between calls of ours."""
+    """Return kauri's modified equation of the same tableau, by our trees; kauri caches nothing between calls."""
     import kauri
 
     a, b = [[float(x) for x in row] for row in method.a], [float(x) for x in method.b]
@@ -76,12 +76,12 @@ def kauri_coefficients(method: RungeKutta, order: int) -> dict[Tree, float]:
 
 
 def _ours(shape: Any) -> Tree:
-    """kauri writes a tree as the tuple of its branches with the root's colour at the end."""
+    """Return a tree of kauri's, a tuple of its branches with the root's colour at the end, as ours."""
     return Tree.of([_ours(child) for child in shape[:-1]])
 
 
 def against_kauri(order: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Ratios of wall times for explicit Euler, order by order, each with the largest difference of a coefficient."""
+    """Return the ratios of wall times for explicit Euler, order by order, each with the largest difference of a coefficient."""
     rows = []
     for p in range(5, order + 1):
         report(f"kauri, explicit Euler, order {p}")
@@ -103,7 +103,7 @@ def against_kauri(order: int, report: Callable[[str], None]) -> list[dict[str, A
 
 
 def growth_per_order(order: int) -> list[dict[str, Any]]:
-    """Seconds of each order from 6 up, with the factor from the order before and the cost of a tree."""
+    """Return the seconds of each order from 6 up, with the factor from the order before and the cost of a tree."""
     rows: list[dict[str, Any]] = []
     for p in range(6, order + 1):
         median, spread, value = seconds(lambda p=p: modified_equation("euler", p), repeats=5 if p < 13 else 3)
@@ -122,7 +122,7 @@ def growth_per_order(order: int) -> list[dict[str, Any]]:
 
 
 def compute(*, order: int, kauri_order: int, report: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """All figures as plain numbers. ``order`` caps ours, ``kauri_order`` kauri's (0: without kauri)."""
+    """Return all figures as plain numbers. ``order`` caps ours, ``kauri_order`` kauri's (if 0, without kauri)."""
     limits = []
     for what, method, p, limit, memory_limit in LIMITS:
         if p > order:
@@ -158,7 +158,7 @@ def compute(*, order: int, kauri_order: int, report: Callable[[str], None] = lam
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as tables."""
+    """Return the tables as Markdown."""
     lines = ["| what | trees | seconds | spread | limit | peak GB (imports) | held |", "|---|---|---|---|---|---|---|"]
     for row in result["limits"]:
         limit = f"{row['limit_s']:g} s" + (f", {row['limit_gb']:g} GB" if row["limit_gb"] else "")

@@ -29,7 +29,7 @@ from benchmarks.output import hand_over
 from fusion_core import save_pretrained
 from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flops
 from fusion_core.provenance import provenance
-from fusion_core.train import adafactor, t5_schedule
+from fusion_core.train import adafactor
 
 TINY = T5Config(vocab_size=4096, d_model=128, d_kv=32, d_ff=512, num_layers=4, num_decoder_layers=4, num_heads=4)
 SMOKE = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
@@ -53,7 +53,7 @@ Run = Callable[[], float]  # runs some steps, returns seconds a step
 
 
 def our_optimizer(name: str) -> optax.GradientTransformation:
-    return optax.chain(adafactor(t5_schedule()), optax.scale(RATE)) if name == "adafactor" else optax.sgd(RATE)
+    return optax.chain(adafactor(), optax.scale(RATE)) if name == "adafactor" else optax.sgd(RATE)
 
 
 def ours(config: T5Config, batch: Any, optimizer: str, compute: Compute, steps: int) -> Run:

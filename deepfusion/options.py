@@ -1,10 +1,11 @@
-"""Options that several commands share, and checks of them."""
+"""What several commands share: options, checks of them, and the words for a change of shape."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Collection
-from typing import Annotated
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -26,3 +27,13 @@ def check_empty(folder: pathlib.Path, remedy: str) -> None:
     """Raise InputError, with the remedy, unless the folder is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; {remedy}")
+
+
+def changes(before: Sequence[Any], after: Any) -> list[str]:
+    """Return the fields in which a configuration differs from its sources', such as ``d_model 16 + 16 → 32``."""
+    sources = [dataclasses.asdict(config) for config in before]
+    return [
+        f"{name} {' + '.join(str(source[name]) for source in sources)} → {value}"
+        for name, value in dataclasses.asdict(after).items()
+        if any(source[name] != value for source in sources)
+    ]

@@ -81,7 +81,7 @@ def print_table(
 
 def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> None:
     for name, *cells in rows:
-        print(name)
+        print("\n".join(textwrap.wrap(name, total)))
         line = " "
         for column, cell in zip(columns[1:], cells, strict=True):
             if not cell:

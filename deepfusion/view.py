@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from fusion_core.train.metrics import Record
+from fusion_core.runs import Plan, run_plan
+from fusion_core.train.devices import first_process
+from fusion_core.train.loop import graceful_interrupt
+from fusion_core.train.metrics import Record, TensorBoard
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -99,3 +104,29 @@ def view_of(console: Console) -> Iterator[View]:
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield View(console, live)
+
+
+def run_shown(
+    plan: Plan, folder: pathlib.Path, *, writers: Sequence[TensorBoard] = (), **options: Any
+) -> dict[str, Any] | None:
+    """Run a plan and show it in the terminal; the first Ctrl-C stops it between two dispatches.
+
+    Args:
+      plan, folder: as ``fusion_core.runs.run_plan`` takes them.
+      writers: other places that get every record; they are closed at the end.
+      options: further arguments of ``run_plan``.
+    """
+    with ExitStack() as stack:
+        view = stack.enter_context(view_of(Console(stderr=True, quiet=not first_process())))
+        for writer in writers:
+            stack.callback(writer.close)
+        stack.enter_context(
+            graceful_interrupt(lambda: view.note("Stopping at the next step; Ctrl-C again stops at once."))
+        )
+
+        def show(record: Record) -> None:
+            view.show(record)
+            for writer in writers:
+                writer.write(record)
+
+        return run_plan(plan, folder, show=show, note=view.note, begin=view.begin, **options)

@@ -34,7 +34,7 @@ def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: boo
     if unknown:
         raise InputError(f"there is no figure {', '.join(map(repr, unknown))}; there are: {', '.join(FIGURES)}")
     if not names:
-        raise InputError(f"no figure is named; name some of: {', '.join(FIGURES)}, or ask for --all")
+        raise InputError(f"no figure is named; name some of: {', '.join(FIGURES)}, or pass --all")
     if preset not in PRESETS:
         raise InputError(f"there is no preset {preset!r}; there are: {', '.join(PRESETS)}")
     if out.exists() and not out.is_dir():

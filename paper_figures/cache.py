@@ -9,7 +9,7 @@ from paper_figures.results import Results, ResultsError
 
 
 def source_hash(module: ModuleType) -> str:
-    """Hash of the figure's own source and of every source file of the packages that it names in ``DEPENDS``."""
+    """Return the hash of the figure's own source and of every source file of the packages that it names in ``DEPENDS``."""
     digest = hashlib.sha256()
     for file in [pathlib.Path(str(module.__file__)), *(f for name in module.DEPENDS for f in _sources(name))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -17,12 +17,12 @@ def source_hash(module: ModuleType) -> str:
 
 
 def cache_path(folder: pathlib.Path, name: str, module: ModuleType, preset: str) -> pathlib.Path:
-    """Where the results of a figure belong: another source, preset or seed has another file."""
+    """Return the path of a figure's results: another source, preset or seed has another file."""
     return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module)[:16]}.json"
 
 
 def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str, *, force: bool = False) -> Results:
-    """The cached results of a figure, computed and saved where there are none, or ``force`` asks for it.
+    """Return the results of a figure, computed and saved if there are none yet, or with ``force``.
 
     Raises:
       ResultsError: the cached file is damaged, or is of another figure, preset or seed than its name says.
@@ -30,9 +30,9 @@ def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str,
     path = cache_path(folder, name, module, preset)
     if path.exists() and not force:
         results = Results.load(path)
-        found, asked = (results.figure, results.preset, results.seed), (name, preset, module.SEED)
-        if found != asked:
-            raise ResultsError(f"{path} holds {found}, but {asked} were asked for: delete it, or pass --force")
+        found, wanted = (results.figure, results.preset, results.seed), (name, preset, module.SEED)
+        if found != wanted:
+            raise ResultsError(f"{path} holds {found}, not {wanted}: delete it, or pass --force")
         return results
     results = module.compute(preset)
     results.save(path)

@@ -23,19 +23,19 @@ class Entry:
 
 
 def page(entries: Sequence[Entry]) -> str:
-    """The HTML of the gallery. Images are inside; nothing is loaded from elsewhere."""
+    """Return the HTML of the gallery. Images are inside; nothing is loaded from elsewhere."""
     links = "".join(f'<a href="#{html.escape(e.name)}">{html.escape(headline(e.module))}</a>' for e in entries)
     body = "\n".join(_section(entry) for entry in entries)
     return _PAGE.format(links=links, body=body, count=len(entries), plural="" if len(entries) == 1 else "s")
 
 
 def headline(module: ModuleType) -> str:
-    """The first line of the caption."""
+    """Return the first line of the caption."""
     return inspect.cleandoc(module.__doc__ or "").split("\n")[0]
 
 
 def caption(module: ModuleType) -> list[str]:
-    """The other paragraphs of the caption, without its display formulas (the page renders no TeX)."""
+    """Return the other paragraphs of the caption, without its display formulas (the page renders no TeX)."""
     paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")[1:]
     return [re.sub(r"\s+", " ", p).strip() for p in paragraphs if not p.startswith(".. math::")]
 

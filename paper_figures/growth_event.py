@@ -77,7 +77,7 @@ FLOOR = 1e-17  # where an exact zero is drawn
 
 
 def compute(preset: str) -> Results:
-    """Differences and slopes by seed and step size, and jumps of the velocity, all in float64."""
+    """Measure differences and slopes by seed and step size, and jumps of the velocity, all in float64."""
     started, config = time.perf_counter(), PRESETS[preset]
     seeds = [SEED + run for run in range(config.runs)]
     step_sizes = [config.largest / 2**k for k in range(config.halvings + 1)]
@@ -92,7 +92,7 @@ def compute(preset: str) -> Results:
 
 
 def draw(results: Results) -> Figure:
-    """Differences against step size, log-log; and the jumps, one row an optimizer and kind of array, on a log axis."""
+    """Draw differences against step size, log-log, and the jumps, one row an optimizer and kind of array, on a log axis."""
     figure = Figure(figsize=(12.0, 4.9))
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.35))
     middle.sharey(left)

@@ -83,7 +83,7 @@ def compute(preset: str) -> Results:
 
 
 def arrays_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is drawn, from the records of ``measure``: a row a problem. Problems with a run that diverged are left out.
+    """Return what is drawn, from the records of ``measure``: a row a problem. Problems with a diverged run are left out.
 
     Raises:
       ValueError: no problem is left.
@@ -97,7 +97,7 @@ def arrays_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _relative(record: dict[str, Any]) -> dict[str, Any]:
-    """Final losses over those of the same runs at the best growth step."""
+    """Return the final losses over those of the same runs at the best growth step."""
     log, runs = np.log(record["final"]), len(record["look_ahead"])
     mean = log.mean(axis=0)
     best = int(mean.argmin())
@@ -136,7 +136,7 @@ def _facts(record: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(results: Results) -> Figure:
-    """Small multiples of the loss against the growth step, and the regrets of the rules below."""
+    """Draw small multiples of the loss against the growth step, and the regrets of the rules below."""
     count = len(results.arrays["curve"])
     columns = min(3, count)
     rows = -(-count // columns)

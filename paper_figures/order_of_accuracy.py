@@ -67,7 +67,7 @@ LABELS = {
 
 
 def compute(preset: str) -> Results:
-    """Errors and slopes for every field, run and step size, in float64."""
+    """Measure errors and slopes for every field, run and step size, in float64."""
     started, config = time.perf_counter(), PRESETS[preset]
     step_sizes = [config.largest / 2**k for k in range(config.halvings + 1)]
     with jax.enable_x64(True):
@@ -85,7 +85,7 @@ def compute(preset: str) -> Results:
 
 
 def draw(results: Results) -> Figure:
-    """Error against step size, log–log, one colour a field, with the reference slopes."""
+    """Draw error against step size, log–log, one colour a field, with the reference slopes."""
     h = results.arrays["step_sizes"]
     figure = Figure()
     axes = figure.add_subplot()
@@ -120,7 +120,7 @@ def finding(results: Results) -> str:
 
 
 def _slope_mark(axes: Any, h: np.ndarray, error: np.ndarray, order: int, where: str) -> None:
-    """A dashed guide of exactly this order, a factor away from the curve."""
+    """Draw a dashed guide of exactly this order, a factor away from the curve."""
     factor = 4.0 if where == "above" else 1 / 6.0
     guide = factor * error[0] * (h / h[0]) ** order
     axes.plot(h, guide, color="0.45", linestyle="--", linewidth=0.9)
@@ -130,7 +130,7 @@ def _slope_mark(axes: Any, h: np.ndarray, error: np.ndarray, order: int, where: 
 
 
 def _errors(config: Config) -> Callable[[int, float], dict[str, float]]:
-    """``(run, h) -> {name of the field: error}``. All fields are followed at once: one compilation for everything."""
+    """Return ``(run, h) -> {name of the field: error}``. All fields are followed at once: one compilation for everything."""
     dtype = jnp.float64
     seeds = np.random.SeedSequence(SEED).generate_state(3 * config.runs).reshape(config.runs, 3) // 2
 

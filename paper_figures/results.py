@@ -52,7 +52,7 @@ class Results:
     def of(
         cls, figure: str, preset: str, seed: int, config: Mapping[str, Any], arrays: Mapping[str, Any], started: float
     ) -> "Results":
-        """Results with their circumstances filled in.
+        """Return results with their circumstances filled in.
 
         Args:
           figure, preset, seed, config: as the attributes; config may be a frozen dataclass through
@@ -127,7 +127,7 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 def _encode(array: np.ndarray) -> dict[str, Any]:
-    """Shape and flat values; what JSON has no number for goes as text, which ``float`` reads back."""
+    """Return shape and flat values; what JSON has no number for is a text that ``float`` reads back."""
     flat = [float(v) if math.isfinite(v) else str(float(v)) for v in array.ravel()]
     return {"shape": list(array.shape), "values": flat}
 

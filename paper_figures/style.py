@@ -15,7 +15,7 @@ STYLE_SHEET = pathlib.Path(__file__).with_name("deepfusion.mplstyle")
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Figures made inside are drawn as the paper's are, whatever the user's own settings."""
+    """Draw the figures made inside as the paper's are, whatever the user's own settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_SHEET, use_default_template=False))
@@ -23,7 +23,7 @@ def style() -> Iterator[None]:
 
 
 def render(module: ModuleType, results: Results) -> dict[str, bytes]:
-    """The figure as ``{"png": …, "pdf": …}``; equal results give equal bytes."""
+    """Render the figure as ``{"png": …, "pdf": …}``; equal results give equal bytes."""
     images = {}
     with style():
         figure = module.draw(results)

@@ -52,7 +52,7 @@ LABELS = {1: "bare fields, order 1", 2: "modified fields, order 2", 3: "modified
 
 
 def compute(preset: str) -> Results:
-    """Errors and slopes for every order, task and step size, in float64."""
+    """Measure errors and slopes for every order, task and step size, in float64."""
     started, config = time.perf_counter(), PRESETS[preset]
     found = [derivative.compute(config.largest, config.halvings, SEED + run) for run in range(config.runs)]
     arrays: dict[str, Any] = {
@@ -67,7 +67,7 @@ def compute(preset: str) -> Results:
 
 
 def draw(results: Results) -> Figure:
-    """Error against step size, log-log, one colour an order, with guides of exactly these slopes."""
+    """Draw error against step size, log-log, one colour an order, with guides of exactly these slopes."""
     h = results.arrays["step_sizes"]
     figure = Figure()
     axes = figure.add_subplot()

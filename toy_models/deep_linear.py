@@ -24,7 +24,7 @@ from toy_models.teacher import Samples
 
 
 def identity(x: Array) -> Array:
-    """The activation of a linear network."""
+    """Return the activation of a linear network."""
     return x
 
 
@@ -44,11 +44,11 @@ class DeepLinearTask(NamedTuple):
     right: Float[Array, "in modes"]
 
     def loss(self) -> mlp.Loss:
-        """``params -> E`` for the parameters of an MLP, any width."""
+        """Return ``params -> E`` for the parameters of an MLP, any width."""
         return mlp.mse_loss(*self.samples, identity)
 
     def start(self, width: int, strength: float, seed: int) -> mlp.Params:
-        """A balanced network with this hidden width, every mode at the strength a_0; Q is drawn by the seed.
+        """Return a balanced network with this hidden width, every mode at the strength a_0; Q is drawn by the seed.
 
         Raises:
           ValueError: the width is below the number of modes, or strength is not positive.
@@ -63,7 +63,7 @@ class DeepLinearTask(NamedTuple):
         return self._network(mixing, jnp.full(modes, strength, self.strengths.dtype))
 
     def flow(self, start: mlp.Params, time: float | Array) -> mlp.Params:
-        """The exact gradient flow from a balanced ``start`` after a time (in units of step size)."""
+        """Return the exact gradient flow from a balanced ``start`` after a time (in units of step size)."""
         first = start["layers"][0]["weight"] @ self.right  # Q diag(w)
         w = jnp.sqrt(jnp.sum(first**2, axis=0))
         rate = 4.0 / self.left.shape[0]  # 2 c
@@ -80,7 +80,7 @@ class DeepLinearTask(NamedTuple):
 def deep_linear_task(
     n_in: int, n_out: int, *, strengths: tuple[float, ...], samples: int, seed: int, dtype: DTypeLike = jnp.float32
 ) -> DeepLinearTask:
-    """A linear map with the given singular values, on whitened inputs.
+    """Return a linear map with the given singular values, on whitened inputs.
 
     Args:
       n_in, n_out: widths of input and output, each at least the number of modes.

@@ -24,7 +24,7 @@ class DigitsTask(NamedTuple):
 
 
 def digits_task(*, train: int, seed: int, dtype: DTypeLike = jnp.float32) -> DigitsTask:
-    """The digits, shuffled and split. Opens no network: the images come with scikit-learn.
+    """Return the digits, shuffled and split. The images come with scikit-learn; nothing is downloaded.
 
     Args:
       train: number of training samples, below 1,797; the others are for validation.

@@ -44,7 +44,7 @@ class GrowthToy:
 
 
 def quadratic_toy(dimension: int, small: int, *, seed: int, dtype: DTypeLike = jnp.float32) -> GrowthToy:
-    """``½ ΘᵀHΘ`` on R^dimension, of which the source sees the random subspace ``Θ = Jθ``; growth keeps the loss.
+    """Return ``½ ΘᵀHΘ`` on R^dimension, of which the source sees the random subspace ``Θ = Jθ``; growth keeps the loss.
 
     Raises:
       ValueError: small is not between 1 and dimension − 1.
@@ -69,7 +69,7 @@ def quadratic_toy(dimension: int, small: int, *, seed: int, dtype: DTypeLike = j
 
 
 def deep_linear_toy(widths: Sequence[int], *, seed: int, dtype: DTypeLike = jnp.float32) -> GrowthToy:
-    """Balanced two-layer linear networks of these hidden widths on a map of rank 3 from 6 to 4 dimensions, fused."""
+    """Return balanced two-layer linear nets of these hidden widths on a map of rank 3 from 6 to 4 dimensions, fused."""
     task = deep_linear_task(6, 4, strengths=(3.0, 2.0, 1.0), samples=64, seed=seed, dtype=dtype)
     sources = tuple(task.start(width, 0.01, seed + 1 + i) for i, width in enumerate(widths))
     return _of_networks(task.loss(), sources, [(6, width, 4) for width in widths], batch=64)
@@ -84,7 +84,7 @@ def teacher_toy(
     seed: int,
     dtype: DTypeLike = jnp.float32,
 ) -> GrowthToy:
-    """MLPs of these sizes on a teacher of 64 tanh features, fused.
+    """Return MLPs of these sizes on a teacher of 64 tanh features, fused.
 
     Args:
       sizes: of each source (in, hidden, ..., out).
@@ -109,7 +109,7 @@ def digits_toy(
     seed: int,
     dtype: DTypeLike = jnp.float32,
 ) -> GrowthToy:
-    """MLPs with these hidden widths on the handwritten digits (cross-entropy in nats), fused. Needs scikit-learn."""
+    """Return MLPs of these hidden widths on the handwritten digits (cross-entropy in nats), fused. Needs scikit-learn."""
     task = digits_task(train=train, seed=seed, dtype=dtype)
     loss = mlp.softmax_loss(*task.train, mlp.ACTIVATIONS[activation])
     sizes = [(64, *widths, 10) for widths in hidden]

@@ -44,7 +44,7 @@ class Growth(NamedTuple):
 
 
 def self_event(sizes: Sequence[int]) -> bea.GrowthEvent:
-    """The event of a network of these widths fused with itself, in closed form."""
+    """Return the event of a network of these widths fused with itself, in closed form."""
     config = fc.MLPConfig(tuple(sizes))
     mapping = fc.fusion_map([config, config])
     add: Callable[[Params, Params], Params] = lambda a, b: jax.tree.map(jnp.add, a, b)
@@ -56,14 +56,14 @@ def self_event(sizes: Sequence[int]) -> bea.GrowthEvent:
 
 
 def self_fusion(loss: Loss, source: Params, sizes: Sequence[int]) -> Growth:
-    """A network with itself: keeps the function, so that the loss conflict is zero."""
+    """Return the fusion of a network with itself: it keeps the function, so that the loss conflict is zero."""
     event = self_event(sizes)
     zero: Callable[[Number], Array] = lambda h: jnp.zeros_like(jnp.asarray(h))
     return Growth(event.preserved_field(loss), bea.gradient_field(loss), event.embed(source), zero)
 
 
 def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[int]) -> Growth:
-    """Two different networks of the same widths, both trained in the small phase."""
+    """Return the fusion of two different networks of the same widths, both trained in the small phase."""
     config = fc.MLPConfig(tuple(sizes))
     mapping = fc.fusion_map([config, config])
     event = bea.GrowthEvent.of(mapping)
@@ -75,7 +75,7 @@ def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[in
 
 
 def gaps(growth: Growth, loss: Loss, h: Number) -> dict[str, Array]:
-    """How far one step of each phase and the same in the other order end apart.
+    """Return how far apart one step of each phase and the same in the other order end.
 
     Args:
       h: step size of both, traced or not.
@@ -106,7 +106,7 @@ GAPS = {
 
 
 def neutrality(sizes: Sequence[int], samples: int, seeds: Sequence[int], step_sizes: Sequence[float]) -> dict[str, Any]:
-    """The differences ``GAPS`` for every seed and step size, in float64.
+    """Return the differences ``GAPS`` for every seed and step size, in float64.
 
     Args:
       sizes: of the small networks.
@@ -138,7 +138,7 @@ def neutrality(sizes: Sequence[int], samples: int, seeds: Sequence[int], step_si
 
 
 def network(sizes: Sequence[int], seed: int) -> mlp.Params:
-    """Random float64 params with biases of scale ½: Adafactor, which goes by an array's RMS, does not move zeros."""
+    """Return random float64 params with biases of scale ½: Adafactor, which scales by an array's RMS, does not move zeros."""
     params, rng = mlp.init(sizes, seed=seed, dtype=jnp.float64), np.random.default_rng(seed)
     for layer in params["layers"]:
         layer["bias"] = jnp.asarray(0.5 * rng.standard_normal(layer["bias"].shape))
@@ -151,7 +151,7 @@ def _task(sizes: Sequence[int], samples: int, seed: int) -> teacher.Samples:
 
 
 def _factored(gradient: Array) -> Array:
-    """Second moments as Adafactor estimates them from one gradient."""
+    """Return the second moments as Adafactor estimates them from one gradient."""
     square = gradient * gradient
     if gradient.ndim < 2:
         return square
@@ -173,7 +173,7 @@ def changes_of_function(
     inputs: Float[Array, "samples in"],
     targets: Float[Array, "samples out"],
 ) -> Float[Array, "arrays samples out"]:
-    """The velocity of the outputs along the update of each array alone; their sum is the function's.
+    """Return the velocity of the outputs along the update of each array alone; their sum is the function's.
 
     Args:
       params: of a tanh network.
@@ -201,7 +201,7 @@ ALL = "all arrays"
 def velocity_jumps(
     sizes: Sequence[int], samples: int, seeds: Sequence[int], copies: Sequence[int] = (2, 3)
 ) -> list[dict[str, Any]]:
-    r"""How far the function's velocity jumps when a network is fused with itself, with the rate factors r and without.
+    r"""Return how far the function's velocity jumps if a network is fused with itself, with the rate factors r and without.
 
     .. math:: \text{jump} = \|\dot y_{grown} - \dot y_{small}\| \,/\, \|\dot y_{small}\|, \qquad
               \text{without } r: \ |1/r - 1| \text{ for one array}
@@ -239,7 +239,7 @@ def velocity_jumps(
 
 
 def _jumps(optimizer: str, copies: int, factors: Any, params: mlp.Params, task: teacher.Samples) -> dict[str, Array]:
-    """Of every array, and of all together last: "with" and "without" the factors, and "predicted" of those without."""
+    """Return the jump of every array, and of all together last: "with" and "without" the factors, and "predicted" without."""
     config = fc.MLPConfig((task.inputs.shape[1], *(layer["weight"].shape[0] for layer in params["layers"])))
     ones, r = jax.tree.map(lambda _: 1.0, factors), jnp.asarray(jax.tree.leaves(factors))
     grown = fc.fusion_map([config] * copies).embed((params,) * copies)
@@ -258,7 +258,7 @@ def _jumps(optimizer: str, copies: int, factors: Any, params: mlp.Params, task: 
 
 
 def _kinds(tree: Any) -> list[str]:
-    """The kind of every leaf."""
+    """Return the kind of every leaf."""
     last = len(tree["layers"]) - 1
 
     def kind(path: Any) -> str:

@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Activation] = {"tanh": jnp.tanh, "gelu": jax.nn.gelu, "re
 
 
 def init(sizes: Sequence[int], *, seed: int, dtype: DTypeLike = jnp.float32) -> Params:
-    """Random parameters: weights of variance 1 / fan-in, biases zero.
+    """Return random parameters: weights of variance 1 / fan-in, biases zero.
 
     Args:
       sizes: widths (in, hidden, ..., out), two at least.
@@ -48,7 +48,7 @@ def init(sizes: Sequence[int], *, seed: int, dtype: DTypeLike = jnp.float32) -> 
 def forward(
     params: Params, inputs: Float[Array, "batch in"], activation: Activation = jnp.tanh
 ) -> Float[Array, "batch out"]:
-    """The network's outputs: affine layers with ``activation`` between them (none after the last)."""
+    """Return the network's outputs: affine layers with ``activation`` between them (none after the last)."""
     *hidden, last = params["layers"]
     x = inputs
     for layer in hidden:
@@ -59,7 +59,7 @@ def forward(
 def mse_loss(
     inputs: Float[Array, "batch in"], targets: Float[Array, "targets out"], activation: Activation = jnp.tanh
 ) -> Callable[[Params], Float[Array, ""]]:
-    """``params -> mean (output − target)²``, the mean over samples and outputs. Convex in the outputs.
+    """Return ``params -> mean (output − target)²``, the mean over samples and outputs. Convex in the outputs.
 
     Raises:
       ValueError: inputs and targets have different numbers of samples.
@@ -71,7 +71,7 @@ def mse_loss(
 def softmax_loss(
     inputs: Float[Array, "batch in"], labels: Int[Array, " labels"], activation: Activation = jnp.tanh
 ) -> Callable[[Params], Float[Array, ""]]:
-    """``params -> mean −log softmax(output)[label]`` in nats. Convex in the outputs.
+    """Return ``params -> mean −log softmax(output)[label]`` in nats. Convex in the outputs.
 
     Raises:
       ValueError: inputs and labels have different numbers of samples.
@@ -86,7 +86,7 @@ def softmax_loss(
 
 
 def gradient_flops(sizes: Sequence[int], batch: int) -> int:
-    """Floating-point operations of one gradient on ``batch`` samples, in its matrix products.
+    """Return the floating-point operations of one gradient on ``batch`` samples, in its matrix products.
 
     A product of (batch, in) and (in, out) costs ``2 · batch · in · out``. Each layer has three: forward, gradient of
     the weight, gradient of the input; the first layer does without the last. Elementwise work is left out.

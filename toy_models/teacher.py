@@ -37,7 +37,7 @@ def teacher_task(
     noise: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> TeacherTask:
-    r"""Gaussian inputs, answered by a random tanh network whose features have power-law weights.
+    r"""Return Gaussian inputs, answered by a random tanh network whose features have power-law weights.
 
     .. math:: y = \sum_i i^{-p}\, a_i\, \phi_i(x) + \sigma \varepsilon, \qquad x, \varepsilon \sim N(0, 1)
 

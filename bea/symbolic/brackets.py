@@ -23,7 +23,7 @@ Series = dict[Tree, Any]
 
 @lru_cache(maxsize=1 << 16)
 def grafts(scion: Tree, stock: Tree) -> tuple[Tree, ...]:
-    """The trees made by grafting ``scion`` on each node of ``stock`` in turn: one tree a node, with repeats."""
+    """Return the trees made by grafting ``scion`` on each node of ``stock`` in turn: one tree a node, with repeats."""
     found = [Tree.of((*stock.children, scion), stock.colour)]
     for i, child in enumerate(stock.children):
         rest = stock.children[:i] + stock.children[i + 1 :]
@@ -32,7 +32,7 @@ def grafts(scion: Tree, stock: Tree) -> tuple[Tree, ...]:
 
 
 def derivative_along(field: Mapping[Tree, Any], direction: Mapping[Tree, Any], order: int) -> Series:
-    """field' · direction, without trees of more than ``order`` nodes."""
+    """Return field' · direction, without trees of more than ``order`` nodes."""
     result: Series = {}
     for scion, x in direction.items():
         for stock, y in field.items():
@@ -43,7 +43,7 @@ def derivative_along(field: Mapping[Tree, Any], direction: Mapping[Tree, Any], o
 
 
 def tree_bracket(f: Mapping[Tree, Any], g: Mapping[Tree, Any], order: int) -> Series:
-    """[f, g] = g' f − f' g, without trees of more than ``order`` nodes."""
+    """Return [f, g] = g' f − f' g, without trees of more than ``order`` nodes."""
     result = derivative_along(g, f, order)
     for tree, value in derivative_along(f, g, order).items():
         result[tree] = result.get(tree, 0) - value
@@ -51,7 +51,7 @@ def tree_bracket(f: Mapping[Tree, Any], g: Mapping[Tree, Any], order: int) -> Se
 
 
 def combine(first: Mapping[Tree, Any], second: Mapping[Tree, Any], order: int) -> Series:
-    """Field whose time-one flow is the time-one flow of ``first``, then that of ``second``."""
+    """Return the field whose time-one flow is the time-one flow of ``first``, then that of ``second``."""
     total: Series = {}
     for word, value in bch(2, order).items():
         term = evaluate_bracket(
@@ -63,7 +63,7 @@ def combine(first: Mapping[Tree, Any], second: Mapping[Tree, Any], order: int) -
 
 
 def modified_equation_by_brackets(method: Method, order: int) -> dict[Tree, Fraction]:
-    """The same coefficients as :func:`~bea.symbolic.equation.modified_equation`, by brackets; slower, for checking.
+    """Return the same coefficients as :func:`~bea.symbolic.equation.modified_equation`, by brackets; slower, for checking.
 
     Each step is the flow of its own modified field, n repeats are n times that field, and the steps are combined in
     pairs by the Baker–Campbell–Hausdorff series.
@@ -102,13 +102,13 @@ def is_gradient_series(coefficients: Mapping[Tree, Any], order: int) -> bool:
 
 
 def gradient_order(method: Method, order: int) -> int:
-    """Largest p ≤ ``order`` to which the modified field of this method is a gradient whatever the loss (Euler: 2)."""
+    """Return the largest p ≤ ``order`` to which the method's modified field is a gradient for every loss (Euler: 2)."""
     coefficients = modified_equation(method, order)
     return next(p for p in range(order, 0, -1) if is_gradient_series(coefficients, p))
 
 
 def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Series:
-    """Coefficients after colour c becomes ``colours[c]``, summed over trees that become equal.
+    """Return the coefficients after colour c becomes ``colours[c]``, summed over trees that become equal.
 
     Takes and returns coefficients without the symmetry factor in them.
     """
@@ -120,7 +120,7 @@ def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Seri
 
 
 def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
-    r"""A series read with :math:`f_c = -\nabla E_c` as minus the gradient of a loss, plus a rest that is none.
+    r"""Split a series, read with :math:`f_c = -\nabla E_c`, into minus the gradient of a loss and a rest that is none.
 
     The rooted versions t of one unrooted tree τ are averaged with their weights :math:`1/\sigma(t)`; with the average
     ω(τ)
@@ -159,7 +159,7 @@ def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
 
 @lru_cache(maxsize=1 << 14)
 def rootings(tree: Tree) -> frozenset[Tree]:
-    """All rooted trees that are the same tree without its root."""
+    """Return all rooted trees that are the same tree without its root."""
     found, todo = {tree}, [tree]
     while todo:
         t = todo.pop()

@@ -26,7 +26,7 @@ OPERATIONS: dict[type, str] = {
 def jax_function(
     expressions: Any, symbols: Sequence[sp.Symbol], constants: Sequence[sp.Symbol] = ()
 ) -> Callable[..., Any]:
-    r"""A JAX function of the vector of ``symbols``, and of the values of ``constants`` after it.
+    r"""Return a JAX function of the vector of ``symbols``, and of the values of ``constants`` after it.
 
     Args:
       expressions: one expression (the function returns a scalar), or a column or sequence of them (a vector).
@@ -123,7 +123,7 @@ class _Printer(sp.printing.numpy.JaxPrinter):
 def jax_source(
     expressions: Any, symbols: Sequence[sp.Symbol], constants: Sequence[sp.Symbol] = (), name: str = "field"
 ) -> str:
-    """The same function as Python source that needs only ``import jax.numpy as jnp``; nothing is executed.
+    """Return the function of :func:`jax_function` as Python source that needs only ``import jax.numpy as jnp``.
 
     Raises:
       ValueError: as :func:`jax_function`, or a symbol's name or ``name`` is no plain Python identifier.

@@ -39,11 +39,11 @@ from bea.trees import Tree, TreeTable, count_trees
 BYTES_A_TREE = 400
 """Memory of one tree with its coefficient, beside its row of the table (measured, rounded up)."""
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes that a table of coefficients may take before :func:`modified_equation` asks whether it is meant."""
+"""Bytes of a table of coefficients above which :func:`modified_equation` refuses."""
 
 
 def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_LIMIT) -> dict[Tree, Fraction]:
-    r"""Exact coefficients :math:`\omega(t)` of the modified equation, for all trees of at most ``order`` nodes.
+    r"""Return the exact coefficients :math:`\omega(t)` of the modified equation, for all trees of at most ``order`` nodes.
 
     Args:
       method: "euler", "implicit-euler", "midpoint", "rk4", … (:data:`~bea.symbolic.methods.METHODS`), a
@@ -87,12 +87,12 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
 
 
 def with_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
-    r""":math:`\omega(t) \to \omega(t)/\sigma(t)`: the numbers that stand before f''(f, f) and its like in print."""
+    r"""Return :math:`\omega(t)/\sigma(t)`: the numbers that stand before f''(f, f) and its like in print."""
     return {tree: value / tree.symmetry for tree, value in coefficients.items()}
 
 
 def without_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
-    r""":math:`c(t) \to c(t)\,\sigma(t)`, the inverse of :func:`with_symmetry`."""
+    r"""Return :math:`c(t)\,\sigma(t)`, the inverse of :func:`with_symmetry`."""
     return {tree: value * tree.symmetry for tree, value in coefficients.items()}
 
 
@@ -127,7 +127,7 @@ def _size(number: int) -> str:
 
 
 def log_functional(order: int) -> list[Fraction]:
-    r"""Numbers :math:`w_j` with :math:`P'(0) = \sum_j w_j\,(P(j+1) - P(j))`, j = 0 … p − 1, for polynomials of degree
+    r"""Return :math:`w_j` with :math:`P'(0) = \sum_j w_j\,(P(j+1) - P(j))`, j = 0 … p − 1, for polynomials of degree
     ≤ p.
 
     From the logarithm :math:`P'(0) = \sum_{k=1}^p \frac{(-1)^{k+1}}{k} \Delta^k P(0)`.
@@ -139,7 +139,7 @@ def log_functional(order: int) -> list[Fraction]:
 
 
 def repeat_functional(repeats: int, points: int) -> list[int]:
-    """Integers e_m with Σ_{m<repeats} g(m) = Σ_{m<points} e_m g(m) for every polynomial g of degree < points."""
+    """Return the integers e_m with Σ_{m<repeats} g(m) = Σ_{m<points} e_m g(m) for every polynomial g of degree < points."""
     if repeats <= points:
         return [1] * repeats
     return [
@@ -149,7 +149,7 @@ def repeat_functional(repeats: int, points: int) -> list[int]:
 
 
 def log_tableau(steps: Sequence[Step], order: int) -> tuple[list[list[Fraction]], list[Fraction], list[int]]:
-    """Tableau K, weights w and the field of each stage, so that ω(t) are its elementary weights for |t| ≤ ``order``.
+    """Return a tableau K, weights w and each stage's field, whose elementary weights are ω(t) for |t| ≤ ``order``.
 
     The stages are those of ``order`` sweeps over the steps. A step with more than ``order`` repeats is represented by
     its first ``order`` ones: what it sums up is a polynomial in their number.
@@ -198,7 +198,7 @@ def _integers(values: list, dtype: type) -> np.ndarray:
 
 
 def _elementary_weights(table: TreeTable, kernel: np.ndarray, weights: np.ndarray, colour_of: np.ndarray) -> np.ndarray:
-    """``weights · G_t`` for every tree of the table, one array operation a pair of orders."""
+    """Return ``weights · G_t`` for every tree of the table, one array operation a pair of orders."""
     inner = table.start[-2] if table.order > 1 else table.start[-1]  # the largest trees are nobody's child
     stages = len(weights)
     products = np.zeros((inner, stages), kernel.dtype)

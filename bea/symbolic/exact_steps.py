@@ -1,6 +1,6 @@
 r"""Actual steps in exact arithmetic: iterates as polynomials in h with rational coefficients, and their logarithm.
 
-The independent check of every coefficient: nothing here knows of trees or derivatives.
+An independent check of every coefficient, without trees or derivatives.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Truncated:
 
 
 def log_map(step: Callable[[list[Any]], list[Any]], point: Sequence[Any], order: int) -> list[Any]:
-    r"""The modified displacement of a step from its iterates, in whatever exact numbers the step works with.
+    r"""Return the modified displacement of a step from its iterates, in whatever exact numbers the step works with.
 
     .. math:: h \tilde f(\theta_0) = \sum_{k=1}^{p} \frac{(-1)^{k+1}}{k}\, \Delta^k \theta_0 + O(h^{p+1})
 

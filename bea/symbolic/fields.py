@@ -35,7 +35,7 @@ Components = Any
 
 
 def check_expression(expr: Any, what: str) -> sp.Expr:
-    """``expr`` as an exact, smooth sympy expression. Raises ValueError that names the float or the function."""
+    """Return ``expr`` as an exact, smooth sympy expression; a ValueError names the float or the function that is none."""
     expr = sp.sympify(expr, strict=True)
     if not isinstance(expr, sp.Expr):
         raise ValueError(f"{what} is {expr}, a {type(expr).__name__}, not an expression")
@@ -55,7 +55,7 @@ def check_expression(expr: Any, what: str) -> sp.Expr:
 def check_symbols(
     symbols: Symbols, expressions: Sequence[sp.Expr], what: str, steps: Sequence[Any] = (), *, all_occur: bool = False
 ) -> None:
-    """Parameters are distinct symbols (with ``all_occur``: each occurs) and no step size occurs. Raises ValueError."""
+    """Refuse symbols that occur twice, a step size that is one, and (``all_occur``) symbols that do not occur: ValueError."""
     if not symbols or not all(isinstance(x, sp.Symbol) for x in symbols):
         raise ValueError(f"symbols must be a non-empty sequence of sympy symbols, not {symbols!r}")
     if len(set(symbols)) < len(symbols):
@@ -72,13 +72,13 @@ def check_symbols(
 
 
 def gradient_field(loss: Any, symbols: Symbols) -> sp.Matrix:
-    """−∇loss, the field that gradient descent follows with steps h."""
+    """Return −∇loss, the field that gradient descent follows with steps h."""
     loss = sp.sympify(loss)
     return sp.Matrix([-sp.diff(loss, x) for x in symbols])
 
 
 def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
-    """[f, g] = g' f − f' g."""
+    """Return [f, g] = g' f − f' g."""
     x = sp.Matrix(list(symbols))
     return (sp.Matrix(g).jacobian(x) * sp.Matrix(f) - sp.Matrix(f).jacobian(x) * sp.Matrix(g)).applyfunc(sp.expand)
 
@@ -126,7 +126,7 @@ class _Differentials:
         return self._known[tree]
 
     def combination(self, series: Mapping[Tree, Fraction]) -> sp.Matrix:
-        """Σ c(t) F(t) with rational c(t), as expressions."""
+        """Return Σ c(t) F(t) with rational c(t), as expressions."""
         total = [self.zero] * len(self.symbols)
         for tree, value in series.items():
             if value:
@@ -139,11 +139,11 @@ class _Differentials:
 MOST_FACTORED = 50
 """Terms up to which a polynomial is factored: high degrees in several symbols take minutes."""
 MOST_SIMPLIFIED = 20
-"""Operations up to which sympy's ``simplify`` is asked: it can take minutes on long expressions."""
+"""Operations up to which sympy's ``simplify`` is used: it can take minutes on long expressions."""
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
-    """An equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
+    """Return an equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
     if expr.is_polynomial(*expr.free_symbols):
         return sp.factor(expr) if len(sp.Add.make_args(expr)) <= MOST_FACTORED else expr
     if expr.count_ops() <= MOST_SIMPLIFIED:
@@ -162,7 +162,7 @@ def tidy(expr: sp.Expr) -> sp.Expr:
 def corrections(
     field: Components, symbols: Symbols, order: int, *, method: Method = "euler", simplify: bool = True
 ) -> list[sp.Matrix]:
-    r"""The fields :math:`c_1 = f, c_2, \dots, c_p` with :math:`\tilde f = c_1 + h c_2 + \dots + h^{p-1} c_p`.
+    r"""Return the fields :math:`c_1 = f, c_2, \dots, c_p` with :math:`\tilde f = c_1 + h c_2 + \dots + h^{p-1} c_p`.
 
     Args:
       field: components of f, as many as symbols; further symbols are constants.
@@ -187,7 +187,7 @@ def corrections(
 def modified_field(
     field: Components, symbols: Symbols, step: Any, order: int, *, method: Method = "euler", simplify: bool = True
 ) -> sp.Matrix:
-    r"""Field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
+    r"""Return the field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
 
     .. math:: \tilde f = f - \frac h2 f'f + h^2\left(\frac13 f'f'f + \frac1{12} f''(f, f)\right) + \dots
     \quad\text{(explicit Euler)}
@@ -211,7 +211,7 @@ class Phase:
 
 
 def phase_series(steps: Sequence[tuple[Any, Any, str | RungeKutta]], order: int) -> dict[Tree, Any]:
-    r"""Time-one field of phases as a tree series: {coloured tree: sympy coefficient of F(t), symmetry divided out}.
+    r"""Return the time-one field of phases as a tree series: {coloured tree: coefficient of F(t), symmetry divided out}.
 
     Args:
       steps: for each phase (h_i, n_i, method); colour i is phase i. Repeats n_i may be symbols: each phase is n_i times
@@ -238,7 +238,7 @@ def phase_series(steps: Sequence[tuple[Any, Any, str | RungeKutta]], order: int)
 
 
 def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: bool = True) -> sp.Matrix:
-    r"""Field whose time-one flow is all phases, one after another, right through ``order`` in the total time.
+    r"""Return the field whose time-one flow is all phases, one after another, right through ``order`` in the total time.
 
     .. math:: F = \sum_i n_i h_i f_i - \frac12 \sum_i n_i h_i^2 f_i' f_i + \frac12 \sum_{i<j} n_i h_i n_j h_j [f_i,
     f_j] + \dots,

@@ -20,7 +20,7 @@ from bea.symbolic.fields import Components, Symbols, check_expression, check_sym
 def commutator(
     hessian: sp.MatrixBase, metric: sp.MatrixBase, gradient: sp.MatrixBase, grown_metric: sp.MatrixBase | None = None
 ) -> sp.Matrix:
-    r"""(M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions."""
+    r"""Return (M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions."""
     grown_metric = sp.eye(hessian.rows) if grown_metric is None else grown_metric
     return (grown_metric * hessian * metric - metric * hessian * grown_metric) * gradient
 
@@ -57,12 +57,12 @@ class LinearGrowth:
         return sp.Matrix(self.embed * self.embed.T)
 
     def restrict(self, loss: Any, grown: Symbols, small: Symbols) -> sp.Expr:
-        """L ∘ J, the loss that the small parameters see."""
+        """Return L ∘ J, the loss that the small parameters see."""
         image = self.embed * sp.Matrix(list(small))
         return sp.expand(sp.sympify(loss).subs(dict(zip(grown, image, strict=True)), simultaneous=True))
 
     def push(self, field: Components, small: Symbols, grown: Symbols) -> sp.Matrix:
-        """The small field in the grown space, Θ ↦ J f_s(J⁺Θ)."""
+        """Return the small field in the grown space, Θ ↦ J f_s(J⁺Θ)."""
         rows, columns = self.embed.shape
         if (len(grown), len(small), len(list(field))) != (rows, columns, columns):
             raise ValueError(
@@ -78,11 +78,11 @@ class LinearGrowth:
         return sp.simplify(self.restrict(loss, grown, small) - sp.sympify(small_loss)) == 0
 
     def metric_field(self, loss: Any, grown: Symbols) -> sp.Matrix:
-        """−P∇L, the small phase of a function-preserving growth."""
+        """Return −P∇L, the small phase of a function-preserving growth."""
         return (self.metric * gradient_field(loss, grown)).applyfunc(sp.expand)
 
     def conflict(self, loss: Any, grown: Symbols, grown_metric: sp.MatrixBase | None = None) -> sp.Matrix:
-        """[f_1, f_2] = (MHP − PHM)∇L for f_1 = −P∇L before and f_2 = −M∇L after the event."""
+        """Return [f_1, f_2] = (MHP − PHM)∇L for f_1 = −P∇L before and f_2 = −M∇L after the event."""
         loss = check_expression(loss, "the loss")
         check_symbols(grown, [loss], "the loss", all_occur=True)
         if len(grown) != self.embed.rows:
@@ -92,7 +92,7 @@ class LinearGrowth:
 
 
 def loss_conflict(first: Any, second: Any, symbols: Symbols) -> sp.Expr:
-    r""":math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the conflict of the phases read on the second loss.
+    r"""Return :math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the conflict of the phases read on the second loss.
 
     The conflict term of the composite field changes L_2 by ½ h_1 h_2 times this.
     """

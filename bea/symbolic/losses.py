@@ -37,7 +37,7 @@ class NotAGradient(ValueError):
     """The modified field is not a gradient from some order on, so no modified loss exists.
 
     Attributes:
-      field: the modified field through the order asked for, a sympy column.
+      field: the modified field through the requested order, a sympy column.
       antisymmetric: (J − Jᵀ)/2 of that field's Jacobian J, zero below ``order``.
       leading: its lowest term without the power of h: the antisymmetric part of the first correction that fails.
       order: that correction's order p: h f̃ stops being a gradient at h^p.
@@ -93,13 +93,13 @@ def is_zero(expr: sp.Expr) -> bool:
 
 
 def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
-    """(J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
+    """Return (J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
     jacobian = sp.Matrix(field).jacobian(sp.Matrix(list(symbols)))
     return ((jacobian - jacobian.T) / 2).applyfunc(lambda e: sp.Integer(0) if is_zero(e) else tidy(e))
 
 
 def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
-    """φ with ∇φ = ``field``, for a field whose Jacobian is symmetric; an integral that sympy cannot do stays one.
+    """Return φ with ∇φ = ``field``, for a field whose Jacobian is symmetric; an integral that sympy cannot do stays one.
 
     Polynomial fields: φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree. Others: one coordinate after another.
     """
@@ -114,7 +114,7 @@ def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
 
 
 def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method: Method = "euler") -> sp.Expr:
-    r"""Loss whose gradient flow gradient descent on ``loss`` follows, through order p: :math:`\tilde f =
+    r"""Return the loss whose gradient flow gradient descent follows, through order p: :math:`\tilde f =
     -\nabla\tilde E`.
 
     .. math:: \tilde E = E + \frac h4 \|\nabla E\|^2 + O(h^2)
@@ -160,7 +160,7 @@ def _second_coefficient(method: Method) -> sp.Rational:
 
 
 def minibatch_field(losses: Sequence[Any], symbols: Symbols, step: Any, order: int) -> sp.Matrix:
-    r"""Modified field of an epoch over minibatches without replacement, averaged over all their orders, per step.
+    r"""Return the modified field of an epoch over minibatches without replacement, averaged over all their orders, per step.
 
     An epoch in the order π is the composition of one Euler step on each loss; its modified field is averaged over the
     m! orders and divided by the epoch's time m h. No formula is put in: the average is over coloured trees.
@@ -189,7 +189,7 @@ def minibatch_field(losses: Sequence[Any], symbols: Symbols, step: Any, order: i
 
 
 def averaged_over_orders(batches: int, order: int) -> dict[Tree, Fraction]:
-    """Coefficients (symmetry divided out) of one Euler step on each field, averaged over the orders of the fields."""
+    """Return the coefficients of one Euler step on each field, averaged over their orders (symmetry divided out)."""
     series = with_symmetry(modified_equation([Step(field=i) for i in range(batches)], order))
     total: dict[Tree, Fraction] = dict.fromkeys(series, Fraction(0))
     for colours in permutations(range(batches)):
@@ -199,7 +199,7 @@ def averaged_over_orders(batches: int, order: int) -> dict[Tree, Fraction]:
 
 
 def minibatch_loss(losses: Sequence[Any], symbols: Symbols, step: Any) -> sp.Expr:
-    r"""Modified loss of an epoch without replacement, averaged over orders, to first order in h (Smith et al. 2021).
+    r"""Return the modified loss of an epoch without replacement, averaged over orders, to first order in h (Smith et al. 2021).
 
     .. math:: \tilde E = E + \frac h4 \|\nabla E\|^2 + \frac{h}{4m} \sum_k \|\nabla E_k - \nabla E\|^2
 

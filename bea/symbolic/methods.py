@@ -20,7 +20,7 @@ from typing import Any
 
 
 def exact(value: Any, what: str) -> Fraction:
-    """``value`` as a Fraction; ints, Fractions, texts such as "1/2" and sympy Rationals are exact, floats are not."""
+    """Return ``value`` as a Fraction. Ints, Fractions, texts such as "1/2" and sympy's Rationals are exact, floats are not."""
     if isinstance(value, numbers.Rational) and not isinstance(value, bool):  # sympy's are such numbers too
         return Fraction(int(value.numerator), int(value.denominator))
     if isinstance(value, str):
@@ -131,7 +131,7 @@ Method = str | RungeKutta | Step | Sequence[Step]
 
 
 def resolve(method: str | RungeKutta) -> RungeKutta:
-    """The tableau that a name stands for."""
+    """Return the tableau that a name stands for."""
     if isinstance(method, RungeKutta):
         return method
     if method not in METHODS:
@@ -140,7 +140,7 @@ def resolve(method: str | RungeKutta) -> RungeKutta:
 
 
 def steps_of(method: Method) -> tuple[Step, ...]:
-    """Any way of naming a method as a tuple of steps."""
+    """Return what names a method as a tuple of steps."""
     if isinstance(method, (str, RungeKutta)):
         return (Step(method),)
     steps = (method,) if isinstance(method, Step) else tuple(method)
@@ -150,7 +150,7 @@ def steps_of(method: Method) -> tuple[Step, ...]:
 
 
 def growth_rate(steps: Sequence[Step]) -> Fraction:
-    r"""A number ρ with |φ(t)| ≤ ρ^|t| for the elementary weights φ of the composition, from its norms.
+    r"""Return a number ρ with |φ(t)| ≤ ρ^|t| for the elementary weights φ of the composition, from its norms.
 
     With n_i copies of each tableau written out as one large tableau: :math:`\max(\|b\|_1, \|A\|_\infty)`.
     """
@@ -165,7 +165,7 @@ def growth_rate(steps: Sequence[Step]) -> Fraction:
 
 
 def denominator(steps: Sequence[Step]) -> int:
-    """Least common denominator of all tableau entries."""
+    """Return the least common denominator of all tableau entries."""
     entries = [
         x for step in steps for part in step.tableau for row in part for x in (row if isinstance(row, list) else [row])
     ]

@@ -27,7 +27,7 @@ Polynomial = list[Any]
 
 
 def root_subtrees(tree: Tree) -> list[tuple[Tree, tuple[Tree, ...]]]:
-    """All ways to cut branches off: (the part with the root, the branches cut), one for each set of cut edges.
+    """Return all ways to cut branches off: (the part with the root, the branches cut), one for each set of cut edges.
 
     Edges are distinguished, so equal results repeat; that is what coefficients without symmetry factors need.
     """
@@ -40,7 +40,7 @@ def root_subtrees(tree: Tree) -> list[tuple[Tree, tuple[Tree, ...]]]:
 
 
 def flow_character(field: Mapping[Tree, Any], tree: Tree, known: dict[Tree, Polynomial]) -> Polynomial:
-    r"""Coefficient of ``tree`` in the time-s flow of a series, as a polynomial in s (list of coefficients).
+    r"""Return the coefficient of ``tree`` in the time-s flow of a series, as a polynomial in s (list of coefficients).
 
     .. math:: \frac{d}{ds} E_s(t) = \sum_{\text{cuts}} x(\text{part with the root}) \prod E_s(\text{branches})
 
@@ -66,7 +66,7 @@ def _product(a: Polynomial, b: Polynomial) -> Polynomial:
 
 
 def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
-    r"""Coefficients x(t) of the slow-manifold field of heavy ball, :math:`X = \sum_t h^{|t|} x(t) F(t)/\sigma(t)`.
+    r"""Return the coefficients x(t) of the slow-manifold field of heavy ball, :math:`X = \sum_t h^{|t|} x(t) F(t)/\sigma(t)`.
 
     X is the displacement per step, of time :math:`\eta = h/(1-\beta)`. The symmetry factor is not in x(t), as in
     :func:`~bea.symbolic.equation.modified_equation`, which this equals for β = 0:
@@ -100,7 +100,7 @@ def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
 
 
 def momentum_field(field: Any, symbols: Symbols, step: Any, beta: Any, order: int) -> sp.Matrix:
-    r"""Field whose time-η flow is one step of heavy ball on its slow manifold, :math:`\eta = h/(1-\beta)`.
+    r"""Return the field whose time-η flow is one step of heavy ball on its slow manifold, :math:`\eta = h/(1-\beta)`.
 
     .. math:: \tilde f = f - \frac{\eta}{2}\,\frac{1+\beta}{1-\beta}\, f'f + O(\eta^2)
 
@@ -121,7 +121,7 @@ def momentum_field(field: Any, symbols: Symbols, step: Any, beta: Any, order: in
 
 
 def momentum_loss(loss: Any, symbols: Symbols, step: Any, beta: Any) -> sp.Expr:
-    r"""Modified loss of heavy ball on its slow manifold, first two orders.
+    r"""Return the modified loss of heavy ball on its slow manifold, first two orders.
 
     .. math:: \tilde E = E + \frac{\eta}{4}\,\frac{1+\beta}{1-\beta}\,\|\nabla E\|^2, \qquad \eta = \frac{h}{1-\beta}
 

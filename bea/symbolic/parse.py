@@ -44,7 +44,7 @@ class FormulaError(ValueError):
 
 
 def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
-    """A formula in Python's notation as a sympy expression with exact numbers (0.5 is read as 1/2).
+    """Read a formula in Python's notation as a sympy expression with exact numbers (0.5 is read as 1/2).
 
     Args:
       text: numbers, names, + − * / ** ^, parentheses and the functions of :data:`FUNCTIONS`.
@@ -123,7 +123,7 @@ def _bounded(value: sp.Expr, node: ast.AST) -> sp.Expr:
 
 
 def _number(node: ast.AST, value: int | float, text: str) -> sp.Expr:
-    """The number as written: 0.1 is 1/10, not the nearest binary fraction."""
+    """Return the number as written: 0.1 is 1/10, not the nearest binary fraction."""
     literal = Fraction(value) if isinstance(value, int) else Fraction(repr(value)) if abs(value) < 1e300 else None
     if literal is None or max(abs(literal.numerator), literal.denominator) > LARGEST_NUMBER:
         raise FormulaError(f"a number in {_shown(text)} has more than 30 digits")

@@ -32,7 +32,7 @@ def latex(
     left: str | None = None,
     align: bool = False,
 ) -> str:
-    r"""LaTeX for coefficients of a modified equation, a tree, a Lie element, or anything of sympy's.
+    r"""Return LaTeX for coefficients of a modified equation, a tree, a Lie element, or anything of sympy's.
 
     Args:
       thing: ``{Tree: coefficient}`` WITHOUT the symmetry factor in it, as ``modified_equation`` gives it (it is divided
@@ -73,7 +73,7 @@ def text(
     steps: Sequence[Any] | None = None,
     kind: Kind = "field",
 ) -> str:
-    """The same in plain text, one line an order: ``h f``, ``- h**2/2 f' f``, …; arguments as in :func:`latex`."""
+    """Return the same in plain text, one line an order: ``h f``, ``- h**2/2 f' f``, …; arguments as in :func:`latex`."""
     colours = 1 + max(max(tree.colours) for tree in coefficients)
     series = scaled(with_symmetry(coefficients), steps or _numbered("h", colours))
     names = names or _numbered("E" if kind == "loss" else "f", colours)
@@ -81,13 +81,13 @@ def text(
 
 
 def scaled(series: Mapping[Tree, Any], steps: Sequence[Any]) -> dict[Tree, sp.Expr]:
-    """Coefficients times one step size for every node of its colour."""
+    """Return the coefficients times one step size for every node of its colour."""
     sizes = [sp.Symbol(s) if isinstance(s, str) else sp.sympify(s) for s in steps]
     return {tree: sp.sympify(c) * sp.prod([sizes[i] for i in tree.colours]) for tree, c in series.items()}
 
 
 def differential(tree: Tree, names: Sequence[str], *, kind: Kind = "field", as_latex: bool = True) -> str:
-    """F(t) in letters; for losses without its sign (−1)^|t|."""
+    """Return F(t) in letters; for losses without its sign (−1)^|t|."""
     name = sp.latex(sp.Symbol(names[tree.colour])) if as_latex else names[tree.colour]
     inner = [differential(child, names, kind=kind, as_latex=as_latex) for child in tree.children]
     k = len(inner)
@@ -111,7 +111,7 @@ def _join(inner: list[str], as_latex: bool) -> str:
 
 
 def contraction(tree: Tree, names: Sequence[str], *, as_latex: bool = True) -> str:
-    r"""The scalar of a tree without a root: ∇E_a · ∇E_b, ∇²E[∇E, ∇E], …"""
+    r"""Return the scalar of a tree without a root: ∇E_a · ∇E_b, ∇²E[∇E, ∇E], …"""
     name = sp.latex(sp.Symbol(names[tree.colour])) if as_latex else names[tree.colour]
     inner = [differential(child, names, kind="loss", as_latex=as_latex) for child in tree.children]
     if not inner:
@@ -135,7 +135,7 @@ def expression(
     align: bool = False,
     scalar: bool = False,
 ) -> str:
-    """Σ c(t) F(t), symmetry and step sizes in the coefficients; ``scalar``: contractions of trees without a root."""
+    """Return Σ c(t) F(t), symmetry and step sizes in the coefficients; ``scalar``: contractions of trees without a root."""
     orders: dict[int, dict[sp.Expr, list[tuple[sp.Expr, str]]]] = {}
     for tree, value in series.items():
         if (value := sp.sympify(value)) != 0:
@@ -165,7 +165,7 @@ def expression(
 
 
 def _leading(term: str) -> str:
-    """The first term of a sum, without its plus or with its minus close to it."""
+    """Return the first term of a sum, without its plus or with its minus close to it."""
     return "-" + term.removeprefix(" - ") if term.startswith(" - ") else term.removeprefix(" + ")
 
 
@@ -195,12 +195,12 @@ def _signed(number: sp.Expr, rest: sp.Expr, body: str, show: Any) -> str:
 
 
 def draw(tree: Tree) -> str:
-    r"""The tree as inline TikZ, root at the bottom, the field's number as the fill of its nodes (:data:`FILLS`)."""
+    r"""Return the tree as inline TikZ, root at the bottom, the field's number as the fill of its nodes (:data:`FILLS`)."""
     nodes: list[str] = []
     edges: list[str] = []
 
     def place(part: Tree, left: float, height: int) -> tuple[float, float]:
-        """Position of the root and the right end of what it needs."""
+        """Return the position of the root and the right end of what it needs."""
         at, centres = left, []
         for child in part.children:
             centre, at = place(child, at, height + 1)
@@ -215,7 +215,7 @@ def draw(tree: Tree) -> str:
 
 
 def latex_table(coefficients: Mapping[Tree, Any]) -> str:
-    r"""A table as in the textbooks: tree, F(t), σ(t), ω(t), one row a tree; needs ``\usepackage{tikz}``."""
+    r"""Return a table as in the textbooks: tree, F(t), σ(t), ω(t), one row a tree; needs ``\usepackage{tikz}``."""
     colours = 1 + max(max(tree.colours) for tree in coefficients)
     names = _numbered("f", colours)
     rows = [

@@ -1,28 +1,102 @@
-"""``deepfusion demo``: growth on real text, in minutes."""
+"""``deepfusion demo``: growth on real text, in as many minutes as there are."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import pathlib
 import shlex
 import shutil
-from typing import Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deepfusion.options import Json, check_empty, check_only_resume
-from deepfusion.tables import print_table
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from fusion_core.runs import Plan
+
+SETTINGS = "settings.json"
+PRESETS = {"default": "demo.toml", "smoke": "demo-smoke.toml"}
+EVALUATIONS = 20  # of an arm
+SMALLEST_BUDGET = 100  # steps of the large network: less makes no arms
+# How the time is spent, in steps of the large network for each of its steps in the budget: from scratch, grown at the rule's
+# first trial (30 %), a trial that is lost (4 %); the small network has the rest of one budget.
+LARGE, SMALL = 1.74, 1.0
+RESERVE = 0.85  # share of the time left that is planned with; checkpoints and the report take the rest
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSettings:
+    """What a demo run is made from, written into its folder.
+
+    Attributes:
+      preset: name of the plan file.
+      text: files or folders; if empty, the preset's.
+      seed: of everything that is random.
+      vocab: pieces of the tokenizer; if None, the preset's.
+      batch: sequences in a global batch; if None, the preset's.
+      budget: FLOPs of every arm, in steps of the large network; if None, the preset's.
+
+    Raises:
+      InputError: a number is too small.
+    """
+
+    preset: str = "default"
+    text: tuple[str, ...] = ()
+    seed: int = 0
+    vocab: int | None = None
+    batch: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("vocab", 1), ("batch", 1), ("budget", SMALLEST_BUDGET)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} is {value}; it must be at least {least}")
+
+    def plan(self) -> Plan:
+        """Return the preset's plan with these settings in it.
+
+        Raises:
+          InputError: a setting is out of range, or there is no such preset.
+        """
+        from fusion_core.runs.plan_file import plan_from
+
+        if self.preset not in PRESETS:
+            raise InputError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        file = pathlib.Path(__file__).parent.parent / "plans" / PRESETS[self.preset]
+
+        def change(values: dict[str, Any]) -> None:
+            values["seed"] = self.seed
+            if self.text:
+                values["data"]["text"] = list(self.text)
+            for table, name, value in (("data", "vocab", self.vocab), ("defaults", "batch", self.batch)):
+                if value is not None:
+                    values[table][name] = value
+            if self.budget is not None:
+                values["budget"]["steps"] = self.budget
+                chunk = values["steps_per_dispatch"]
+                every = max(1, round(self.budget / EVALUATIONS / chunk)) * chunk
+                values["defaults"]["cadence"] = {"log": chunk, "evaluate": every, "checkpoint": 5 * every}
+
+        return plan_from(file, change)
 
 
 def demo(
     context: typer.Context,
-    preset: Annotated[
-        str, typer.Option(help="'default' (about 8 minutes on 2 cores) or 'smoke' (under a minute, to see that it works).")
-    ] = "default",
+    minutes: Annotated[
+        float, typer.Option(help="Time for everything; the budget is set to fit, from the machine's measured speed.")
+    ] = 5.0,
+    budget: Annotated[
+        int | None, typer.Option(help="FLOPs of every arm, in steps of the large network, in the place of --minutes.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="'default', or 'smoke' (under a minute, to see that it works).")] = "default",
     text: Annotated[
         list[pathlib.Path] | None,
         typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}). "
@@ -31,70 +105,147 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
     vocab: Annotated[int | None, typer.Option(help="Pieces of the tokenizer; less text supports fewer.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences in a global batch, shared by all devices.")] = None,
-    budget: Annotated[int | None, typer.Option(help="FLOPs of every arm, in steps of the large network.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder of the run. Default: runs/demo-DATE-TIME.")] = None,
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Grow a T5 on real text, and compare it at equal FLOPs.
 
-    Trains two tiny T5s, decides on the way when to grow, fuses them, and trains the alternatives.
-
-    Writes report.html, metrics.jsonl, results.json and checkpoint/ (Hugging Face's layout) into the run's folder.
+    Three arms: from scratch; grown from a small network when the online rule says so; one small network. It runs the plan
+    file plans/demo.toml of the package; what it writes is what deepfusion train writes: report.html, results.json, and
+    every network in Hugging Face's layout in nodes/NAME/model.
 
     \b
-    deepfusion demo                                  on installed documentation
+    deepfusion demo                                  on installed documentation, 5 minutes
+    deepfusion demo --minutes 30                     a larger budget
     deepfusion demo --text books/ notes.txt          on your own text
-    deepfusion demo --seed 1                         another seed
+    deepfusion demo --seed 1 --budget 1500           a run that can be repeated bit for bit
     deepfusion demo --resume runs/demo-...           after Ctrl-C or a crash
     """
-    with working("loading JAX", quiet=as_json):
-        from rich.console import Console
-
-        from deepfusion.demo import PRESETS, run_demo
-        from deepfusion.demo.report import rows, summary, write_report
-        from deepfusion.demo.run import load_settings
-        from fusion_core.train.devices import devices_for
-
+    begun = time.perf_counter()
     if resume is not None:
         check_only_resume(context)
-        settings, folder, fresh = load_settings(resume), resume, False
+        settings, folder = load_settings(resume), resume
     else:
-        if preset not in PRESETS:
-            raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-        changes: dict[str, Any] = {"seed": seed, "vocab": vocab, "batch": batch, "budget": budget}
-        if text:
-            missing = [p for p in text if not p.exists()]
-            if missing:
-                raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
-            changes["text"] = tuple(str(path.resolve()) for path in text)
-        settings = dataclasses.replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
-        devices_for(settings.batch)
+        if not minutes > 0:
+            raise InputError(f"--minutes is {minutes}; it must be positive")
+        missing = [path for path in text or () if not path.exists()]
+        if missing:
+            raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
+        settings = DemoSettings(preset, tuple(str(p.resolve()) for p in text or ()), seed, vocab, batch, budget)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
         check_empty(folder, f"choose another, or use --resume {folder}")
-        fresh = not folder.exists()
+    fresh = not folder.exists()
+    with working("loading JAX", quiet=as_json):
+        from deepfusion.view import run_shown
+        from fusion_core import atomic
+        from fusion_core.runs import resolve
+
+    trainers: dict[Any, Any] = {}
     try:
-        results = run_demo(settings, folder, Console(stderr=True))
+        plan = settings.plan()
+        resolve(plan)
+        if resume is None:
+            if budget is None and preset == "default":
+                settings = dataclasses.replace(settings, budget=fitting(plan, folder, 60 * minutes, begun, trainers))
+                plan = settings.plan()
+                notes(
+                    f"Budget: {settings.budget} steps of the large network (--budget {settings.budget} repeats the run)."
+                )
+            atomic.write_text(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+        results = run_shown(plan, folder, trainers=trainers)
     except (Interrupted, KeyboardInterrupt):
-        notes(f"\nInterrupted; nothing is lost. Go on with:  deepfusion demo --resume {shlex.quote(str(folder))}")
+        if (folder / SETTINGS).exists():
+            notes(f"\nInterrupted; nothing is lost. Go on with:  deepfusion demo --resume {shlex.quote(str(folder))}")
         raise typer.Exit(130) from None
     except InputError:
-        # a run that never began leaves nothing behind
-        if resume is None and not (folder / "metrics.jsonl").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if resume is None and not (folder / "nodes").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
             if not fresh:
                 folder.mkdir()
         raise
+    from deepfusion.pages.report import lines, write_report
+
+    assert results is not None  # all nodes are run
+
     report = write_report(results, folder)
-    found = {"folder": str(folder), "report": str(report), "table": rows(results), "plan": results["plan"]}
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({"folder": str(folder), "report": str(report), "comparison": results["comparison"]}))
         return
-    cells = [
-        (row["name"], f"{row['loss']:.4f}", str(row["grown_at"] or ""), f"{row['rate']:.3g}") for row in rows(results)
-    ]
-    columns = ("arm", "loss", "grown at step", "learning rate")
-    print_table(columns, cells, title="Final validation loss at equal FLOPs", text=("arm",))
-    print("\n".join(summary(results)))
-    print(f"\nReport:      {report}\nCheckpoint:  {folder / 'checkpoint'}")
+    print("\n".join(lines(results)))
+    print(f"\nReport:      {report}\nCheckpoint:  {folder / 'nodes' / 'grown' / 'model'}")
+
+
+def load_settings(folder: pathlib.Path) -> DemoSettings:
+    """Return the settings of an existing run.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    file = folder / SETTINGS
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return DemoSettings(**values | {"text": tuple(values["text"])})
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise InputError(f"{file} cannot be read ({error}); start a new run") from None
+
+
+def fitting(plan: Plan, folder: pathlib.Path, seconds: float, begun: float, trainers: dict[Any, Any]) -> int:
+    """Return the budget, in steps of the large network, that the time allows.
+
+    The steps of both shapes are compiled and timed on random tokens, which the run uses again; then the text is read.
+
+    Args:
+      plan: of the demo.
+      folder: of the run; the text is put there.
+      seconds: for everything, from ``begun`` on.
+      begun: ``time.perf_counter()`` at the start.
+      trainers: is filled with the compiled steps.
+    """
+    from fusion_core.runs import TrainNode, resolve
+    from fusion_core.runs.data import RunData
+
+    nodes = {node.name: node for node in resolve(plan) if isinstance(node.node, TrainNode)}
+    paces, evaluations = {}, {}
+    for name in ("small", "large"):
+        with working(f"compiling the {name} network's step and timing it"):
+            paces[name], evaluations[name] = pace(plan, nodes[name], trainers)
+    RunData(plan.data, plan.seed, folder / "data", notes)
+    left = RESERVE * (seconds - (time.perf_counter() - begun))
+    ratio = nodes["large"].step_flops / nodes["small"].step_flops
+    left -= EVALUATIONS * (2 * evaluations["large"] + ratio * evaluations["small"])
+    chunk = plan.steps_per_dispatch
+    steps = int(left / (LARGE * paces["large"] + SMALL * ratio * paces["small"])) // (5 * chunk) * (5 * chunk)
+    least = 10 * chunk
+    if steps < least:
+        notes(f"{seconds / 60:g} minutes are too few here for a budget of {least} steps; it will take longer.")
+    notes(f"A step takes {paces['large'] * 1e3:.0f} ms, the small network's {paces['small'] * 1e3:.0f} ms.")
+    return max(least, steps)
+
+
+def pace(plan: Plan, resolved: Any, trainers: dict[Any, Any]) -> tuple[float, float]:
+    """Return the seconds of a training step and of an evaluation of a node."""
+    import numpy as np
+
+    from fusion_core.models.t5 import init
+    from fusion_core.runs.context import trainer_of
+    from fusion_core.text.span_corruption import target_length
+    from fusion_core.train import init_state
+
+    node, chunk = resolved.node, plan.steps_per_dispatch
+    trainer = trainer_of(plan, resolved.config, node, trainers)
+    rng = np.random.default_rng(0)
+    drawn = lambda length: rng.integers(3, resolved.config.vocab_size, (node.batch, length), np.int32)
+    batch = {"encoder_ids": drawn(node.length), "targets": drawn(target_length(node.length))}
+    state = init_state(init(resolved.config, 0), trainer.optimizer, 1e-6)
+    marks = []
+    for _ in trainer.dispatches(state, itertools.repeat((batch, None)), 3 * chunk, pause=lambda step: True):
+        marks.append(time.perf_counter())
+    held_out = [batch] * plan.data.validation_batches
+    trainer.scores(state.params, held_out)
+    before = time.perf_counter()
+    trainer.scores(state.params, held_out)
+    return (marks[-1] - marks[0]) / (len(marks) - 1) / chunk, time.perf_counter() - before

@@ -59,35 +59,30 @@ def finetune(
     with working("loading JAX", quiet=as_json):
         from rich.console import Console
 
-        from deepfusion.finetuning import CHECKPOINT, METRICS, FinetuneSettings, Finetuning, load_settings
+        from deepfusion.view import view_of
+        from fusion_core.runs.finetune import CHECKPOINT, Finetuning, load_settings, settings_from
+        from fusion_core.train.loop import graceful_interrupt
+        from fusion_core.train.run import METRICS
 
     fresh = False
     if resume is not None:
         check_only_resume(context)
         settings, folder = load_settings(resume), resume
     else:
-        given = _given(checkpoint, task, train, validation, out)
-        settings = FinetuneSettings(
-            **given,
-            input_column=input_column,
-            target_column=target_column,
-            prefix=prefix,
-            steps=steps,
-            batch=batch,
-            learning_rate=learning_rate,
-            seed=seed,
-            every=every,
-            source_length=source_length,
-            target_length=target_length,
-            dropout=dropout,
-        )
         folder = out or pathlib.Path()
+        paths = _given(checkpoint, task, train, validation, out)
+        settings = settings_from(
+            {name: value for name, value in context.params.items() if name not in ("out", "resume", "as_json")} | paths
+        )
         check_empty(folder, f"choose another, or use --resume {folder}")
         fresh = not folder.exists()
     run = Finetuning(settings, folder)
     _note_cuts(run)
     try:
-        result = run.run(Console(stderr=True))
+        with view_of(Console(stderr=True)) as view:
+            stopping = lambda: view.note("Stopping at the next step; Ctrl-C again stops at once.")
+            with graceful_interrupt(stopping):
+                result = run.run(show=view.show, note=view.note, begin=view.begin)
     except (Interrupted, KeyboardInterrupt):
         command = f"deepfusion finetune --resume {shlex.quote(str(folder))}"
         notes(f"\nInterrupted; nothing is lost. Go on with:  {command}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfusion.options import Json
+from deepfusion.options import Json, changes
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import working
 from fusion_core.errors import InputError
@@ -94,7 +94,7 @@ def fuse(
         print(json.dumps({"out": str(out), **_facts(recipe), "deviation": measured and dataclasses.asdict(measured)}))
         return
     print(f"Wrote {out}: {_size(recipe)}.")
-    print(f"{', '.join(_changes(recipe))}.")
+    print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
     print(_deviation(measured))
 
 
@@ -159,17 +159,6 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
             for tensor in recipe.tensors
         ],
     }
-
-
-def _changes(recipe: Recipe) -> list[str]:
-    """Return the fields of the configuration that differ from the sources', such as ``d_model 16 + 16 → 32``."""
-    fused = dataclasses.asdict(recipe.config)
-    before = [dataclasses.asdict(source.config) for source in recipe.sources]
-    return [
-        f"{name} {' + '.join(str(config[name]) for config in before)} → {value}"
-        for name, value in fused.items()
-        if any(config[name] != value for config in before)
-    ]
 
 
 def _size(recipe: Recipe) -> str:

@@ -58,8 +58,8 @@ def generate(
     options = {**drawn, "beams": beams, "length_penalty": length_penalty}
     sources = _lines(file) if file is not None else texts or []
     with working("loading JAX and writing", quiet=as_json):
-        from deepfusion.answers import answer, open_network
         from fusion_core.models.t5.decoding import Decoding
+        from fusion_core.runs.answers import answer, open_network
         from fusion_core.text.examples import encode_texts
 
         how = Decoding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Annotated, Any
 
@@ -45,7 +46,7 @@ def plan(
     """
     work = "loading JAX and reading the plan"
     with working(f"{work}, then measuring this machine" if tflops is None else work, quiet=as_json):
-        from fusion_core.runs import costs, read_plan, resolve
+        from fusion_core.runs import arm_flops, costs, read_plan, resolve
         from fusion_core.runs.speed import product_speed
 
         read = read_plan(plan)
@@ -54,7 +55,11 @@ def plan(
         share = mfu or (MEASURED_SHARE if tflops is None else ASSUMED_SHARE)
         found = costs(nodes, devices, peak * share)
     kind = "assumed" if tflops is not None else "measured"
-    totals = {"flops": sum(cost.flops for cost in found), "device_hours": sum(cost.hours for cost in found)}
+    totals = {
+        "flops": math.fsum(cost.flops or 0 for cost in found),
+        "device_hours": math.fsum(cost.hours or 0 for cost in found),
+    }
+    arms = arm_flops(read, nodes)
     totals["wall_hours"] = totals["device_hours"] / devices
     if as_json:
         rows = [
@@ -62,7 +67,7 @@ def plan(
             for cost, node in zip(found, nodes, strict=True)
         ]
         speed = {"speed": kind, "peak_flops": peak, "mfu": share, "devices": devices}
-        print(json.dumps({"name": read.name, "nodes": rows, **speed, **totals}))
+        print(json.dumps({"name": read.name, "nodes": rows, "arms": arms, **speed, **totals}))
         return
     columns = ("node", "from", "width", "parameters", "steps", "FLOPs", "time", "memory")
     cells = [_cells(cost, node) for cost, node in zip(found, nodes, strict=True)]
@@ -75,18 +80,34 @@ def plan(
         "saving come on top. Memory: parameters, optimizer and gradients exactly, activations estimated, without "
         "rematerialisation."
     )
+    if sentence := _arms(arms):
+        print(sentence)
+
+
+def _arms(arms: dict[str, float | None]) -> str:
+    """Return a sentence on whether all arms end at equal FLOPs, their sources included."""
+    known = {name: flops for name, flops in arms.items() if flops is not None}
+    if len(arms) < 2 or not known:
+        return ""
+    most = max(known.values())
+    uneven = [f"{name} at {flops / most:.1%}" for name, flops in known.items() if flops < 0.98 * most]
+    unknown = [name for name in arms if name not in known]
+    if not uneven and not unknown:
+        return "All arms end at equal FLOPs, sources included."
+    rest = f"; of {', '.join(unknown)} it is not known beforehand" if unknown else ""
+    return f"The arms do not end at equal FLOPs: of the costliest one's FLOPs, {', '.join(uneven) or 'the others all'}{rest}."
 
 
 def _cells(cost: Any, node: Any) -> tuple[str, ...]:
     trains = cost.kind == "train"
-    steps = "auto" if cost.steps is None else f"{cost.steps:,}"
+    steps = str(node.node.steps) if trains and cost.steps is None else f"{cost.steps or 0:,}"
     return (
         cost.name,
         " + ".join(node.node.inputs) or "random start",
         str(node.config.d_model),
         prefixed(cost.parameters),
-        steps if trains else "fusion",
-        prefixed(cost.flops) if trains else "",
-        duration(3600 * cost.hours) if trains else "",
+        steps if trains else cost.kind,
+        "" if cost.flops is None or not trains else prefixed(cost.flops),
+        "" if cost.hours is None or not trains else duration(3600 * cost.hours),
         prefixed(cost.memory, "B"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from deepfusion.commands.plan import PlanFile
-from deepfusion.options import Json
+from deepfusion.options import Json, check_empty
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
@@ -22,6 +22,9 @@ def train(
     out: Annotated[pathlib.Path, typer.Option(help="Folder of the run.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     node: Annotated[str | None, typer.Option(help="Run this node alone; its inputs' folders must be there.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run the plan once for each of these seeds, such as 0,1,2, and compare them.")
+    ] = None,
     tflops: Annotated[
         float | None, typer.Option(help="Peak of one device, in 10¹² FLOP/s, for the MFU. Default: known devices'.")
     ] = None,
@@ -42,6 +45,7 @@ def train(
     deepfusion train plan.toml --out runs/m
     deepfusion train plan.toml --out runs/m --resume          after Ctrl-C, a crash, or for what is left
     deepfusion train plan.toml --out runs/m --node a          one node, here; others elsewhere
+    deepfusion train plan.toml --out runs/m --seeds 0,1,2     three runs; tables have means and standard errors
     """
     with working("loading JAX and reading the plan"):
         from fusion_core.runs import read_plan
@@ -49,6 +53,8 @@ def train(
         from fusion_core.train.distributed import finish, leave
 
         read = read_plan(plan)
+        if seeds is not None:
+            read = dataclasses.replace(read, seeds=_numbers(seeds))
     several = initialize_distributed(coordinator, processes, process, detect=distributed)
     try:
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
@@ -66,6 +72,13 @@ def train(
         raise
 
 
+def _numbers(seeds: str) -> tuple[int, ...]:
+    parts = seeds.split(",")
+    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise InputError(f"--seeds is {seeds!r}; give different numbers, 0 or more, with commas, such as 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
 def _run(
     read: Any,
     out: pathlib.Path,
@@ -78,42 +91,24 @@ def _run(
 ) -> None:
     """Run the plan once the processes have found each other, and print what came of it on the first of them."""
     import jax
-    from rich.console import Console
 
-    from deepfusion.view import view_of
-    from fusion_core.runs import run_plan
-    from fusion_core.runs.execute import PLAN
-    from fusion_core.train.loop import graceful_interrupt
+    from deepfusion.view import run_shown
+    from fusion_core.runs.run import PLAN
+    from fusion_core.train.devices import barrier, first_process
     from fusion_core.train.metrics import TensorBoard
 
-    first = jax.process_index() == 0
     begun = (out / PLAN).exists()
     if several:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("all have looked at the folder")
+        barrier("all have looked at the folder")
     # nodes run one by one share a folder, each with a command of its own
     if begun and not resume and node is None:
         raise InputError(f"{out} holds a run; go on with it by --resume, or choose another folder")
-    if not begun and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not the folder of a run; choose another")
-    writers = [TensorBoard(out / "tensorboard")] if tensorboard and first else []
+    if not begun:
+        check_empty(out, "choose another")
+    writers = [TensorBoard(out / "tensorboard")] if tensorboard and first_process() else []
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
-    with contextlib.ExitStack() as stack:
-        view = stack.enter_context(view_of(Console(stderr=True, quiet=not first)))
-        for writer in writers:
-            stack.callback(writer.close)
-        stack.enter_context(
-            graceful_interrupt(lambda: view.note("Stopping at the next step; Ctrl-C again stops at once."))
-        )
-
-        def show(record: dict[str, Any]) -> None:
-            view.show(record)
-            for writer in writers:
-                writer.write(record)
-
-        results = run_plan(read, out, only=node, peak_flops=peak, show=show, note=view.note, begin=view.begin)
-    if first:
+    results = run_shown(read, out, only=node, peak_flops=peak, writers=writers)
+    if first_process():
         _report(results, read.name, out, as_json)
 
 
@@ -124,11 +119,12 @@ def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_jso
         if as_json:
             print(json.dumps({"folder": str(out), "finished": False}))
         return
-    from deepfusion.pages.report import rows, write_report
+    from deepfusion.pages.report import lines, rows, write_report
 
     report, table = write_report(results, out), rows(results)
     if as_json:
-        print(json.dumps({"folder": str(out), "finished": True, "report": str(report), "nodes": table}))
+        found = {"folder": str(out), "finished": True, "report": str(report), "nodes": table}
+        print(json.dumps(found | {"comparison": results["comparison"]}))
         return
     columns = ("node", "from", "parameters", "steps", "total FLOPs", "loss")
     cells = [
@@ -143,4 +139,4 @@ def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_jso
         for row in table
     ]
     print_table(columns, cells, title=f"{name}: validation loss", text=("node", "from", "steps"))
-    print(f"Report:  {report}")
+    print("\n".join(["", *lines(results), "", f"Report:  {report}"]))

@@ -1,11 +1,14 @@
-"""Growth plans: a run as a graph of nodes, read from a file, checked and priced, then trained and fused."""
+"""The engine: plans as graphs of nodes, read from a file, checked and priced, then trained, fused, grown and compared."""
 
+from fusion_core.runs.compare import compare as compare
 from fusion_core.runs.cost import Cost as Cost
+from fusion_core.runs.cost import arm_flops as arm_flops
 from fusion_core.runs.cost import costs as costs
-from fusion_core.runs.execute import run_plan as run_plan
 from fusion_core.runs.graph import Resolved as Resolved
 from fusion_core.runs.graph import resolve as resolve
-from fusion_core.runs.read import read_plan as read_plan
-from fusion_core.runs.schema import FuseNode as FuseNode
-from fusion_core.runs.schema import Plan as Plan
-from fusion_core.runs.schema import TrainNode as TrainNode
+from fusion_core.runs.plan import FuseNode as FuseNode
+from fusion_core.runs.plan import GrowNode as GrowNode
+from fusion_core.runs.plan import Plan as Plan
+from fusion_core.runs.plan import TrainNode as TrainNode
+from fusion_core.runs.plan_file import read_plan as read_plan
+from fusion_core.runs.run import run_plan as run_plan

@@ -1,4 +1,4 @@
-"""What a plan costs before anything runs: FLOPs, memory, device-hours. The formulas are in docs/train.md."""
+"""The cost of a plan before it runs: FLOPs, memory, device-hours. The formulas are in docs/train.md."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import jax
 
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import parameter_shapes
-from fusion_core.runs.graph import Resolved
-from fusion_core.runs.optimizers import optimizer_of
-from fusion_core.runs.schema import TrainNode
+from fusion_core.runs.graph import Resolved, budget_flops
+from fusion_core.runs.plan import FuseNode, Plan, TrainNode
 from fusion_core.text.span_corruption import target_length
 
 FLOAT = 4  # bytes
@@ -21,13 +20,13 @@ FLOAT = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a node. Memory is of one device, in bytes.
+    """The cost of a node. Memory is that of one device, in bytes.
 
     Attributes:
       name, kind: of the node.
-      parameters: how many.
-      steps: of training; None: the online rule decides.
-      flops: of the whole node; an ``auto`` group's are all with its grown network.
+      parameters: their number.
+      steps: of training; None if they are decided while the plan runs.
+      flops: of the whole node; those of an ``auto`` group are all with its grown network. None if not known.
       hours: device-hours at the rate that was assumed.
       parameter_bytes, optimizer_bytes, gradient_bytes: exact, from the shapes.
       activation_bytes: an estimate.
@@ -37,8 +36,8 @@ class Cost:
     kind: str
     parameters: int
     steps: int | None
-    flops: float
-    hours: float
+    flops: float | None
+    hours: float | None
     parameter_bytes: int
     optimizer_bytes: int
     gradient_bytes: int
@@ -50,19 +49,19 @@ class Cost:
 
 
 def shapes_of(config: T5Config) -> Any:
-    """The parameters' shapes and types."""
+    """Return the shapes and types of the parameters."""
     return parameter_shapes(config)
 
 
 def tree_bytes(tree: Any) -> int:
-    """Of all arrays."""
+    """Return the bytes of all arrays."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def activation_bytes(config: T5Config, rows: int, source: int, target: int) -> int:
-    """Estimate of what the forward pass keeps for the backward one, in float32 and without rematerialisation.
+    """Estimate the memory that the forward pass keeps for the backward one, in float32 and without rematerialisation.
 
-    For each token of a layer its stream before and after the norms, q, k, v and what attention gives, and the feed-forward's
+    For each token of a layer: its stream before and after the norms, q, k, v and what attention gives, and the feed-forward's
     inner width three times, gated six; for each pair of tokens of each head, attention's logits and weights; for each
     target token its logits and their softmax. What XLA reserves on a CPU is 0.98 to 1.09 of this, over widths 64 to 256.
     """
@@ -75,21 +74,22 @@ def activation_bytes(config: T5Config, rows: int, source: int, target: int) -> i
 
 
 def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
-    """The cost of one node on ``devices`` devices that each do ``flops_per_second`` of the model's own FLOPs."""
+    """Return the cost of one node on ``devices`` devices that each do ``flops_per_second`` of the model's own FLOPs."""
     shapes = shapes_of(resolved.config)
     bytes_of_params = tree_bytes(shapes)
     node = resolved.node
-    common = (resolved.name, "train" if isinstance(node, TrainNode) else "fuse", bytes_of_params // FLOAT)
+    kind = "train" if isinstance(node, TrainNode) else "fuse" if isinstance(node, FuseNode) else "grow"
+    common = (resolved.name, kind, bytes_of_params // FLOAT)
     if not isinstance(node, TrainNode):
-        # the sources' states and the fused one's, which is as large as four of two equal sources'
+        # sources plus result; fusing two equal networks about quadruples the hidden weights
         return Cost(*common, None, 0.0, 0.0, 2 * bytes_of_params, 0, 0, 0)
-    state = jax.eval_shape(optimizer_of(node.optimizer, lambda n: n).init, shapes)
+    state = jax.eval_shape(node.optimizer.build().init, shapes)
     rows = max(1, node.batch // (devices * node.accumulate))
     return Cost(
         *common,
-        node.steps,
+        resolved.steps,
         resolved.flops,
-        resolved.flops / flops_per_second / 3600,
+        None if resolved.flops is None else resolved.flops / flops_per_second / 3600,
         bytes_of_params,
         tree_bytes(state),
         bytes_of_params * (1 if node.accumulate == 1 else 2),
@@ -98,5 +98,24 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
 
 
 def costs(nodes: Sequence[Resolved], devices: int, flops_per_second: float) -> list[Cost]:
-    """Of all nodes."""
+    """Return the costs of all nodes."""
     return [cost_of(node, devices, flops_per_second) for node in nodes]
+
+
+def arm_flops(plan: Plan, nodes: Sequence[Resolved]) -> dict[str, float | None]:
+    """Return what every arm of a plan costs, its sources included, in FLOPs: arm -> FLOPs, None if not known beforehand.
+
+    Arms are the nodes that the plan names as such and those without successors.
+    """
+    used = {name for node in nodes for name in node.node.inputs}
+    named = {node.name: node for node in nodes}
+    found: dict[str, float | None] = {}
+    for node in nodes:
+        if isinstance(node.node, TrainNode) and (node.node.arm or node.name not in used):
+            total = None if node.spent is None else math.fsum(node.spent.values())
+            if total is None and node.node.auto:
+                total = node.flops
+            elif total is None and node.node.steps == "rest":
+                total = budget_flops(plan, named)
+            found[node.node.arm or node.name] = total
+    return found

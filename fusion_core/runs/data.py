@@ -7,15 +7,15 @@ import hashlib
 import pathlib
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.runs.schema import DataSettings
+from fusion_core.runs.plan import DataSettings
 from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, Tokenizer
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
+from fusion_core.train.devices import barrier, first_process, processes
 
 FRESH_SEED = 10**9  # added to the seeds of fresh batches: no node has such a seed
 
@@ -41,12 +41,9 @@ class RunData:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
-        if jax.process_index() == 0:
+        if first_process():
             (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("the text is tokenized")
+        barrier("the text is tokenized")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self._ids = {} if settings.stream else read_tokens(folder)
         content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
@@ -63,8 +60,9 @@ class RunData:
         part = "validation" if held_out else "train"
         windows = len(self._ids[part]) // window_length(length)[0]
         if windows < batch:
+            name = "validation" if held_out else "training"
             raise InputError(
-                f"the {part} text has {windows} windows of {length} source tokens, but a batch needs {batch}; give more "
+                f"the {name} text has {windows} windows of {length} source tokens, but a batch needs {batch}; give more "
                 "text, or take a smaller batch or length"
             )
         return SpanCorruption.from_documents([self._ids[part]], self.tokenizer, length, seed)
@@ -76,7 +74,8 @@ class RunData:
           InputError: the text is too short.
         """
         whole = self._source(False, length, batch, seed)
-        return dataclasses.replace(whole, process_index=jax.process_index(), process_count=jax.process_count())
+        index, count = processes()
+        return dataclasses.replace(whole, process_index=index, process_count=count)
 
     def validation(self, length: int, batch: int) -> list[Batch]:
         """Return the global batches of every evaluation, at least one; no window of a text in memory comes twice.

@@ -1,15 +1,16 @@
-"""What follows from a plan: the order of its nodes, each one's network, steps and FLOPs; and everything that is wrong."""
+"""The consequences of a plan: the order of its nodes, each one's network, steps and FLOPs; and everything that is wrong."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from fusion_core.errors import InputError
-from fusion_core.growth import fused_config, fusion_map
+from fusion_core.growth import fused_config, fusion_map, growth_map
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
-from fusion_core.runs.schema import FuseNode, Node, OptimizerSettings, Plan, TrainNode
+from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
 from fusion_core.text.span_corruption import MEAN_SPAN, NOISE_DENSITY, check_sentinels, target_length, window_length
 from fusion_core.train.devices import check_share
 
@@ -21,43 +22,52 @@ class Resolved:
     Attributes:
       node: as the plan has it.
       config: of its network.
-      optimizer: whose state it leaves behind; None: a fusion with a fresh one.
-      start, until: its first step, counted through its ancestors, and its last; None: the online rule decides.
-      step_flops: of a training step; 0 for a fusion.
-      flops: of the node; an ``auto`` node after a fusion has all of its budget, its sources' share included, and they none.
+      optimizer: whose state the node leaves behind; None after a growth with a fresh one.
+      step_flops: FLOPs of a training step; 0 for a growth.
+      start: the node's first step, counted through its ancestors; None if it is decided while the plan runs.
+      steps: of training; 0 for a growth; None if they are decided while the plan runs.
+      spent: FLOPs of the node and of each of its ancestors, each once; None if they are decided while the plan runs.
+      flops: FLOPs of the node, at most; the last node of an ``auto`` group has those of the whole group.
     """
 
     node: Node
     config: T5Config
     optimizer: OptimizerSettings | None
-    start: int | None
-    until: int | None
     step_flops: float = 0.0
-    flops: float = 0.0
+    start: int | None = None
+    steps: int | None = 0
+    spent: Mapping[str, float] | None = None
+    flops: float | None = 0.0
 
     @property
     def name(self) -> str:
         return self.node.name
 
+    @property
+    def until(self) -> int | None:
+        """The node's last step; None if it is decided while the plan runs."""
+        early = isinstance(self.node, TrainNode) and self.node.until_loss is not None
+        return None if self.start is None or self.steps is None or early else self.start + self.steps
+
 
 @dataclasses.dataclass(frozen=True)
-class Auto:
-    """Sources, their fusion and the grown network that the online rule takes together."""
+class AutoGroup:
+    """Sources, their growth and the grown network, whose steps the online rule decides together."""
 
     sources: tuple[TrainNode, ...]
-    fuse: FuseNode
+    event: GrowthNode
     grown: TrainNode
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*(source.name for source in self.sources), self.fuse.name, self.grown.name)
+        return (*(source.name for source in self.sources), self.event.name, self.grown.name)
 
 
 def in_order(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes, each after its inputs, otherwise in the order given.
+    """Return the nodes, each after its inputs, otherwise in the order given.
 
     Raises:
-      InputError: an input is missing, or there is a cycle; all such errors in one message.
+      InputError: an input is missing, or there is a cycle; one message has all such errors.
     """
     known = {node.name: node for node in nodes}
     errors = [
@@ -89,17 +99,17 @@ def _cycle(waiting: Sequence[Node], done: dict[str, Node]) -> str:
     return " → ".join([*reversed(loop), loop[-1]])
 
 
-def auto_group(plan: Plan, grown: TrainNode) -> Auto:
-    """The group of an ``auto`` node after a fusion. Raises InputError where it is none that the rule can decide."""
+def _auto_group(plan: Plan, grown: TrainNode) -> AutoGroup:
+    """Return the group of an ``auto`` node after a growth. Raise InputError if the rule cannot decide it."""
     owner = f"node {grown.name}: steps = 'auto' "
-    fuse = plan.node(grown.source_node)
-    if not isinstance(fuse, FuseNode):
-        raise InputError(f"{owner}is for networks from a random start and for the one that is fused from them")
-    if grown.budget is None:
-        raise InputError(f"{owner}needs a budget, in steps of this node, its sources' included")
-    sources = [plan.node(name) for name in dict.fromkeys(fuse.sources)]
+    event = plan.node(grown.source_node)
+    if isinstance(event, TrainNode):
+        raise InputError(f"{owner}is for networks from a random start and for the one that is grown from them")
+    if grown.budget is None and plan.budget is None:
+        raise InputError(f"{owner}needs a budget: the plan's, or one in steps of this node, its sources' included")
+    sources = [plan.node(name) for name in dict.fromkeys(event.inputs)]
     for source in sources:
-        if not isinstance(source, TrainNode) or source.model is None or source.steps is not None:
+        if not isinstance(source, TrainNode) or source.model is None or not source.auto:
             raise InputError(
                 f"{owner}needs sources that begin with a model and have steps = 'auto'; {source.name} is not such"
             )
@@ -110,32 +120,36 @@ def auto_group(plan: Plan, grown: TrainNode) -> Auto:
             raise InputError(
                 f"node {node.name}: a cosine needs to know its end; with steps = 'auto' take another schedule"
             )
-    return Auto(tuple(s for s in sources if isinstance(s, TrainNode)), fuse, grown)
+    return AutoGroup(tuple(s for s in sources if isinstance(s, TrainNode)), event, grown)
 
 
-def auto_groups(plan: Plan) -> list[Auto]:
-    """All groups. Raises InputError as ``auto_group``, or where an ``auto`` source belongs to no group or to two."""
-    asks = [n for n in plan.nodes if isinstance(n, TrainNode) and n.steps is None]
-    groups = [auto_group(plan, node) for node in asks if node.source_node]
-    for node in asks:
+def auto_groups(plan: Plan) -> list[AutoGroup]:
+    """Return all groups.
+
+    Raises:
+      InputError: the rule cannot decide one of them, or an ``auto`` source is in no group or in two.
+    """
+    auto = [node for node in plan.nodes if isinstance(node, TrainNode) and node.auto]
+    groups = [_auto_group(plan, node) for node in auto if node.source_node]
+    for node in auto:
         count = sum(node in group.sources for group in groups)
         if not node.source_node and count != 1:
             raise InputError(
-                f"node {node.name}: steps = 'auto' needs exactly one node with a budget that goes on from a fusion of it, "
+                f"node {node.name}: steps = 'auto' needs exactly one node with a budget that goes on from a growth of it, "
                 f"but there are {count}"
             )
-    fused = [group.fuse.name for group in groups]
-    if len(set(fused)) < len(fused):
-        raise InputError("two nodes with steps = 'auto' go on from the same fusion; give one of them a number of steps")
+    events = [group.event.name for group in groups]
+    if len(set(events)) < len(events):
+        raise InputError("two nodes with steps = 'auto' go on from the same growth; give one of them a number of steps")
     return groups
 
 
 def resolve(plan: Plan, devices: int | None = None) -> list[Resolved]:
-    """All nodes in an order in which they can run.
+    """Return all nodes in an order in which they can run.
 
     Args:
-      plan: to look at.
-      devices: that will share the batches; None: not known.
+      plan: to be resolved.
+      devices: number of devices that share the batches; if None, sharing is not checked.
 
     Raises:
       InputError: the plan cannot run; the message lists all errors that were found.
@@ -147,64 +161,141 @@ def resolve(plan: Plan, devices: int | None = None) -> list[Resolved]:
     except InputError as error:
         errors.append(str(error))
     found: dict[str, Resolved] = {}
-    for node in order:
-        inputs = [found.get(name) for name in node.inputs]
-        known = [resolved for resolved in inputs if resolved is not None]
-        if len(known) < len(inputs):
-            continue  # an input is wrong, and it has been said
-        try:
-            if isinstance(node, FuseNode):
-                found[node.name] = _fused(node, known)
-            else:
-                found[node.name] = _trained(plan, node, known[0] if known else None, devices)
-        except InputError as error:
-            message = str(error)
-            errors.append(message if message.startswith(f"node {node.name}") else f"node {node.name}: {message}")
+
+    def each(make: object, wanted: Sequence[Node]) -> None:
+        for node in wanted:
+            inputs = [found[name] for name in node.inputs if name in found]
+            if len(inputs) < len(node.inputs):
+                continue  # an input is wrong, and that is among the errors
+            try:
+                found[node.name] = make(node, inputs)  # type: ignore[operator]
+            except InputError as error:
+                message = str(error)
+                errors.append(message if message.startswith(f"node {node.name}") else f"node {node.name}: {message}")
+                found.pop(node.name, None)
+
+    each(lambda node, inputs: _network(plan, node, inputs, devices), order)
+    budget = None
+    try:
+        budget = budget_flops(plan, found)
+    except InputError as error:
+        errors.append(str(error))
+    if not errors:
+        each(lambda node, inputs: _timed(plan, found[node.name], inputs, budget), order)
     if errors:
         raise InputError("\n  ".join(errors))
     return list(found.values())
 
 
-def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
-    configs = [source.config for source in sources]
-    config = fused_config(configs, node.norm)
-    fusion_map(configs, node.weights or None)  # for the weights
-    if node.optimizer_state == "fresh":
-        return Resolved(node, config, None, sources[0].until, sources[0].until)
-    kinds = [source.optimizer for source in sources]
-    if any(kind is None or not _same_state(kind, kinds[0]) for kind in kinds):
-        raise InputError("its sources have different optimizers; take one for all, or optimizer_state = 'fresh'")
-    return Resolved(node, config, kinds[0], sources[0].until, sources[0].until)
+def budget_flops(plan: Plan, nodes: Mapping[str, Resolved]) -> float | None:
+    """Return the plan's budget in FLOPs; None if it has none."""
+    budget = plan.budget
+    if budget is None or budget.flops is not None:
+        return None if budget is None else budget.flops
+    if not isinstance(plan.node(budget.node), TrainNode):
+        raise InputError(f"the budget is in steps of {budget.node!r}, which is not trained; name a node that is")
+    assert budget.steps is not None
+    return budget.steps * nodes[budget.node].step_flops if budget.node in nodes else None
 
 
-def _same_state(one: OptimizerSettings, other: OptimizerSettings | None) -> bool:
-    """Whether the two optimizers have states of the same structure."""
-    return other is not None and one.name == other.name and (one.clip > 0) == (other.clip > 0)
+def steps_within(plan: Plan, node: TrainNode, step_flops: float, budget: float | None, before: float) -> int:
+    """Return the steps of a node that are a share or the rest of the budget, a whole number of dispatches.
+
+    Args:
+      plan: of the node.
+      node: whose ``steps`` are a share or ``"rest"``.
+      step_flops: of its step.
+      budget: FLOPs of every arm.
+      before: FLOPs of its ancestors.
+
+    Raises:
+      InputError: there is no budget, or it does not pay for one dispatch.
+    """
+    if budget is None:
+        raise InputError(f"steps is {node.steps!r}, but the plan has no budget; give one, or a number of steps")
+    flops = budget - before if node.share is None else node.share * budget
+    steps = math.floor(flops / step_flops / plan.steps_per_dispatch + 1e-9) * plan.steps_per_dispatch
+    if steps < 1:
+        raise InputError(
+            f"steps is {node.steps!r}, but that pays for less than a dispatch of {plan.steps_per_dispatch} steps (the nodes "
+            f"before it cost {before / budget:.1%} of the budget); give a larger budget"
+        )
+    return steps
 
 
-def _trained(plan: Plan, node: TrainNode, source: Resolved | None, devices: int | None) -> Resolved:
+def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | None) -> Resolved:
+    """Return the node with its network and the FLOPs of its step."""
+    if isinstance(node, FuseNode):
+        return _fused(node, inputs)
+    if isinstance(node, GrowNode):
+        config = growth_map(inputs[0].config, node.operator, **node.sizes).config
+        return Resolved(node, config, None if node.optimizer_state == "fresh" else inputs[0].optimizer)
+    source = inputs[0] if inputs else None
     config = node.model if source is None else source.config
     assert config is not None  # the node has either
     dispatch = plan.steps_per_dispatch
-    start = 0 if source is None else source.until
     node.cadence.check(dispatch)
     for name, steps in (("steps", node.steps), ("budget", node.budget)):
-        if steps is not None and steps % dispatch:
+        if isinstance(steps, int) and steps % dispatch:
             raise InputError(f"{name} is {steps}, but a dispatch has {dispatch} steps; take a multiple of it")
     check_sentinels(node.length, window_length(node.length)[0], NOISE_DENSITY, MEAN_SPAN)
     check_share(node.batch, node.accumulate, devices or 1)
     if source is not None and source.optimizer is not None and not _same_state(node.optimizer, source.optimizer):
         raise InputError(
             f"its optimizer, {_optimizer(node.optimizer)}, cannot go on with the state of {source.name}, "
-            f"{_optimizer(source.optimizer)}; take the same, or a fusion with optimizer_state = 'fresh'"
+            f"{_optimizer(source.optimizer)}; take the same, or a growth with optimizer_state = 'fresh'"
         )
-    node.schedule.function(node.steps or node.budget or node.schedule.warmup + 1)
-    step = step_flops(config, node.batch, node.length, target_length(node.length))
-    if node.steps is None:
-        return Resolved(node, config, node.optimizer, None if source else 0, None, step, (node.budget or 0) * step)
-    until = None if start is None else start + node.steps
-    return Resolved(node, config, node.optimizer, start, until, step, node.steps * step)
+    return Resolved(
+        node, config, node.optimizer, step_flops(config, node.batch, node.length, target_length(node.length))
+    )
+
+
+def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
+    configs = [source.config for source in sources]
+    config = fused_config(configs, node.norm)
+    fusion_map(configs, node.weights or None)  # checks the weights
+    if node.optimizer_state == "fresh":
+        return Resolved(node, config, None)
+    kinds = [source.optimizer for source in sources]
+    if any(kind is None or not _same_state(kind, kinds[0]) for kind in kinds):
+        raise InputError("its sources have different optimizers; take one for all, or optimizer_state = 'fresh'")
+    return Resolved(node, config, kinds[0])
+
+
+def _same_state(one: OptimizerSettings, other: OptimizerSettings | None) -> bool:
+    """Return whether the states of two optimizers have the same structure."""
+    return other is not None and one.name == other.name and (one.clip > 0) == (other.clip > 0)
 
 
 def _optimizer(settings: OptimizerSettings) -> str:
     return f"{settings.name}{' with clipping' if settings.clip else ''}"
+
+
+def _timed(plan: Plan, resolved: Resolved, inputs: Sequence[Resolved], budget: float | None) -> Resolved:
+    """Return the node with its steps and FLOPs, as far as they are known before the plan runs."""
+    node = resolved.node
+    start = inputs[0].until if inputs else 0
+    before: dict[str, float] | None = {}
+    for source in inputs:
+        before = None if before is None or source.spent is None else {**before, **source.spent}
+    if not isinstance(node, TrainNode):
+        return dataclasses.replace(resolved, start=start, spent=None if before is None else {**before, node.name: 0.0})
+    if node.auto:
+        if not node.source_node:
+            return dataclasses.replace(resolved, start=0, steps=None, spent=None)
+        whole = node.budget * resolved.step_flops if node.budget is not None else budget
+        return dataclasses.replace(resolved, start=None, steps=None, spent=None, flops=whole)
+    if isinstance(node.steps, int):
+        steps: int | None = node.steps
+    elif node.share is None and before is None:
+        if budget is None:
+            steps_within(plan, node, resolved.step_flops, None, 0.0)  # raises
+        steps = None  # the ancestors' FLOPs are not known yet
+    else:
+        steps = steps_within(plan, node, resolved.step_flops, budget, math.fsum((before or {}).values()))
+    if steps is not None:
+        node.schedule.function(start or 0, steps)  # checks that the warm-up fits
+    flops = None if steps is None else steps * resolved.step_flops
+    known = before is not None and flops is not None and node.until_loss is None
+    spent = {**before, node.name: flops} if known and before is not None and flops is not None else None
+    return dataclasses.replace(resolved, start=start, steps=steps, spent=spent, flops=flops)

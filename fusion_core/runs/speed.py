@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_core.runs.graph import Resolved
-from fusion_core.runs.schema import TrainNode
+from fusion_core.runs.plan import TrainNode
 
 SMALLEST, LONGEST = 1e8, 0.02  # FLOPs of the first product, seconds of the last
 SECONDS = 0.3

@@ -128,7 +128,7 @@ def _own_terms(network: TrainedNetwork) -> Callable[..., tuple[dict[str, Array],
         params, factor = state.params, network.schedule(state.step)
         scaled = lambda tree: jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
         grads = jax.grad(lambda p: network.loss(p, update))(params)
-        move = scaled(displacement(network.optimizer, grads, state)[0])
+        move = displacement(network.optimizer, grads, state, factor)[0]
         metric = preconditioner(network.optimizer, grads, state.opt_state, params)
         metric = scaled(jax.tree.map(jnp.multiply, state.rates, metric))
         loss, slope = jax.value_and_grad(on_probe)(params)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-
-import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.text.sources import State
@@ -28,22 +25,3 @@ def merge_states(states: Sequence[State]) -> State:
     if "lanes" not in first:
         return first  # a source in memory: all states are equal
     return first | {"lanes": {lane: at for state in states for lane, at in state["lanes"].items()}}
-
-
-def gathered(state: State) -> State:
-    """``merge_states`` of the states of all JAX processes, on each of them; all must call it, after the same step.
-
-    With one process it is the state itself.
-    """
-    import jax
-
-    if jax.process_count() == 1:
-        return state
-    from jax.experimental import multihost_utils
-
-    own = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([own.size], np.int32))).ravel()
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: own.size] = own
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return merge_states([json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)])

@@ -6,7 +6,6 @@ from fusion_core.train.checkpoint import save_state as save_state
 from fusion_core.train.distributed import initialize_distributed as initialize_distributed
 from fusion_core.train.learning_rate import constant_schedule as constant_schedule
 from fusion_core.train.learning_rate import cosine_schedule as cosine_schedule
-from fusion_core.train.learning_rate import jump_schedule as jump_schedule
 from fusion_core.train.learning_rate import t5_schedule as t5_schedule
 from fusion_core.train.loop import Dispatch as Dispatch
 from fusion_core.train.loop import Interrupted as Interrupted
@@ -14,6 +13,7 @@ from fusion_core.train.loop import Trainer as Trainer
 from fusion_core.train.loop import TrainingDiverged as TrainingDiverged
 from fusion_core.train.losses import t5_loss as t5_loss
 from fusion_core.train.metrics import Metrics as Metrics
+from fusion_core.train.metrics import Record as Record
 from fusion_core.train.optimizer import adafactor as adafactor
 from fusion_core.train.optimizer import adamw as adamw
 from fusion_core.train.optimizer import clipped as clipped

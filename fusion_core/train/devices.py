@@ -1,4 +1,4 @@
-"""Where arrays lie: the one place that knows of devices, of processes and of ``pmap``.
+"""Devices and processes: the one module that uses ``pmap`` and asks JAX which process this is.
 
 Everything is data parallel: each device of each process holds a whole copy of the training state and its share of the
 batch. Arrays handed to ``data_parallel`` functions have a leading axis of this process's devices.
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from fusion_core.errors import InputError
@@ -22,31 +23,66 @@ AXIS = "devices"
 
 
 def data_parallel(f: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """``f`` on every device of every process at once; within it ``psum`` over ``AXIS`` adds over all of them."""
+    """Return ``f`` run on every device of every process at once; within it ``psum`` over ``AXIS`` adds over all of them."""
     return jax.pmap(f, axis_name=AXIS, donate_argnums=donate)
 
 
+def first_process() -> bool:
+    """Return whether this is process 0, the one that writes the run's files."""
+    return jax.process_index() == 0
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's index and the number of processes."""
+    return jax.process_index(), jax.process_count()
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes have come here; ``name`` is the same in all of them."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def broadcast(value: int) -> int:
+    """Return process 0's value on all processes."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def gather(text: bytes) -> list[bytes]:
+    """Return the texts of all processes, on each of them."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text, np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray([own.size], np.int32))).ravel()
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: own.size] = own
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
 def devices_for(batch_size: int, accumulate: int = 1) -> list[jax.Device]:
-    """All local devices.
+    """Return all local devices.
 
     Raises:
       InputError: the devices of all processes cannot share a batch of this size evenly, in ``accumulate`` parts each, or
         the processes have different numbers of devices.
     """
-    devices, processes = jax.local_devices(), jax.process_count()
-    if processes > 1:
+    devices, count = jax.local_devices(), jax.process_count()
+    if count > 1:
         owners = [device.process_index for device in jax.devices()]
-        counts = sorted({owners.count(process) for process in range(processes)})
+        counts = sorted({owners.count(process) for process in range(count)})
         if len(counts) > 1:
             raise InputError(
                 f"the processes have {' and '.join(map(str, counts))} devices; give every process the same number"
             )
-    check_share(batch_size, accumulate, len(devices) * processes)
+    check_share(batch_size, accumulate, len(devices) * count)
     return devices
 
 
 def check_share(batch_size: int, accumulate: int, devices: int) -> None:
-    """Raises InputError where this many devices cannot share a batch evenly, in ``accumulate`` parts each."""
+    """Raise InputError if this many devices cannot share a batch evenly, in ``accumulate`` parts each."""
     if batch_size < 1 or accumulate < 1:
         raise InputError(f"the batch is {batch_size} and accumulate {accumulate}; both must be at least 1")
     share = devices * accumulate
@@ -59,7 +95,7 @@ def check_share(batch_size: int, accumulate: int, devices: int) -> None:
 
 
 def local_rows(batch: Batch) -> Batch:
-    """This process's rows of a global batch."""
+    """Return this process's rows of a global batch."""
     index, count = jax.process_index(), jax.process_count()
     if count == 1:
         return batch
@@ -73,19 +109,19 @@ def _sharding(devices: list[jax.Device]) -> jax.sharding.Sharding:
 
 
 def replicate(tree: Any, devices: list[jax.Device]) -> Any:
-    """The tree with a leading device axis, one copy a device."""
+    """Return the tree with a leading device axis, one copy a device."""
     n = len(devices)
     sharding = _sharding(devices)
     return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (n, *np.shape(x))), sharding), tree)
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy."""
+    """Return the first device's copy of a replicated tree."""
     return jax.tree.map(lambda x: x[0], tree)
 
 
 def host_copy(tree: Tree) -> Tree:
-    """The first device's copy of a replicated tree as NumPy arrays of their own: it outlives the donation of the tree."""
+    """Return the first device's copy of a replicated tree as NumPy arrays, which outlive the donation of the tree."""
     parts = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
     for part in jax.tree.leaves(parts):
         part.copy_to_host_async()  # all transfers at once, where the device is not the host
@@ -94,7 +130,7 @@ def host_copy(tree: Tree) -> Tree:
 
 
 def shard(batches: list[Batch], devices: list[jax.Device]) -> Batch:
-    """Stacks this process's batches and splits each over its devices: leaves [devices, batches, rows of a device, ...]."""
+    """Stack this process's batches and split each over its devices: leaves [devices, batches, rows of a device, ...]."""
 
     def split(*leaves: np.ndarray) -> Array:
         stacked = np.stack(leaves)

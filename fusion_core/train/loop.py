@@ -1,4 +1,4 @@
-"""The loop: dispatch, build the next batches while the device works, fetch what the dispatch before has measured."""
+"""The training loop: dispatch steps, build the next batches meanwhile, fetch the metrics of the dispatch before."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import optax
 
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
+from fusion_core.train.learning_rate import Schedule, constant_schedule
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
 
 # this process's rows of a batch, and where the data stands after it: anything that JSON has
@@ -25,9 +26,10 @@ _stop = threading.Event()
 
 @contextmanager
 def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within it, the first Ctrl-C ends training between two dispatches (``Interrupted``); the second ends at once.
+    """End training between two dispatches at the first Ctrl-C (``Interrupted``), at once at the second.
 
-    ``note`` is called at the first, to tell the user.
+    Args:
+      note: called at the first Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -48,25 +50,17 @@ def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None
         _stop.clear()
 
 
-def feed_by_step(batch: Callable[[int, int], Batch], start: int, size: int) -> Feed:
-    """The feed of ``(step, size) -> global batch`` from step ``start`` on; its position is the next step."""
-    step = start
-    while True:
-        yield local_rows(batch(step, size)), step + 1
-        step += 1
-
-
 class Dispatch(NamedTuple):
-    """What came of one dispatch.
+    """The outcome of one dispatch.
 
     Attributes:
       step: steps taken after it.
-      metrics: of each of its steps: ``loss``, ``accuracy``, ``gradient_norm``, ``tokens``.
+      metrics: ``loss``, ``accuracy``, ``gradient_norm`` and ``tokens`` of each of its steps.
       finished: steps that the devices had done when it was yielded: these, or those of the next dispatch too.
-      position: where the data stands after it.
-      idle: seconds of waiting for input, an upper bound: the time in which batches were built, where the device had
+      position: of the data after it.
+      idle: upper bound on the seconds of waiting for input: the time in which batches were built, if the device had
         finished before they were.
-      replicated: the state after it, on the devices, where the loop pauses; None elsewhere. The next dispatch consumes it.
+      replicated: the state after it, on the devices, if the loop pauses here; else None. The next dispatch consumes it.
     """
 
     step: int
@@ -78,7 +72,7 @@ class Dispatch(NamedTuple):
 
 
 class Trainer:
-    """A loss, an optimizer and the compiled step of one network shape.
+    """The compiled step of one loss and one optimizer, and the loop around it.
 
     Args:
       loss: see ``fusion_core.train.step.Loss``.
@@ -113,21 +107,28 @@ class Trainer:
         self._evaluate = evaluate_step(loss)
 
     def with_seed(self, seed: int) -> Trainer:
-        """The same with another seed of dropout; nothing is compiled again."""
+        """Return the same trainer with another seed of dropout; nothing is compiled again."""
         other = copy.copy(self)
         other.seed = seed
         return other
 
     def dispatches(
-        self, state: TrainState, feed: Feed, until: int, pause: Callable[[int], bool] = lambda step: False
+        self,
+        state: TrainState,
+        feed: Feed,
+        until: int,
+        schedule: Schedule = constant_schedule(),
+        pause: Callable[[int], bool] = lambda step: False,
     ) -> Iterator[Dispatch]:
-        """Trains from ``state.step`` to ``until``, one dispatch an item; each is yielded after the next one has begun.
+        """Train from ``state.step`` to ``until``; yield each dispatch after the next one has begun.
 
         Args:
           state: where to start; it is not consumed.
           feed: this process's batches from there on.
           until: the step to end at, a whole number of dispatches away.
-          pause: at which steps the next dispatch waits until the item, with its state, has been looked at; the last always.
+          schedule: of the learning rate: a factor on the state's rates, of the step.
+          pause: whether the next dispatch waits at this step until the item, with its state, has been used; at the last
+            step it always does.
 
         Raises:
           InputError: ``until`` is not a whole number of dispatches away.
@@ -139,6 +140,7 @@ class Trainer:
             raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
         on_devices, position, pending = replicate(state, self.devices), None, None
         seed = replicate(np.uint32(self.seed), self.devices)
+        at = lambda step: np.asarray(schedule(np.arange(step, step + chunk)), np.float32)
 
         def batches() -> tuple[Batch, Any, float]:
             begun = time.perf_counter()
@@ -153,7 +155,7 @@ class Trainer:
                 if pending is not None:
                     yield _fetched(*pending, step, None)
                 raise Interrupted(unreplicate(on_devices), position)
-            on_devices, metrics = self._steps(on_devices, coming, seed)
+            on_devices, metrics = self._steps(on_devices, coming, replicate(at(step), self.devices), seed)
             position, waited = coming_position, idle
             if step + chunk < until:
                 coming, coming_position, idle = batches()
@@ -168,45 +170,17 @@ class Trainer:
                 yield _fetched(*pending, step + chunk, on_devices)
                 pending = None
 
-    def advance(
-        self,
-        state: TrainState,
-        batch: Callable[[int, int], Batch],
-        until: int,
-        on_dispatch: Callable[[int], None] = lambda steps: None,
-    ) -> tuple[TrainState, dict[str, np.ndarray]]:
-        """Trains from ``state.step`` to ``until``.
-
-        Args:
-          state: where to start; it is not consumed.
-          batch: ``(step, size) -> global batch`` of NumPy arrays; deterministic, so that a run can be resumed anywhere.
-          until: the step to end at, a multiple of ``steps_per_dispatch`` away.
-          on_dispatch: called with the number of steps done, for a progress bar.
-
-        Returns:
-          The state at ``until``, and the metrics of every step (``Dispatch.metrics``).
-
-        Raises:
-          InputError, Interrupted, TrainingDiverged: as ``dispatches``.
-        """
-        measured: list[dict[str, np.ndarray]] = []
-        for done in self.dispatches(state, feed_by_step(batch, int(state.step), self.batch_size), until):
-            measured.append(done.metrics)
-            on_dispatch(self.steps_per_dispatch)
-            if done.replicated is not None:
-                state = unreplicate(done.replicated)
-        names = ("loss", "accuracy", "gradient_norm", "tokens")
-        return state, {name: np.concatenate([np.zeros(0), *(m[name] for m in measured)]) for name in names}
-
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> float:
-        """Mean loss over all tokens of the global batches, each of ``batch_size``."""
+        """Return the mean loss over all tokens of the global batches, each of ``batch_size``."""
         return self.scores(params, batches)["loss"]
 
     def scores(self, params: Params, batches: Sequence[Batch], *, replicated: bool = False) -> dict[str, float]:
-        """Mean ``loss`` and ``accuracy`` over all tokens of the global batches, each of ``batch_size``; ``tokens``.
+        """Return the mean ``loss`` and ``accuracy`` over all ``tokens`` of the global batches, each of ``batch_size``.
 
         Args:
-          params: of the network; with ``replicated``, as they lie on the devices.
+          params: of the network.
+          batches: global ones.
+          replicated: whether ``params`` are replicated over the devices.
         """
         sharded = shard([local_rows(batch) for batch in batches], self.devices)
         found = self._evaluate(params if replicated else replicate(params, self.devices), sharded)
@@ -220,7 +194,7 @@ def _ready(metrics: Any) -> bool:
 def _fetched(
     step: int, metrics: Any, position: Any, idle: float, finished: int, replicated: TrainState | None
 ) -> Dispatch:
-    """The item of a dispatch. Raises TrainingDiverged where it has a loss or a gradient that is not finite."""
+    """Return the item of a dispatch. Raise TrainingDiverged if a loss or a gradient is not finite."""
     values = {name: np.asarray(value.addressable_shards[0].data[0]) for name, value in metrics.items()}
     loss, norm = values["loss"], values["gradient_norm"]
     bad = ~(np.isfinite(loss) & np.isfinite(norm))

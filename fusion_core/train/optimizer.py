@@ -22,27 +22,29 @@ from fusion_core.growth.moments import (
     spread,
 )
 from fusion_core.models.units import Params
-from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.step import TrainState
 
 
-def adafactor(schedule: Schedule) -> optax.GradientTransformation:
-    """Adafactor with factored second moments, updates clipped to RMS 1 and scaled by each parameter's RMS.
+def adafactor() -> optax.GradientTransformation:
+    """Return Adafactor at learning rate 1: factored second moments, updates of RMS at most 1 times each parameter's RMS.
 
     Source: Shazeer and Stern (2018); the settings are T5's.
     """
-    return optax.adafactor(learning_rate=schedule, min_dim_size_to_factor=MIN_DIM_TO_FACTOR)
+    return optax.adafactor(learning_rate=1.0, min_dim_size_to_factor=MIN_DIM_TO_FACTOR)
 
 
 def adamw(
-    schedule: Schedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
+    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """AdamW; the decay, like the step, is in units of the learning rate. Source: Loshchilov and Hutter (2019)."""
-    return optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay)
+    """Return AdamW at learning rate 1; the decay, like the step, is in units of the learning rate.
+
+    Source: Loshchilov and Hutter (2019).
+    """
+    return optax.adamw(1.0, b1, b2, eps, weight_decay=weight_decay)
 
 
 def clipped(optimizer: optax.GradientTransformation, norm: float | None) -> optax.GradientTransformation:
-    """The optimizer on gradients whose global norm is cut to ``norm``; None: as it is.
+    """Return the optimizer on gradients whose global norm is cut to ``norm``; if None, the optimizer itself.
 
     Raises:
       InputError: the norm is not positive and finite.

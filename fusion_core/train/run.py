@@ -1,24 +1,27 @@
-"""Training one network in its folder: evaluation, metrics, checkpoints, and going on where an earlier process stopped."""
+"""Training one network in its folder: evaluation, metrics, checkpoints, and resuming after an earlier process stopped."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import dataclasses
+import json
 import pathlib
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
 
 from fusion_core.errors import InputError
 from fusion_core.text.prefetch import prefetch
-from fusion_core.text.sources import Batch, DataSource
-from fusion_core.text.states import gathered
-from fusion_core.train.devices import host_copy
+from fusion_core.text.sources import DataSource
+from fusion_core.text.states import merge_states
+from fusion_core.train.devices import broadcast, first_process, gather, host_copy, processes, replicate
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import Metrics, Record
@@ -26,35 +29,34 @@ from fusion_core.train.step import TrainState
 from fusion_core.train.store import Checkpoints
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-WINDOW = 5  # records that the pace is taken over
+WINDOW = 5  # records over which the pace is averaged
+
+Steps = Annotated[int, Field(strict=True, ge=1)]
 
 
-@dataclasses.dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Cadence:
-    """How often, in steps. All are whole numbers of dispatches.
+    """Intervals, in steps, each a whole number of dispatches.
 
     Attributes:
-      log, evaluate, checkpoint: a record of the metrics, an evaluation, a checkpoint; each also at the end.
-      keep_last, keep_every: see ``Checkpoints``.
+      log: between records of the metrics.
+      evaluate: between evaluations; there is one at the start and one at the end too.
+      checkpoint: between checkpoints; there is one at the end too.
+      keep_last: newest checkpoints that are kept.
+      keep_every: checkpoints at multiples of this step are kept too; 0: none.
 
     Raises:
-      InputError: a number is out of range.
+      ValidationError: a number is out of range.
     """
 
-    log: int = 10
-    evaluate: int = 100
-    checkpoint: int = 100
-    keep_last: int = 2
-    keep_every: int = 0
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "keep_every" else 1
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{field.name} is {value!r}; it must be a whole number, at least {least}")
+    log: Steps = 10
+    evaluate: Steps = 100
+    checkpoint: Steps = 100
+    keep_last: Steps = 2
+    keep_every: Annotated[int, Field(strict=True, ge=0)] = 0
 
     def check(self, dispatch: int) -> None:
-        """Raises InputError where one is no whole number of dispatches of this many steps."""
+        """Raise InputError if an interval is no whole number of dispatches of this many steps."""
         for name in ("log", "evaluate", "checkpoint"):
             if getattr(self, name) % dispatch:
                 raise InputError(
@@ -64,33 +66,37 @@ class Cadence:
 
 @dataclasses.dataclass
 class Training:
-    """One network's training.
+    """The training of one network.
 
     Attributes:
-      name: goes into every record.
-      trainer, data: what trains it, on what.
-      validation: global batches that it is evaluated on; empty: never.
+      name: of the network, in every record.
+      trainer: the compiled step.
+      data: of this process.
       folder: of its metrics and checkpoints.
-      run: what it is (JSON values): checkpoints of anything else are refused.
-      cadence: how often what is done.
-      schedule: that its optimizer follows, for the metrics alone.
-      step_tokens, step_flops: source and target tokens, and model FLOPs, of a step.
-      peak_flops: of all devices together, a second; None: not known, and there is no MFU.
-      show: is told of every record, as it is written.
-      note: is told of what a user should read.
-      pinned: steps at which a checkpoint is written too, and kept.
+      run: identity of the training (JSON values): checkpoints with another one are refused.
+      cadence: intervals of records, evaluations and checkpoints.
+      schedule: of the learning rate, a factor on the state's rates.
+      step_tokens: source and target tokens of a step.
+      step_flops: model FLOPs of a step.
+      evaluate: returns the numbers of an evaluation, given the replicated state; if None, there is no evaluation.
+      stop: whether the training ends early, given the record of an evaluation.
+      peak_flops: FLOP/s of all devices together; if None, the records have no MFU.
+      show: called with every record, as it is written.
+      note: called with sentences for the user.
+      pinned: steps with a checkpoint that is kept.
     """
 
     name: str
     trainer: Trainer
     data: DataSource
-    validation: Sequence[Batch]
     folder: pathlib.Path
     run: dict[str, Any]
     cadence: Cadence
     schedule: Schedule
     step_tokens: int
     step_flops: float
+    evaluate: Callable[[TrainState], Record] | None = None
+    stop: Callable[[Record], bool] = lambda record: False
     peak_flops: float | None = None
     show: Callable[[Record], None] = lambda record: None
     note: Callable[[str], None] = lambda line: None
@@ -106,96 +112,97 @@ class Training:
             keep_every=self.cadence.keep_every,
             pinned=self.pinned,
         )
-        self._first = jax.process_index() == 0  # the one that writes
 
     def restore(self, start: TrainState) -> tuple[TrainState, Any]:
-        """The newest checkpoint and the data's position; ``start`` and None where there is none.
+        """Return the newest checkpoint and the data's position; if there is none, ``start`` and None.
 
         Raises:
-          InputError: the checkpoint is of another run, or not every process sees it.
+          InputError: the checkpoint has another identity, or not every process can read it.
         """
-        if jax.process_count() == 1:
-            found = self.checkpoints.restore(start, warn=self.note)
-        else:
-            from jax.experimental import multihost_utils
-
-            found = self.checkpoints.restore(start, warn=self.note) if self._first else None
-            step = -1 if found is None else int(found[0].step)
-            step = int(multihost_utils.broadcast_one_to_all(np.asarray(step, np.int32)))
-            if not self._first and step >= 0:
-                found = self.checkpoints.restore(start, step)  # says so where this process does not see the folder
+        found = self.checkpoints.restore(start, warn=self.note) if first_process() else None
+        step = broadcast(-1 if found is None else int(found[0].step))
+        if not first_process() and step >= 0:
+            found = self.checkpoints.restore(start, step)
         return (start, None) if found is None else (found[0], found[1]["position"])
 
     def to(self, start: TrainState, until: int) -> TrainState:
-        """Trains on to step ``until``, from the newest checkpoint, or from ``start`` where there is none.
+        """Train to step ``until``, from the newest checkpoint, or from ``start`` if there is none.
 
         Raises:
-          InputError: a checkpoint is of another run, or the disk is full.
+          InputError: a checkpoint has another identity, or the disk is full.
           Interrupted: Ctrl-C; the state is saved.
           TrainingDiverged: a loss is not finite; the message names the last good checkpoint.
         """
         state, position = self.restore(start)
-        if self._first:
-            self.metrics.keep(lambda record: record["step"] <= int(state.step))
-        if int(state.step) >= until:
+        step = int(state.step)
+        if first_process():
+            self.metrics.keep(lambda record: record["step"] <= step)
+        evaluated = [record for record in self.metrics.records if "learning_rate" not in record]
+        stopped = bool(broadcast(bool(evaluated) and self.stop(evaluated[-1])))
+        if self.evaluate is not None and not broadcast(bool(evaluated)):
+            stopped = self._evaluate(replicate(state, self.trainer.devices), step)
+        if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
-        meter = _Meter(self, int(state.step), max(float(rate) for rate in jax.tree.leaves(state.rates)))
-        due = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint
-        evaluated = lambda step: bool(self.validation) and (step == until or not step % self.cadence.evaluate)
-        pause = lambda step: due(step) or evaluated(step)
+        meter = _Meter(self, step, max(float(jnp.max(rate)) for rate in jax.tree.leaves(state.rates)))
+        saves = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint
+        evaluates = lambda step: self.evaluate is not None and (step == until or not step % self.cadence.evaluate)
+        pause = lambda step: saves(step) or evaluates(step)
         try:
             with prefetch(source, self.trainer.steps_per_dispatch) as feed:
-                for done in self.trainer.dispatches(state, feed, until, pause):
+                for done in self.trainer.dispatches(state, feed, until, self.schedule, pause):
                     meter.add(done)
                     if done.replicated is None:
                         continue
                     begun = time.perf_counter()
-                    if evaluated(done.step):
-                        self._evaluate(done.replicated, done.step)
-                    if due(done.step):
+                    if evaluates(done.step):
+                        stopped = self._evaluate(done.replicated, done.step)
+                    if saves(done.step) or stopped:
                         state = host_copy(done.replicated)
-                        self._save(state, gathered(done.position))
+                        self._save(state, merged_position(done.position))
                     meter.pause(time.perf_counter() - begun)
+                    if stopped:
+                        break
             self.checkpoints.wait()
-        except Interrupted as stopped:
-            # of several processes each has stopped where it was: the last checkpoint is what they have in common
-            if stopped.position is not None and jax.process_count() == 1:
-                self._save(jax.tree.map(np.asarray, stopped.state), stopped.position)
+        except Interrupted as interrupted:
+            # several processes stop at different steps: they resume from their last common checkpoint
+            if interrupted.position is not None and processes()[1] == 1:
+                self._save(jax.tree.map(np.asarray, interrupted.state), interrupted.position)
             self.checkpoints.wait()
             raise
         except TrainingDiverged as error:
-            kept = self._kept()
-            raise TrainingDiverged(f"{self.name}: {error}{kept}", error.step) from None
+            raise TrainingDiverged(f"{self.name}: {error}{self._last_good()}", error.step) from None
         return jax.tree.map(jnp.asarray, state)
 
-    def _kept(self) -> str:
-        """What is left after a divergence."""
+    def _last_good(self) -> str:
         with contextlib.suppress(TrainingDiverged):  # the same news
             self.checkpoints.wait()
         steps = self.checkpoints.steps()
         return f". The last good checkpoint is of step {steps[-1]}, in {self.checkpoints.folder}" if steps else ""
 
     def _save(self, state: TrainState, position: Any) -> None:
-        if self._first:
+        if first_process():
             self.checkpoints.save(state, position=position)
 
-    def _evaluate(self, replicated: TrainState, step: int) -> None:
-        found = self.trainer.scores(replicated.params, self.validation, replicated=True)
-        self._write(
-            {
-                "node": self.name,
-                "step": step,
-                "flops": step * self.step_flops,
-                "validation_loss": found["loss"],
-                "validation_accuracy": found["accuracy"],
-            }
-        )
+    def _evaluate(self, replicated: TrainState, step: int) -> bool:
+        """Record an evaluation; return whether the training ends here."""
+        assert self.evaluate is not None
+        record = {"node": self.name, "step": step, "flops": step * self.step_flops, **self.evaluate(replicated)}
+        self.write(record)
+        return self.stop(record)
 
-    def _write(self, record: Record) -> None:
-        if self._first:
+    def write(self, record: Record) -> None:
+        """Append a record to the metrics and show it."""
+        if first_process():
             self.metrics.write(record)
             self.show(record)
+
+
+def merged_position(position: Any) -> Any:
+    """Return the position of the run's data from those of all processes, on each of them."""
+    if position is None or processes()[1] == 1:
+        return position
+    return merge_states([json.loads(text) for text in gather(json.dumps(position).encode())])
 
 
 class _Meter:
@@ -204,18 +211,18 @@ class _Meter:
     def __init__(self, training: Training, step: int, rate: float) -> None:
         self.training, self.rate = training, rate
         self.paused, self.idle = 0.0, 0.0
-        # (steps finished, seconds of training, of them waiting for input) at the last records: what one record measures
-        # depends on when the host looked
+        # (steps finished, seconds of training, of them waiting for input) at the last records; one interval alone depends
+        # on when the host looked
         self.marks = collections.deque([(step, time.perf_counter(), 0.0)], maxlen=WINDOW)
         self.compiling = True
         self.parts: list[dict[str, np.ndarray]] = []
 
     def pause(self, seconds: float) -> None:
-        """Time that was not for training."""
+        """Leave out time that was not spent on training."""
         self.paused += seconds
 
     def add(self, done: Dispatch) -> None:
-        """Another dispatch; a record where one is due."""
+        """Take in another dispatch; write a record if one is due."""
         self.parts.append(done.metrics)
         self.idle += done.idle
         training = self.training
@@ -225,14 +232,14 @@ class _Meter:
         self.parts = []
         mark = (done.finished, time.perf_counter() - self.paused, self.idle)
         steps, seconds, idle = (now - before for now, before in zip(mark, self.marks[0], strict=True))
-        if self.compiling:  # the first record has the compilation in it, the next ones have not
+        if self.compiling:  # the first record includes the compilation, the next ones do not
             self.marks.clear()
             self.compiling = False
         self.marks.append(mark)
         steps_per_second = steps / max(seconds, 1e-9)
         # the model's own FLOPs: what is recomputed does not count
         pace = steps_per_second * training.step_flops
-        training._write(
+        training.write(
             {
                 "node": training.name,
                 "step": done.step,

@@ -19,35 +19,53 @@ Loss = Callable[[Params, Batch, Array | None], tuple[Array, dict[str, Array]]]
 
 
 class TrainState(NamedTuple):
-    """What a step reads and writes. Every leaf is an array."""
+    """The training state. Every leaf is an array.
+
+    Attributes:
+      params: of the network.
+      opt_state: the optimizer's moments; they hold no learning rate.
+      step: int32, the number of steps taken.
+      rates: learning rates, one for each array of ``params`` (a scalar, or an array of its shape). They change at growth.
+    """
 
     params: Params
     opt_state: optax.OptState
-    step: Array  # int32, steps taken
-    # factors on the optimizer's updates, a scalar an array: learning rates, if the schedule's peak is 1; they jump at growth
+    step: Array
     rates: Params
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, rate: float) -> TrainState:
-    """The state before the first step, with the learning rate ``rate`` for all arrays."""
+    """Return the state before the first step, with the learning rate ``rate`` for all arrays."""
     rates = jax.tree.map(lambda _: jnp.asarray(rate, jnp.float32), params)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rates)
 
 
 def displacement(
-    optimizer: optax.GradientTransformation, grads: Params, state: TrainState
+    optimizer: optax.GradientTransformation, grads: Params, state: TrainState, scale: Array | float = 1.0
 ) -> tuple[Params, optax.OptState]:
-    """The update Δθ of a step with these gradients, learning rate included, and the optimizer's next state."""
+    r"""Return the update of a step and the optimizer's next state.
+
+    .. math:: \Delta\theta = s \; r \; u(g)
+
+    with the optimizer's update u at rate 1, the state's learning rates r and the schedule's factor s. The learning rate is
+    applied here and nowhere else.
+
+    Args:
+      optimizer: whose updates have the learning rate 1.
+      grads: g.
+      state: with the rates r.
+      scale: s, the schedule's value at ``state.step``.
+    """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return jax.tree.map(lambda rate, u: (rate * u).astype(u.dtype), state.rates, updates), opt_state
+    return jax.tree.map(lambda rate, u: (scale * rate * u).astype(u.dtype), state.rates, updates), opt_state
 
 
 def summed_gradients(
     loss: Loss, params: Params, batch: Batch, key: Array, accumulate: int
 ) -> tuple[Params, dict[str, Array]]:
-    """Gradient of the summed loss, and the sums, of a batch taken in ``accumulate`` parts one after the other.
+    """Return the gradient of the summed loss, and the sums, of a batch taken in ``accumulate`` parts one after the other.
 
-    The memory of activations is one part's; the result is the whole batch's but for rounding.
+    Activations take the memory of one part; the result is that of the whole batch up to rounding.
     """
     derivative = jax.grad(loss, has_aux=True)
     if accumulate == 1:
@@ -65,23 +83,25 @@ def summed_gradients(
 
 def train_steps(
     loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """Several training steps in one dispatch, data-parallel over the devices of all processes.
+) -> Callable[[TrainState, Batch, Array, Array], tuple[TrainState, dict[str, Array]]]:
+    """Compile several training steps as one dispatch, data-parallel over the devices of all processes.
 
-    The returned function takes a replicated state (which it consumes), sharded batches (``devices.shard``) and a replicated
-    seed of dropout. It returns the new state and, for each step, ``loss`` (mean over the global batch's tokens, nats),
-    ``accuracy`` (share of tokens whose largest logit is the right one), ``gradient_norm`` and ``tokens``. Sums and counts
-    are added over devices before they are divided, so the result does not depend on the number of devices.
+    The returned function takes a replicated state (which it consumes), sharded batches (``devices.shard``), the schedule's
+    factor of each step (float32 [steps], replicated) and a replicated seed of dropout. It returns the new state and, for
+    each step, ``loss`` (mean over the global batch's tokens, nats), ``accuracy`` (share of tokens whose largest logit is the
+    right one), ``gradient_norm`` and ``tokens``. Sums and counts are added over devices before they are divided, so the
+    result does not depend on the number of devices.
 
-    The key of dropout is a function of (seed, step, device) alone, so that a run can be resumed anywhere.
+    The schedule is data and not code, so that runs of one shape share one compilation whatever their schedules. The key of
+    dropout is a function of (seed, step, device) alone, so that a run can be resumed anywhere.
     """
 
-    def one(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+    def one(state: TrainState, batch: Batch, scale: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(AXIS))
         grads, sums = jax.lax.psum(summed_gradients(loss, state.params, batch, key, accumulate), AXIS)
         tokens = sums["tokens"]
         grads = jax.tree.map(lambda g: g / tokens, grads)
-        updates, opt_state = displacement(optimizer, grads, state)
+        updates, opt_state = displacement(optimizer, grads, state, scale)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": sums["nll"] / tokens,
@@ -92,13 +112,14 @@ def train_steps(
         return TrainState(params, opt_state, state.step + 1, state.rates), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
-    return data_parallel(
-        lambda state, batches, seed: jax.lax.scan(lambda s, batch: one(s, batch, seed), state, batches), donate=(0,)
-    )
+    def many(state: TrainState, batches: Batch, scales: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:
+        return jax.lax.scan(lambda s, drawn: one(s, *drawn, seed), state, (batches, scales))
+
+    return data_parallel(many, donate=(0,))
 
 
 def evaluate_step(loss: Loss) -> Callable[[Params, Batch], dict[str, Array]]:
-    """``loss``, ``accuracy`` and ``tokens`` of replicated params over all tokens of sharded batches, without dropout."""
+    """Compile ``loss``, ``accuracy`` and ``tokens`` of replicated params over sharded batches, without dropout."""
 
     def evaluate(params: Params, batches: Batch) -> dict[str, Array]:
         each = jax.lax.map(lambda batch: loss(params, batch, None)[1], batches)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bea
 from bea.symbolic import modified_equation, with_symmetry
@@ -13,8 +14,8 @@ from tests.strategies.problems import cubic_field, cubic_point
 
 def by_tensors(tree, fields, params):
     """F(t) by contracting the dense derivative tensor of every node."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    derivative = lambda x: jax.flatten_util.ravel_pytree(fields[tree.colour](unravel(x)))[0]
+    flat, unravel = ravel_pytree(params)
+    derivative = lambda x: ravel_pytree(fields[tree.colour](unravel(x)))[0]
     for _ in tree.children:
         derivative = jax.jacfwd(derivative)
     value = derivative(flat)
@@ -28,7 +29,7 @@ def test_every_differential_of_four_nodes_is_its_contraction(x64):
     some = [tree for tree in trees(4) if tree.order > 2]
     got, expected = jax.jit(
         lambda p: (
-            [jax.flatten_util.ravel_pytree(bea.elementary_differential(t, fields)(p))[0] for t in some],
+            [ravel_pytree(bea.elementary_differential(t, fields)(p))[0] for t in some],
             [by_tensors(t, fields, p) for t in some],
         )
     )(params)
@@ -55,7 +56,7 @@ def test_fields_of_order_four_are_sums_over_the_trees_with_exact_coefficients(x6
         total = jnp.zeros(3)
         for tree, coefficient in series.items():
             total = total + float(coefficient) * h ** (tree.order - 1) * by_tensors(tree, [field], p)
-        return total, jax.flatten_util.ravel_pytree(bea.modified_field(field, h, 4)(p))[0]
+        return total, ravel_pytree(bea.modified_field(field, h, 4)(p))[0]
 
     expected, got = jax.jit(both)(params)
     np.testing.assert_allclose(got, expected, rtol=1e-12)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from jax.flatten_util import ravel_pytree
 
 import bea
 from tests.strategies.fields import points, quadratic_fields
@@ -33,13 +34,13 @@ def test_bracket_of_linear_fields_is_the_commutator(x64):
 
 def test_bracket_of_gradient_fields_is_the_conflict_term(x64):
     losses, params = [tanh_loss(0), tanh_loss(1)], tanh_network()
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     (g1, H1), (g2, H2) = [
         jax.jit(lambda p, loss=loss: (jax.grad(loss)(p), jax.hessian(loss)(p)))(flat)
         for loss in [lambda p, loss=loss: loss(unravel(p)) for loss in losses]
     ]
     got = jax.jit(bea.lie_bracket(*map(bea.gradient_field, losses)))(params)
-    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(got)[0], H2 @ g1 - H1 @ g2, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(ravel_pytree(got)[0], H2 @ g1 - H1 @ g2, rtol=1e-10, atol=1e-12)
 
 
 @few

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bea
 from bea.pytrees import inner
@@ -137,14 +138,14 @@ def test_from_linear_derives_the_transpose_and_the_pseudo_inverse(precision):
     with jax.enable_x64(precision == 64):
         small = two_networks()
         event = bea.GrowthEvent.from_linear(fusion_like, small)
-        flat, unravel = jax.flatten_util.ravel_pytree(small)
-        columns = jax.jit(jax.vmap(lambda v: jax.flatten_util.ravel_pytree(fusion_like(unravel(v)))[0]))
+        flat, unravel = ravel_pytree(small)
+        columns = jax.jit(jax.vmap(lambda v: ravel_pytree(fusion_like(unravel(v)))[0]))
         J = np.asarray(columns(jnp.eye(flat.size))).T
         rng = np.random.default_rng(1)
         grown = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), fusion_like(small))
-        vector = np.asarray(jax.flatten_util.ravel_pytree(grown)[0])
+        vector = np.asarray(ravel_pytree(grown)[0])
         close = lambda tree, expected: np.testing.assert_allclose(
-            jax.flatten_util.ravel_pytree(tree)[0], expected, atol=1e-5 if precision == 32 else 1e-12
+            ravel_pytree(tree)[0], expected, atol=1e-5 if precision == 32 else 1e-12
         )
         transposed, solved, measured = jax.jit(lambda x: (event.transpose(x), event.pinv(x), event.metric(x)))(grown)
         close(transposed, J.T @ vector)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import bea
 from bea.pytrees import subtract
@@ -10,8 +11,8 @@ from tests.strategies.problems import cubic_field, cubic_point, tanh_loss, tanh_
 
 def dense(field, params):
     """‖A‖_F / ‖J‖_F, ‖A‖_F and ‖J‖_F from the whole Jacobian."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    J = np.asarray(jax.jit(jax.jacfwd(lambda x: jax.flatten_util.ravel_pytree(field(unravel(x)))[0]))(flat))
+    flat, unravel = ravel_pytree(params)
+    J = np.asarray(jax.jit(jax.jacfwd(lambda x: ravel_pytree(field(unravel(x)))[0]))(flat))
     A = (J - J.T) / 2
     return np.linalg.norm(A) / np.linalg.norm(J), np.linalg.norm(A), np.linalg.norm(J)
 

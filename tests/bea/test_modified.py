@@ -6,13 +6,11 @@ import pytest
 import bea
 from bea.pytrees import scale
 from tests.bea.helpers import EXACT, distance, euler, slope
-from tests.strategies.problems import cubic_field, cubic_point, quadratic, tanh_loss, tanh_network
-from toy_models.quadratic import modified_hessian
+from tests.strategies.problems import cubic_field, cubic_point, modified_hessian, quadratic, tanh_loss, tanh_network
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("order", [2, 5])
 def test_flow_of_the_modified_field_misses_the_step_by_one_order_more(x64, order):
-    """Order 1 has no correction at all, so each order is also the test that the term of the next one matters."""
     field, start = cubic_field(), cubic_point()
 
     def error(h):
@@ -23,6 +21,7 @@ def test_flow_of_the_modified_field_misses_the_step_by_one_order_more(x64, order
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_modified_field_agrees_with_the_logarithm_of_the_step(x64, order):
+    """Order 1 has no correction at all, so each order is also the test that the term of the next one matters."""
     field, start = bea.gradient_field(tanh_loss(0)), tanh_network()
 
     def error(h):
@@ -60,17 +59,6 @@ def test_modified_loss_has_the_modified_field_as_its_descent(x64):
     got = jax.jit(bea.gradient_field(bea.modified_loss(loss, h)))(params)
     expected = jax.jit(bea.modified_field(bea.gradient_field(loss), h, order=2))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, expected)
-
-
-def test_flow_of_the_modified_loss_follows_gradient_descent(x64):
-    loss, start = tanh_loss(0), tanh_network()
-    field = bea.gradient_field(loss)
-
-    def error_of(followed):
-        return lambda h: distance(bea.flow(bea.gradient_field(followed(h)), start, h, **EXACT), euler(field, start, h))
-
-    assert slope(error_of(lambda h: bea.modified_loss(loss, h))) == pytest.approx(3, abs=0.15)
-    assert slope(error_of(lambda h: loss)) == pytest.approx(2, abs=0.15)
 
 
 def test_modified_loss_in_a_metric_has_the_modified_field_of_the_preconditioned_step(x64):

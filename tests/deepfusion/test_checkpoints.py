@@ -6,6 +6,7 @@ import pytest
 
 from deepfusion.commands.fuse import parse_size
 from fusion_core.errors import InputError
+from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
@@ -66,16 +67,13 @@ def test_without_a_probe_nothing_is_measured(run, pair, tmp_path):
     assert "not measured" in (tmp_path / "c" / "README.md").read_text()
 
 
-def test_diff_measures_on_text_and_on_random_tokens(run, tmp_path):
+def test_diff_measures_on_text_and_on_random_tokens(run, refused, tmp_path):
     tokenizer = train_tokenizer(sentences(seed=0, n=300), 300)
     a, b = (saved_t5(tmp_path / name, seed=i, vocab_size=tokenizer.vocab_size) for i, name in enumerate("ab"))
-    code, out, err = run("diff", a, b, "--text", tmp_path / "text.txt")
-    assert (code, out) == (2, "")
-    assert f"there is no file or folder {tmp_path / 'text.txt'}" in err
+    refused(f"there is no file or folder {tmp_path / 'text.txt'}", "diff", a, b, "--text", tmp_path / "text.txt")
     (tmp_path / "text.txt").write_text("\n\n\n".join(documents(seed=1, n=10)))
-    code, out, err = run("diff", a, b, "--text", tmp_path / "text.txt")
-    assert (code, out) == (2, "")
-    assert "tokenizer.json; give the folder of a checkpoint with its tokenizer" in err
+    message = "tokenizer.json; give the folder of a checkpoint with its tokenizer"
+    refused(message, "diff", a, b, "--text", tmp_path / "text.txt")
     tokenizer.save(a)
     code, out, _ = run("diff", a, b, "--text", tmp_path / "text.txt", "--rows", "4", "--json")
     facts = json.loads(out)
@@ -89,22 +87,71 @@ def test_diff_measures_on_text_and_on_random_tokens(run, tmp_path):
         assert part in out
 
 
-def test_diff_refuses_other_vocabularies(run, pair, tmp_path):
-    code, out, err = run("diff", pair[0], saved_t5(tmp_path / "c", vocab_size=21))
-    assert (code, out) == (2, "")
-    assert "their kinds or vocabularies differ (20 and 21 pieces)" in err
+def test_diff_refuses_other_vocabularies(refused, pair, tmp_path):
+    other = saved_t5(tmp_path / "c", vocab_size=21)
+    refused("their kinds or vocabularies differ (20 and 21 pieces)", "diff", pair[0], other)
 
 
-def test_info_describes_a_folder(run, pair):
+def test_info_describes_a_folder(run, refused, pair):
     code, out, _ = run("info", pair[0])
     assert code == 0
     for part in ("model_type", "t5", "parameters", "f32", "tied head", "d_model", "model.safetensors"):
         assert part in out
     facts = json.loads(run("info", pair[0], "--json")[1])
     assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(pair[0]).values())
-    code, out, err = run("info", pair[0] / "absent")
-    assert (code, out) == (2, "")
-    assert "is no checkpoint: there is no such folder" in err
+    refused("is no checkpoint: there is no such folder", "info", pair[0] / "absent")
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_tables_of_checkpoints_cut_no_number(run, pair, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    recipe = run("fuse", *pair, "--out", tmp_path / "c", "--dry-run")[1]
+    difference, facts = run("diff", *pair)[1], run("info", pair[0])[1]
+    assert "…" not in recipe + difference + facts
+    for whole in ("20×16 + 20×16", "20×32", "2.56 kB"):
+        assert whole in recipe
+    found = json.loads(run("diff", *pair, "--json")[1])
+    assert f" {found['logits_largest']:.3g}" in difference
+    assert f" {json.loads(run('info', pair[0], '--json')[1])['bytes']:,}" in facts
+
+
+def test_grow_keeps_the_function_and_the_tokenizer(run, tmp_path):
+    small = saved_t5(tmp_path / "small")
+    (small / "tokenizer.json").write_text("{}")
+    grow = ("grow", small, "--operator", "hypercloning", "--factor", 2)
+    code, out, err = run(*grow, "--out", tmp_path / "wide")
+    assert code == 0, err
+    assert "d_model 16 → 32" in out
+    assert (tmp_path / "wide" / "tokenizer.json").read_text() == "{}"
+    assert json.loads(run("diff", small, tmp_path / "wide", "--json")[1])["logits_largest"] < 1e-5
+    facts = json.loads(run(*grow, "--noise", 0.1, "--out", tmp_path / "noisy", "--json")[1])
+    assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(tmp_path / "noisy").values())
+    deep = ("grow", small, "--operator", "identity_layers", "--depth", "num_layers=3", "--out", tmp_path / "deep")
+    assert "num_layers 1 → 3" in run(*deep)[1]
+
+
+def test_grow_lists_the_operators(run):
+    code, out, _ = run("grow", "--list")
+    assert code == 0
+    listed = json.loads(run("grow", "--list", "--json")[1])
+    assert list(listed) == list(GROWTH_OPERATORS)
+    assert all(name in out for name in GROWTH_OPERATORS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--operator", "widen", "--factor", 2], "'widen'"),
+        (["--operator", "hypercloning"], "give exactly one of factor"),
+        (["--operator", "identity_layers", "--depth", "many"], "--depth is 'many'; give whole numbers"),
+        (["--operator", "net2net_width", "--width", "8", "--width", "d_ff=9"], "--width is '8 d_ff=9'; give whole"),
+        (["--factor", 2], "--operator is missing"),
+    ],
+)
+def test_a_growth_that_is_none_is_refused_and_writes_nothing(refused, pair, tmp_path, options, message):
+    refused(message, "grow", pair[0], "--out", tmp_path / "c", *options)
+    refused("exists and is not an empty folder", "grow", pair[0], "--out", pair[1], "--operator", "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -120,10 +167,8 @@ def test_info_describes_a_folder(run, pair):
         (["--noise", "0.1"], "noise keeps the function only where the sources are one network"),
     ],
 )
-def test_a_bad_option_is_one_line_and_writes_nothing(run, pair, tmp_path, options, message):
-    code, out, err = run("fuse", *pair, "--out", tmp_path / "c", *options)
-    assert (code, out) == (2, "")
-    assert message in err
+def test_a_bad_option_is_one_line_and_writes_nothing(refused, pair, tmp_path, options, message):
+    err = refused(message, "fuse", *pair, "--out", tmp_path / "c", *options)
     assert len(err.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 

@@ -7,7 +7,7 @@ import pytest
 
 import fusion_core as fc
 from deepfusion import cli
-from deepfusion.finetuning import FinetuneSettings, Finetuning
+from fusion_core.runs.finetune import FinetuneSettings, Finetuning
 from fusion_core.text import Tokenizer, train_tokenizer
 from fusion_core.text.examples import ExampleBatches, padded
 from fusion_core.train import loop
@@ -45,9 +45,19 @@ def task(folder, *more):
     return ("finetune", folder / "small", "--task", "sst2", *files, *more)
 
 
+def records(out):
+    """Return the records of the evaluations and of the training, without what depends on the time."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "accuracy", "gradient_norm", "learning_rate", "validation_loss")
+    kept = [{key: record[key] for key in kept if key in record} for record in found]
+    evaluations = [record for record in kept if "validation_loss" in record]
+    return evaluations, [record for record in kept if "loss" in record]
+
+
 def files(out):
-    names = ("metrics.jsonl", "predictions.tsv", "checkpoint/model.safetensors")
-    return {name: (out / name).read_bytes() for name in names}
+    """Return all that two runs of the same settings have in common, bit for bit."""
+    names = ("settings.json", "predictions.tsv", "predictions.jsonl", "checkpoint/model.safetensors")
+    return {name: (out / name).read_bytes() for name in names}, records(out)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +85,24 @@ def test_a_run_leaves_scores_answers_metrics_and_a_checkpoint(folder, whole):
     assert result["scores"] == {"accuracy": 1.0}
     assert result["answers_that_are_no_label"] == 0
     assert len((whole / "predictions.jsonl").read_text().splitlines()) == 12
-    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [0, 100, 200]
-    assert records[0]["accuracy"] < records[-1]["accuracy"] == 1
-    assert records[-1]["validation_loss"] < records[0]["validation_loss"]
+    evaluations, training = records(whole)
+    assert [r["step"] for r in evaluations] == [0, 100, 200]
+    assert evaluations[0]["accuracy"] < evaluations[-1]["accuracy"] == 1
+    assert evaluations[-1]["validation_loss"] < evaluations[0]["validation_loss"]
+    assert [r["step"] for r in training] == [*range(10, 201, 10)]
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert [r["learning_rate"] for r in training] == pytest.approx([0.03] * 20)
 
 
 def test_the_validation_loss_is_the_mean_over_all_tokens(folder, whole):
     """The last batch is filled up, and rows are sorted; neither counts."""
     path = str(folder / "rows.tsv")
-    run = Finetuning(FinetuneSettings(str(folder / "small"), path, path, "sst2"), folder / "nowhere")
+    run = Finetuning(
+        FinetuneSettings(checkpoint=str(folder / "small"), train=path, validation=path, task="sst2"), folder / "nowhere"
+    )
     sources, targets = (padded(ids, max(map(len, ids))) for ids in run.ids["validation"])
     batch = {"encoder_ids": jnp.asarray(sources), "targets": jnp.asarray(targets)}
-    first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
+    first = records(whole)[0][0]
     expected = float(mean_loss(run.network.config)(run.network.params, batch))
     assert first["validation_loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -158,15 +173,16 @@ def test_a_custom_task_of_json_lines_runs_and_long_texts_are_cut_and_counted(fol
         (("--train", "none.tsv"), "there is no file"),
         (("--train", "empty.tsv"), "empty.tsv has no rows"),
         (("--validation", "label.tsv"), "label.tsv, line 3: the label is '2'; sst2 has negative, positive"),
-        (("--steps", 0), "--steps is 0"),
-        (("--batch", 0), "--batch is 0"),
-        (("--learning-rate", 0), "--learning-rate is 0.0; it must be positive"),
-        (("--seed", -1), "--seed is -1"),
-        (("--source-length", 1), "--source-length is 1; it must be at least 2"),
-        (("--target-length", 4), "--target-length is 4, but the label 'negative' has"),
-        (("--dropout", 1), "--dropout is 1.0; it must be at least 0 and below 1"),
-        (("--prefix", "a"), "are for --task custom"),
-        (("--task", "custom"), "--task custom needs --input-column and --target-column"),
+        (("--steps", 0), "steps is 0; it must be at least 1"),
+        (("--steps", 0, "--batch", 0), "steps is 0; it must be at least 1, and batch is 0; it must be at least 1"),
+        (("--learning-rate", 0), "learning_rate is 0.0; it must be above 0"),
+        (("--seed", -1), "seed is -1"),
+        (("--every", -1), "every is -1"),
+        (("--source-length", 1), "source_length is 1; it must be at least 2"),
+        (("--target-length", 4), "target_length is 4, but the label 'negative' has"),
+        (("--dropout", 1), "dropout is 1.0; it must be below 1"),
+        (("--prefix", "a"), "are for the task custom"),
+        (("--task", "custom"), "a custom task needs input_column and target_column"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(folder, run, monkeypatch, change, message):

@@ -48,13 +48,6 @@ def test_there_are_the_examples_that_the_documentation_names():
     assert all(file.name in text for file in EXAMPLES if not file.name.startswith("paper"))
 
 
-@pytest.mark.parametrize("command", ["plan", "train"])
-def test_the_help_teaches_by_example(run, command):
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert [line for line in out.splitlines() if line.strip(" │").startswith(f"deepfusion {command}")]
-
-
 def test_plan_prints_the_graph_and_its_cost_and_runs_nothing(run, plan):
     code, out, _ = run("plan", plan, "--devices", 2, "--tflops", 100, "--mfu", 0.5)
     assert code == 0
@@ -71,20 +64,25 @@ def test_plan_prints_the_graph_and_its_cost_and_runs_nothing(run, plan):
     assert sorted(p.name for p in plan.parent.iterdir()) == ["plan.toml", "text.txt"]
 
 
-def test_a_bad_plan_is_one_clear_error(run, plan):
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_the_table_of_a_plan_cuts_no_number(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    (largest,) = (file for file in EXAMPLES if file.stem == "paper_l4_s_s_m_m_l")
+    code, out, _ = run("plan", largest, "--tflops", 312)
+    assert code == 0
+    assert "…" not in out
+    for whole in ("76.9 M", "1,000,000", "13.6 E", "1.3 days", "48.1 GB", "836 M", "181 E", "16.8 days", "186 GB"):
+        assert f" {whole}" in out
+
+
+def test_a_bad_plan_is_one_clear_error(refused, plan):
     plan.write_text(PLAN.replace('["a", "a"]', '["a", "b"]'))
-    code, out, err = run("plan", plan)
-    assert (code, out) == (2, "")
-    assert err.startswith("Error: ")
-    assert "node twice: its input 'b' is missing" in err
-    assert "Traceback" not in err
-    code, _, err = run("train", plan, "--out", plan.parent / "run")
-    assert code == 2
+    for command in (("plan", plan), ("train", plan, "--out", plan.parent / "run")):
+        assert refused("node twice: its input 'b' is missing", *command).startswith("Error: ")
     assert not (plan.parent / "run").exists()
-    assert err.startswith("Error: ")
 
 
-def test_train_runs_a_plan_resumes_it_and_reports(run, plan):
+def test_train_runs_a_plan_resumes_it_and_reports(run, plan, monkeypatch):
     folder = plan.parent / "run"
     code, out, err = run("train", plan, "--out", folder, "--node", "a", "--json")
     assert code == 0, err
@@ -104,18 +102,17 @@ def test_train_runs_a_plan_resumes_it_and_reports(run, plan):
     assert [row["node"] for row in found["nodes"]] == ["a", "twice"]
     results = json.loads((folder / "results.json").read_text())
     assert json.loads(json.dumps(rows(results))) == found["nodes"]
+    monkeypatch.setenv("COLUMNS", "60")
     code, out, _ = run("train", plan, "--out", folder, "--resume")
     assert code == 0
     assert "Report:" in out
+    assert "…" not in out
+    assert f" {results['nodes']['a']['final']:.4f}" in out
 
 
-def test_train_refuses_a_folder_with_other_things_and_a_node_that_is_not_there(run, plan):
-    code, _, err = run("train", plan, "--out", plan.parent)
-    assert code == 2
-    assert "is not the folder of a run; choose another" in err
-    code, _, err = run("train", plan, "--out", plan.parent / "run", "--node", "c")
-    assert code == 2
-    assert "there is no node 'c'; there are a, twice" in err
+def test_train_refuses_a_folder_with_other_things_and_a_node_that_is_not_there(refused, plan):
+    refused("is not an empty folder; choose another", "train", plan, "--out", plan.parent)
+    refused("there is no node 'c'; there are a, twice", "train", plan, "--out", plan.parent / "run", "--node", "c")
 
 
 def test_a_diverging_run_says_so_and_keeps_what_was_good(run, plan):
@@ -127,9 +124,7 @@ def test_a_diverging_run_says_so_and_keeps_what_was_good(run, plan):
     assert not list((plan.parent / "run" / "nodes").rglob("done.json"))
 
 
-def test_tensorboard_without_its_extra_is_refused_before_anything_is_trained(run, plan, monkeypatch):
+def test_tensorboard_without_its_extra_is_refused_before_anything_is_trained(refused, plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    code, _, err = run("train", plan, "--out", plan.parent / "run", "--tensorboard")
-    assert code == 2
-    assert "pip install 'deepfusion[tensorboard]'" in err
+    refused("pip install 'deepfusion[tensorboard]'", "train", plan, "--out", plan.parent / "run", "--tensorboard")
     assert not (plan.parent / "run").exists()

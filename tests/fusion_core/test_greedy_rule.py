@@ -15,13 +15,13 @@ from fusion_core.growth import fused_config
 from fusion_core.models.t5 import init
 from fusion_core.schedule import GrowthDecision, GrowthMeter, TrainedNetwork, factors_by_name, greedy_decision
 from fusion_core.schedule.greedy import TRUST, WINDOW
-from fusion_core.train import TrainState, adafactor, displacement, grow_states, init_state, preconditioner, t5_schedule
+from fusion_core.train import TrainState, adafactor, displacement, grow_states, init_state, preconditioner
 from tests.strategies.networks import random_mlp
 from toy_models import mlp
 
 SMALL = fc.MLPConfig((3, 12, 9, 2))
 LARGE = fused_config([SMALL, SMALL])
-OPTIMIZER = adafactor(t5_schedule())
+OPTIMIZER = adafactor()
 RATE = 1e-3
 FLOPS = {"small": 1e3, "large": 3e3}
 MAPPING = fc.fusion_map([SMALL, SMALL])

@@ -14,7 +14,7 @@ from fusion_core.growth.units import beside
 from fusion_core.models.decoder import model
 from fusion_core.models.registry import parameter_shapes
 from fusion_core.models.units import Space, by_name
-from fusion_core.train import adafactor, displacement, grow_optimizer_state, grow_states, init_state, t5_schedule
+from fusion_core.train import adafactor, displacement, grow_optimizer_state, grow_states, init_state
 from tests.strategies import decoders
 from tests.strategies.networks import random_mlp, shape_tree
 from toy_models import mlp
@@ -25,7 +25,7 @@ OPTIMIZERS = {
     "sgd": optax.sgd(1.0),
     "momentum": optax.sgd(1.0, momentum=0.8),
     "adam": optax.adam(1.0, eps=1e-16),
-    "adafactor": adafactor(t5_schedule()),
+    "adafactor": adafactor(),
 }
 
 

@@ -13,10 +13,10 @@ import safetensors.numpy
 import fusion_core as fc
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs import costs, read_plan, resolve, run_plan
+from fusion_core.runs.context import DONE
 from fusion_core.runs.cost import shapes_of, tree_bytes
-from fusion_core.runs.nodes import DONE
 from fusion_core.text.span_corruption import window_length
-from fusion_core.train import Interrupted, Metrics
+from fusion_core.train import Interrupted, Metrics, adafactor
 from fusion_core.train.loop import graceful_interrupt
 from tests.strategies.compiled import cached_in
 from tests.strategies.plans import HEAD, MODEL
@@ -88,7 +88,7 @@ def refusal(file, devices=None):
         ),
         (SOURCES.replace("seed = 1", "sead = 1"), "node b has an unknown field 'sead'; did you mean 'seed'?"),
         (SOURCES.replace("d_kv", "kv"), "node a: model has an unknown field 'kv'; did you mean 'd_kv'?"),
-        (SOURCES + '[node.f]\nsources = ["a", "b"]\nkind = "mix"', "node f is of kind 'mix'; there are train and fuse"),
+        (SOURCES + '[node.f]\nsources = ["a", "b"]\nkind = "mix"', "node f is of kind 'mix'; there are train, fuse, grow"),
         (SOURCES + '[node.f]\nsources = ["a"]', "node f: a fusion has at least two sources; name one twice"),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nweights = [0.5, 0.6]', "node f: the weights are [0.5, 0.6]; they must"),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nnoise = 0.1', "node f: noise is 0.1 with off_diagonal = 'zero'"),
@@ -103,7 +103,7 @@ def refusal(file, devices=None):
         ("[node.a]\nsteps = 5", "node a: give either a model, for a random start, or from = NODE"),
         ('[node.a]\nsteps = 5\nmodel = "t5-huge"', "node a: no T5 is named 't5-huge'"),
         (SOURCES.replace("seed = 1", "cadence = { log = 7 }"), "node b: log is every 7 steps, but a dispatch has 5"),
-        (SOURCES.replace("seed = 1", 'optimizer = { name = "adam" }'), "node b: optimizer.name is 'adam'; there are adafactor"),
+        (SOURCES.replace("seed = 1", 'optimizer = { name = "adam" }'), "node b: optimizer.name is 'adam'; it must be"),
         (SOURCES.replace("seed = 1", "schedule = { kind = 'cosine', warmup = 20 }"), "node b: the schedule's warmup of 20"),
         (SOURCES.replace("seed = 1", "schedule = { factor = 2.0 }"), "node b: schedule.factor is for a restart"),
         (SOURCES.replace("seed = 1", "length = 100000"), "node b: a source of 100000 tokens needs more than 100 sentinels"),
@@ -121,12 +121,22 @@ def refusal(file, devices=None):
             SOURCES.replace("steps = 20", "steps = 'auto'") + GROWN.replace("steps = 10", "steps = 'auto'"),
             "node m: steps = 'auto' needs a budget",
         ),
-        (SOURCES + '[node.f]\nsources = "a"', "node f: sources is 'a'; it must be a list of names"),
+        (SOURCES + '[node.f]\nsources = "a"', "node f: sources is 'a'; it must be a list"),
         (SOURCES.replace("seed = 1", "batch = '8'"), "node b: batch is '8'; it must be a whole number"),
         (SOURCES.replace("seed = 1", "optimizer = 3"), "node b: optimizer is 3; it must be a table"),
         (SOURCES.replace("seed = 1", "match_cross_attention = 1"), "node b: match_cross_attention is 1; it must be true or"),
         (SOURCES.replace("seed = 1", "compute = { dtype = 'half' }"), "node b: Compute.dtype is 'half'; it must be"),
         (SOURCES + "[node.'a/b']\nsteps = 5", "node a/b: a name has letters, digits"),
+        (SOURCES.replace("steps = 20", "steps = '35%'", 1), "node a: steps is '35%', but the plan has no budget"),
+        (SOURCES.replace("steps = 20", "steps = 'half'", 1), "node a: steps is 'half'; it must be a whole number, at"),
+        (SOURCES + '[node.g]\nfrom = "a"\noperator = "mitosis"', "node g: operator is 'mitosis'; there are deep_fusion,"),
+        (SOURCES + '[node.g]\nfrom = "a"\noperator = "stacking"\nwidth = 4', "node g: stacking got width; give exactly one of"),
+        (SOURCES + '[node.g]\noperator = "stacking"\nfactor = 2', "node g: from is missing"),
+        (
+            SOURCES + '[node.g]\nfrom = "a"\noperator = "aki"\nfactor = 2\nrates = "velocity"',
+            "node g: aki has no factors that keep the velocity",
+        ),
+        (SOURCES.replace("seed = 1", "until_loss = -1.0"), "node b: until_loss is -1.0; it must be at least 0"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_run_is_refused_with_the_reason(plan_of, nodes, message):
@@ -150,6 +160,18 @@ def test_all_errors_are_said_at_once(plan_of):
     said = refusal(plan_of(SOURCES.replace("seed = 1", "sead = 1").replace("d_kv", "kv", 1)))
     assert "'sead'" in said
     assert "'kv'" in said
+
+
+def test_every_error_has_its_line(plan_of):
+    text = HEAD + SOURCES.replace("seed = 1", "batch = 0\noptimizer = { rat = 1.0 }")
+    said = refusal(plan_of(text[len(HEAD) :], HEAD.replace("vocab = 300", "vocab = 'many'")))
+    lines = text.splitlines()
+    for words, key in (
+        ("data.vocab is 'many'; it must be a whole number", "vocab = 300"),
+        ("node b: batch is 0; it must be at least 1", "batch = 0"),
+        ("node b: optimizer has an unknown field 'rat'; did you mean 'rate'?", "optimizer = { rat = 1.0 }"),
+    ):
+        assert f"line {lines.index(key) + 1}: {words}" in said
 
 
 def test_a_batch_that_the_devices_cannot_share_is_found_by_the_plan(plan_of):
@@ -194,11 +216,67 @@ def test_the_cost_of_a_plan_is_counted_from_the_shapes(plan_of):
     assert a.flops == pytest.approx(20 * step_flops(config, 4, 16, window_length(16, 0.15, 3.0)[1]))
     assert a.hours == pytest.approx(a.flops / 1e9 / 3600)
     assert a.parameter_bytes == 4 * a.parameters == a.gradient_bytes
-    state = jax.eval_shape(fc.train.adafactor(lambda n: n).init, shapes_of(config))
+    state = jax.eval_shape(adafactor().init, shapes_of(config))
     assert a.optimizer_bytes == tree_bytes(state) < a.parameter_bytes
     assert a.activation_bytes > 0
     assert found["fused"].flops == 0
     assert found["m"].parameters > 2 * a.parameters
+
+
+BUDGET = HEAD.replace("[data]", 'budget = { node = "m", steps = 100 }\n[data]')
+SELF = '[node.fused]\nsources = ["a", "a"]\n'
+ARMS = f"""
+[node.a]
+model = {MODEL}
+steps = "35%"
+{SELF}
+[node.m]
+from = "fused"
+steps = "rest"
+arm = "grown"
+[node.alone]
+from = "a"
+steps = "rest"
+[node.large]
+model = {MODEL.replace("8", "16").replace("d_ff = 16", "d_ff = 32").replace("heads = 2", "heads = 4")}
+steps = "rest"
+seed = 3
+"""
+
+
+def test_shares_and_rests_of_a_budget_end_all_arms_at_equal_flops(plan_of):
+    nodes = {r.name: r for r in resolve(read_plan(plan_of(ARMS, BUDGET)))}
+    budget = 100 * nodes["m"].step_flops
+    assert nodes["large"].config == nodes["m"].config
+    assert nodes["large"].steps == 100
+    assert sum(nodes["a"].spent.values()) == pytest.approx(0.35 * budget, abs=5 * nodes["a"].step_flops)
+    for arm in ("m", "alone", "large"):
+        assert 0 <= budget - sum(nodes[arm].spent.values()) < 5 * nodes[arm].step_flops, arm
+
+
+@pytest.mark.parametrize(
+    ("nodes", "head", "message"),
+    [
+        (
+            ARMS,
+            BUDGET.replace('node = "m"', 'node = "fused"'),
+            "the budget is in steps of 'fused', which is not trained",
+        ),
+        (
+            ARMS,
+            BUDGET.replace("steps = 100", "steps = 1"),
+            "node a: steps is '35%', but that pays for less than a dispatch",
+        ),
+        (
+            ARMS,
+            BUDGET.replace(", steps = 100", ""),
+            "the budget is a number of FLOPs, or { node = NAME, steps = NUMBER }",
+        ),
+        (ARMS, BUDGET.replace("[data]", "seeds = [1, 1]\n[data]"), "seeds is [1, 1]; each must be there once"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(plan_of, nodes, head, message):
+    assert message in refusal(plan_of(nodes, head))
 
 
 # Runs
@@ -229,7 +307,7 @@ def whole(text, tmp_path_factory):
     (folder / "plan.toml").write_text(HEAD + SOURCES + GROWN, encoding="utf-8")
     notes = []
     results = run_plan(read_plan(folder / "plan.toml"), folder / "run", note=notes.append)
-    assert "fused: fused from a, b at step 20" in notes
+    assert "fused: from a, b at step 20" in notes
     return folder / "plan.toml", folder / "run", results
 
 
@@ -295,7 +373,7 @@ def test_another_plan_in_the_same_folder_is_refused(whole):
 def test_text_that_is_too_short_for_a_batch_is_refused(plan_of, tmp_path):
     file = plan_of(SOURCES, HEAD.replace("batch = 4", "batch = 4000"))
     with pytest.raises(
-        fc.InputError, match=r"the train text has \d+ windows of 16 source tokens, but a batch needs 4000"
+        fc.InputError, match=r"the training text has \d+ windows of 16 source tokens, but a batch needs 4000"
     ):
         run_plan(read_plan(file), tmp_path / "run")
 
@@ -309,7 +387,75 @@ def test_self_fusion_with_noise_and_a_restarted_schedule_keeps_the_loss(plan_of,
     )
     results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
     assert results["nodes"]["m"]["final"] == pytest.approx(results["nodes"]["a"]["final"], rel=1e-4)
-    assert numbers(tmp_path / "run", "m")[1][0]["learning_rate"] == pytest.approx(1e-9)
+    rates = [r["learning_rate"] for r in numbers(tmp_path / "run", "m")[1] if "learning_rate" in r]
+    assert rates == pytest.approx([1e-9])
+
+
+@pytest.mark.parametrize("operator", ["hypercloning", "identity_layers"])
+def test_a_network_is_grown_by_an_operator_and_trained_on(plan_of, tmp_path, operator):
+    nodes = SOURCES.split("[node.b]")[0] + (
+        f'[node.g]\nfrom = "a"\noperator = "{operator}"\nfactor = 2\n[node.m]\nfrom = "g"\nsteps = 5\n'
+    )
+    results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
+    a, g, m = (results["nodes"][name] for name in "agm")
+    assert (g["kind"], g["step"], m["start"], m["step"]) == ("grow", 20, 20, 25)
+    assert g["parameters"] > 1.5 * a["parameters"]
+    at_event = m["validation_loss"][0]
+    assert at_event == [20, pytest.approx(a["final"], rel=1e-4)]
+
+
+def test_seeds_share_their_text_and_their_compiled_steps_and_are_compared(plan_of, tmp_path):
+    file = plan_of(ARMS, BUDGET.replace("steps = 100", "steps = 30").replace("[data]", "seeds = [0, 4]\n[data]"))
+    trainers = {}
+    results = run_plan(read_plan(file), tmp_path / "run", trainers=trainers)
+    assert len(trainers) == 2  # one for each shape
+    assert results["seeds"].keys() == {"0", "4"}
+    arms = {arm["name"]: arm for arm in results["comparison"]["arms"]}
+    assert arms.keys() == {"grown", "alone", "large"}
+    for name, node in (("grown", "m"), ("alone", "alone"), ("large", "large")):
+        losses = [nodes[node]["final"] for nodes in results["seeds"].values()]
+        assert losses[0] != losses[1]
+        assert arms[name]["loss"]["values"] == losses
+        assert arms[name]["loss"]["mean"] == pytest.approx(np.mean(losses))
+        assert arms[name]["loss"]["standard_error"] == pytest.approx(abs(losses[0] - losses[1]) / 2)
+    saving = next(s for s in results["comparison"]["savings"] if (s["arm"], s["other"]) == ("grown", "large"))
+    pairs = [nodes["m"]["final"] - nodes["large"]["final"] for nodes in results["seeds"].values()]
+    assert saving["difference"]["values"] == pytest.approx(pairs)
+    for seed in ("0", "4"):
+        assert (tmp_path / "run" / f"seed-{seed}" / "nodes" / "m" / "model").is_dir()
+    # one seed alone gives the same numbers
+    alone = read_plan(
+        plan_of(ARMS, file.read_text().split("[data]")[0].replace("[0, 4]", "[4]") + HEAD[HEAD.index("[data]") :])
+    )
+    again = run_plan(alone, tmp_path / "alone", trainers=trainers)
+    assert again["nodes"]["m"]["final"] == results["seeds"]["4"]["m"]["final"]
+
+
+def test_a_node_stops_at_a_loss_and_the_rest_of_the_budget_goes_on_from_there(plan_of, tmp_path):
+    whole = run_plan(read_plan(plan_of(SOURCES.split("[node.b]")[0])), tmp_path / "whole")["nodes"]["a"]
+    losses = dict(map(tuple, whole["validation_loss"]))
+    nodes = (
+        ARMS.split("[node.large]")[0]
+        .replace("steps = '35%'", "steps = 20")
+        .replace('steps = "35%"', f"steps = 20\nuntil_loss = {losses[10]!r}", 1)
+    )
+    plan = read_plan(plan_of(nodes, BUDGET.replace("steps = 100", "steps = 20")))
+    results = run_plan(plan, tmp_path / "run")["nodes"]
+    assert results["a"]["step"] == 10
+    assert results["a"]["flops"] == 10 * results["a"]["step_flops"]
+    budget = 20 * results["m"]["step_flops"]
+    for name in ("m", "alone"):
+        assert 0 <= budget - results[name]["total_flops"] < 5 * results[name]["step_flops"]
+
+
+def test_the_terms_of_the_theory_are_estimated_at_the_checkpoints(plan_of, tmp_path):
+    plan = read_plan(plan_of(SOURCES + GROWN, HEAD.replace("[data]", "measure = true\n[data]")))
+    fused = run_plan(plan, tmp_path / "run")["nodes"]["fused"]
+    assert [record["step"] for record in fused["theory"]] == [10, 20]
+    for record in fused["theory"]:
+        assert {"conflict", "conflict_se", "small_rate", "grown_rate", "modified_loss_fused"} <= record.keys()
+        assert record["modified_loss_fused"] > record["loss_fused"]
+    assert fused["greedy"]["reason"]
 
 
 def test_streamed_and_packed_text_with_dropout_goes_on_bit_for_bit(plan_of, tmp_path):

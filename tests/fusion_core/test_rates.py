@@ -18,7 +18,7 @@ from fusion_core.models.decoder import model as decoder
 from fusion_core.models.registry import init, parameter_shapes
 from fusion_core.models.t5 import token_loss
 from fusion_core.models.units import by_name
-from fusion_core.train import adafactor, displacement, grow_states, init_state, t5_schedule
+from fusion_core.train import adafactor, displacement, grow_states, init_state
 from tests.strategies import decoders
 from tests.strategies.networks import conv_logits, random_mlp, tiny
 from toy_models.growth_event import changes_of_function
@@ -26,7 +26,7 @@ from toy_models.growth_event import changes_of_function
 OPTIMIZERS = {
     "sgd": optax.sgd(1.0),
     "adam": optax.adam(1.0, eps=1e-40),  # where a gradient is exactly zero nothing moves
-    "adafactor": adafactor(t5_schedule()),
+    "adafactor": adafactor(),
 }
 # every matrix has its two sides at 8 or above, fused or not, so that both have factored moments or neither has
 CONFIGS = {kind: decoders.small(kind, **({} if "gpt2" in kind else {"head_dim": 8})) for kind in decoders.KINDS}
@@ -177,7 +177,7 @@ def test_with_the_factors_every_arrays_change_of_the_function_is_the_small_netwo
 @pytest.mark.parametrize("config", [tiny("v1.0", d_kv=8), tiny("v1.1", d_kv=8)], ids=["tied", "untied"])
 def test_adafactor_moves_the_logits_of_a_fused_t5_as_the_sources_with_the_factors_only(config):
     k, rate = 2, 1e-4
-    optimizer = adafactor(t5_schedule())
+    optimizer = adafactor()
     rng = np.random.default_rng(0)
     source, target = (jnp.asarray(rng.integers(3, 60, (4, n)), jnp.int32) for n in (12, 6))
     loss = lambda params, config: token_loss(params, config, source, target)[0] / target.size

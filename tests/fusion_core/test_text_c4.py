@@ -8,15 +8,15 @@ import sys
 import pytest
 
 import fusion_core as fc
-from fusion_core.text import StreamedSpans, train_tokenizer
+from fusion_core.text import StreamedSpans
 from fusion_core.text.c4 import Streamed, c4
 from fusion_core.text.documents import Documents
-from tests.strategies.texts import documents, sentences
+from tests.strategies.texts import documents, tokenizer
 
 pytest.importorskip("datasets", reason="needs the extra c4")
 
 TEXTS = documents(seed=4, n=24, length=3)
-TOKENIZER = train_tokenizer(sentences(seed=0, n=300), 320)
+TOKENIZER = tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,8 @@ from fusion_core.train import (
     displacement,
     init_state,
     initialize_distributed,
-    jump_schedule,
     save_state,
     t5_loss,
-    t5_schedule,
 )
 from fusion_core.train.checkpoint import DamagedCheckpoint, load_state
 from fusion_core.train.devices import devices_for
@@ -54,18 +52,12 @@ def test_schedules_have_peak_one_and_the_shapes_that_their_names_say():
     assert at(cosine_schedule(20, 10, end=0.2), 0, 9, 10, 15, 20, 30) == pytest.approx([0.1, 1, 1, 0.6, 0.2, 0.2])
 
 
-def test_a_schedule_may_jump_at_growth_and_warm_up_anew():
-    schedule = jump_schedule(t5_schedule(4), 16, constant_schedule(2), factor=0.8)
-    assert at(schedule, 4, 15, 16, 17, 50) == pytest.approx([1, math.sqrt(4 / 15), 0.4, 0.8, 0.8], rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: constant_schedule(-1), "warmup is -1 steps"),
         (lambda: cosine_schedule(10, 10), "warmup of 10 steps must be below its 10 steps"),
         (lambda: cosine_schedule(10, 1, 2.0), "ends at 2.0 of its peak"),
-        (lambda: jump_schedule(t5_schedule(), -1, t5_schedule()), "jumps at step -1"),
         (lambda: clipped(optax.sgd(1.0), 0.0), "clipping norm is 0.0"),
     ],
 )
@@ -79,12 +71,13 @@ def test_adamw_with_clipping_is_the_papers():
     rng = np.random.default_rng(0)
     params = {"a": rng.standard_normal((3, 2)), "b": rng.standard_normal(4)}
     rate, decay, norm = 0.1, 0.05, 1.5
-    optimizer = clipped(adamw(constant_schedule(2), b1=0.8, b2=0.9, weight_decay=decay), norm)
+    optimizer = clipped(adamw(b1=0.8, b2=0.9, weight_decay=decay), norm)
     state = init_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), optimizer, rate)
     mean, square = ({k: np.zeros_like(v) for k, v in params.items()} for _ in range(2))
     for t in range(1, 4):
         grads = {k: 3 * rng.standard_normal(v.shape) for k, v in params.items()}
-        update, opt_state = displacement(optimizer, jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state)
+        narrow = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads)
+        update, opt_state = displacement(optimizer, narrow, state, constant_schedule(2)(t - 1))
         state = state._replace(params=optax.apply_updates(state.params, update), opt_state=opt_state)
         total = math.sqrt(sum(float(np.sum(g**2)) for g in grads.values()))
         assert total > norm
@@ -152,7 +145,7 @@ def test_a_run_records_what_it_measured_and_ends_in_a_checkpoint(compiled, tmp_p
     state = run.to(training.fresh(), 20)
     records = Metrics(tmp_path / "metrics.jsonl").records
     assert shown == records
-    assert [r["step"] for r in records] == [5, 10, 15, 20, 20]
+    assert [r["step"] for r in records] == [0, 5, 10, 15, 20, 20]  # the first and the last are evaluations
     last, evaluation = records[-2:]
     assert evaluation.keys() == {"node", "step", "flops", "validation_loss", "validation_accuracy"}
     assert {
@@ -165,7 +158,7 @@ def test_a_run_records_what_it_measured_and_ends_in_a_checkpoint(compiled, tmp_p
         "input_wait",
     } < last.keys()
     assert last["mfu"] == pytest.approx(last["flops_per_second"] / 1e9)
-    assert last["learning_rate"] == pytest.approx(training.RATE)
+    assert last["learning_rate"] == pytest.approx(training.RATE * math.sqrt(4 / 19))
     assert 0 <= last["accuracy"] <= 1
     assert run.checkpoints.steps() == [10, 20]
     read, facts = load_state(run.checkpoints.path(20), training.fresh())
@@ -174,15 +167,29 @@ def test_a_run_records_what_it_measured_and_ends_in_a_checkpoint(compiled, tmp_p
     # nothing is done twice
     again = run_in(tmp_path, compiled, show=shown.append)
     jax.tree.map(np.testing.assert_array_equal, again.to(training.fresh(), 20), state)
-    assert len(shown) == 5
+    assert len(shown) == 6
+
+
+def test_a_run_ends_early_at_the_first_evaluation_that_says_so_and_stays_there(compiled, tmp_path):
+    cadence = Cadence(log=5, evaluate=5, checkpoint=100)
+    whole = run_in(tmp_path / "whole", compiled, cadence=cadence)
+    whole.to(training.fresh(), 20)
+    losses = {r["step"]: r["validation_loss"] for r in whole.metrics.records if "validation_loss" in r}
+    stop = lambda record: record["validation_loss"] <= losses[10]
+    for _ in range(2):  # the second process finds what the first one has written
+        early = run_in(tmp_path / "early", compiled, cadence=cadence, stop=stop)
+        assert int(early.to(training.fresh(), 20).step) == 10
+        assert early.checkpoints.steps() == [10]
 
 
 def test_one_batch_is_learnt_by_heart(tmp_path):
     config = tiny(vocab_size=20, num_layers=1, num_decoder_layers=1)
     batch = batch_of(config, 0, batch=2, source=6, target=5, padded=False)
-    optimizer = adamw(constant_schedule())
+    optimizer = adamw()
     trainer = Trainer(t5_loss(config), optimizer, 2, 50)
-    state, measured = trainer.advance(init_state(init(config, 0), optimizer, 0.01), lambda step, size: batch, 300)
+    state, measured = training.advance(
+        trainer, init_state(init(config, 0), optimizer, 0.01), lambda step, size: batch, 300, constant_schedule()
+    )
     assert measured["loss"][0] > 1
     assert measured["loss"][-1] < 0.01
     assert measured["accuracy"][-1] == 1
@@ -200,7 +207,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint_and_names_the_
         return total, {"tokens": rows, "nll": total, "correct": jnp.zeros(())}
 
     trainer = Trainer(loss, optax.sgd(1.0), 4, 5)
-    run = run_in(tmp_path, trainer, data=Poisoned(), validation=[])
+    run = run_in(tmp_path, trainer, data=Poisoned(), evaluate=None)
     start = init_state({"w": jnp.zeros(3)}, optax.sgd(1.0), 0.01)
     with pytest.raises(
         TrainingDiverged, match=r"tiny: the loss of step 23 is nan; .* The last good checkpoint is of step 20"
@@ -227,7 +234,7 @@ def test_a_cadence_that_is_no_whole_number_of_dispatches_is_refused(compiled, tm
 
 
 def test_a_cadence_of_nothing_is_refused():
-    with pytest.raises(fc.InputError, match="log is 0; it must be a whole number, at least 1"):
+    with pytest.raises(ValueError, match=r"log\n.*greater than or equal to 1"):
         Cadence(log=0)
 
 
@@ -295,7 +302,7 @@ def test_what_fails_in_the_writer_is_raised_in_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     store.save(state_at(10))
-    with pytest.raises(fc.InputError, match=r"there is no room for the checkpoint .*step-10.* make room, then go on"):
+    with pytest.raises(fc.InputError, match=r"there is no room for the checkpoint .*step-10.* make room, then resume"):
         store.save(state_at(20))
     assert store.steps() == []
 

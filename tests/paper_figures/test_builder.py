@@ -59,7 +59,7 @@ def test_results_of_another_run_under_the_same_name_are_refused(tiny_figure, tmp
     paper_figures.build(["tiny"], "smoke", tmp_path / "out")
     (results,) = (tmp_path / "out" / "results").iterdir()
     results.write_text(json.dumps(json.loads(results.read_text()) | {"seed": 7}))
-    with pytest.raises(paper_figures.ResultsError, match=r"\('tiny', 'smoke', 7\), but \('tiny', 'smoke', 0\)"):
+    with pytest.raises(paper_figures.ResultsError, match=r"\('tiny', 'smoke', 7\), not \('tiny', 'smoke', 0\)"):
         paper_figures.build(["tiny"], "smoke", tmp_path / "out")
 
 

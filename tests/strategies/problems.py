@@ -56,3 +56,9 @@ def quadratic(dimension: int, seed: int = 0):
     basis = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0]
     hessian = jnp.asarray(basis @ np.diag(np.linspace(0.5, 2.0, dimension)) @ basis.T)
     return hessian, array(rng, dimension)
+
+
+def modified_hessian(hessian, step_size):
+    """``−log(1 − hH)/h``: the Hessian of the loss whose gradient flow descent on a quadratic follows exactly."""
+    values, basis = jnp.linalg.eigh(hessian)
+    return (basis * (-jnp.log1p(-step_size * values) / step_size)) @ basis.T

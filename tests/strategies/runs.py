@@ -13,12 +13,10 @@ import sys
 import time
 
 import jax
-import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.train import Cadence, Trainer, Training, initialize_distributed, t5_loss
 from fusion_core.train.distributed import finish, leave
-from fusion_core.train.loop import feed_by_step
 from tests.strategies import training
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -41,7 +39,7 @@ class Stepped:
     """``training.batch`` as data."""
 
     def batches(self, size, state=None):
-        steps = feed_by_step(training.batch, 0 if state is None else state["step"], size)
+        steps = training.feed(training.batch, 0 if state is None else state["step"], size)
         return ((batch, {"source": "tests", "step": step}) for batch, step in steps)
 
 
@@ -52,15 +50,20 @@ def run_of(
     loss = t5_loss(training.CONFIG)
     loss = noisy(loss) if noise else loss
     trainer = Trainer(loss, training.OPTIMIZER, training.BATCH, DISPATCH, accumulate=accumulate, seed=7)
+
+    def evaluate(state):
+        found = trainer.scores(state.params, [training.batch(100, training.BATCH)], replicated=True)
+        return {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
+
     settings = {
         "name": "tiny",
         "trainer": trainer,
         "data": Stepped(),
-        "validation": [training.batch(100, training.BATCH)],
+        "evaluate": evaluate,
         "folder": pathlib.Path(folder),
         "run": {"rate": training.RATE},
         "cadence": Cadence(log=5, evaluate=20, checkpoint=EVERY),
-        "schedule": lambda n: np.float32(1.0),
+        "schedule": training.SCHEDULE,
         "step_tokens": training.BATCH * 19,
         "step_flops": 1e6,
         "show": show,

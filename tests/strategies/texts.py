@@ -1,6 +1,9 @@
 """Text for the tests: sentences of made-up words, so that a tokenizer has something to learn."""
 
+import functools
 import random
+
+from fusion_core.text import Tokenizer, train_tokenizer
 
 
 def sentences(seed: int, n: int) -> list[str]:
@@ -15,3 +18,22 @@ def documents(seed: int, n: int, length: int = 12) -> list[str]:
     """n documents of ``length`` sentences, a sentence a line."""
     drawn = sentences(seed, n * length)
     return ["\n".join(drawn[i : i + length]) for i in range(0, len(drawn), length)]
+
+
+@functools.cache
+def tokenizer(pieces: int = 320) -> Tokenizer:
+    """A tokenizer of 300 sentences."""
+    return train_tokenizer(sentences(seed=0, n=300), pieces)
+
+
+def rebuilt(source, target, first: int) -> list[int]:
+    """The tokens that a corrupted source and its target were made of; ids from ``first`` on are sentinels."""
+    spans: dict[int, list[int]] = {}
+    for token in target[:-1].tolist():
+        if token >= first:
+            current = spans.setdefault(token, [])
+        else:
+            current.append(token)
+    tokens = [t for token in source[:-1].tolist() for t in (spans.pop(token) if token >= first else [token])]
+    assert not any(spans.values())
+    return tokens

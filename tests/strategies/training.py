@@ -12,10 +12,11 @@ import numpy as np
 from fusion_core.models.t5 import init
 from fusion_core.models.units import by_name
 from fusion_core.train import Trainer, adafactor, init_state, t5_loss, t5_schedule
+from fusion_core.train.devices import local_rows, unreplicate
 from tests.strategies.networks import batch_of, tiny
 
 CONFIG = tiny(vocab_size=40, num_layers=1, num_decoder_layers=1)
-OPTIMIZER = adafactor(t5_schedule(warmup=4))
+OPTIMIZER, SCHEDULE = adafactor(), t5_schedule(warmup=4)
 BATCH, DISPATCH, STEPS, RATE = 8, 5, 20, 0.02
 
 
@@ -36,6 +37,25 @@ def fresh():
     return init_state(init(CONFIG, 0), OPTIMIZER, RATE)
 
 
+def feed(batch, start, size):
+    """This process's rows of ``batch(step, size)`` from step ``start`` on, each with the next step."""
+    while True:
+        yield local_rows(batch(start, size)), start + 1
+        start += 1
+
+
+def advance(trained: Trainer, state, batch, until, schedule=SCHEDULE, on_dispatch=lambda step: None):
+    """(state at ``until``, metrics of every step)."""
+    measured = []
+    for done in trained.dispatches(state, feed(batch, int(state.step), trained.batch_size), until, schedule):
+        measured.append(done.metrics)
+        on_dispatch(done.step)
+        if done.replicated is not None:
+            state = unreplicate(done.replicated)
+    names = ("loss", "accuracy", "gradient_norm", "tokens")
+    return state, {name: np.concatenate([np.zeros(0), *(m[name] for m in measured)]) for name in names}
+
+
 def outcome(trained: Trainer, state, measured) -> dict[str, np.ndarray]:
     """Everything that a run gives, as flat arrays."""
     loss = trained.evaluate(state.params, [batch(100, BATCH), batch(101, BATCH)])
@@ -45,5 +65,5 @@ def outcome(trained: Trainer, state, measured) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     many = trainer()
-    results = outcome(many, *many.advance(fresh(), batch, STEPS))
+    results = outcome(many, *advance(many, fresh(), batch, STEPS))
     np.savez(pathlib.Path(sys.argv[1]), devices=np.asarray(len(jax.local_devices())), **results)

@@ -20,7 +20,7 @@ NAMES = ("unmodified (order 1)", "modified, order 2", "modified, order 3")
 
 
 def compute(largest: float = LARGEST, halvings: int = HALVINGS, seed: int = 3) -> dict[str, Any]:
-    r"""Relative errors of dℓ/dn₁ at step sizes h, h/2, ..., and their orders, in float64.
+    r"""Return the relative errors of dℓ/dn₁ at step sizes h, h/2, ..., and their orders, in float64.
 
     Measured by moving the event by one and two units of equal cost either way (five points: off by O(h⁴)).
     """

@@ -96,7 +96,7 @@ class Follower:
         return Forecast(now, tuple(zip(later, rest, strict=True)))
 
     def _trial(self, sources: tuple[Params, ...]) -> tuple[list[float], list[float]]:
-        """Decrease of log loss of both over the second half of a trial, at equal FLOPs."""
+        """Return the decrease of log loss of both over the second half of a trial, at equal FLOPs."""
         prepared, grown, logs = self.prepared, self.prepared.grow(sources), []
         for share in TRIAL:
             steps = max(1, round(share * prepared.problem.steps))

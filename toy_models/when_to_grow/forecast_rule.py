@@ -1,4 +1,4 @@
-"""The rule of forecasts: when to grow, decided while training by looking ahead, and by ``bea``'s trials if that is too dear.
+"""The rule of forecasts: when to grow, decided while training by looking ahead, or by ``bea``'s trials if that costs too much.
 
 It grows networks on full batches of a few hundred samples well. A forecast follows one batch, so that it does not hold over
 runs that go on seeing other data; runs of ``fusion_core`` therefore decide by trials alone.

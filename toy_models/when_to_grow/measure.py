@@ -43,7 +43,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def measure(
     problem: Problem, runs: int, truth_runs: int, costate_runs: int, report: Callable[[str], None] = lambda what: None
 ) -> dict:
-    """All records of a problem as plain lists, run first, growth step second.
+    """Measure a problem; return the records as plain lists, run first, growth step second.
 
     Rules are measured on the first ``runs`` initialisations, the truth (``final``) on ``truth_runs`` with these among them.
     """
@@ -84,7 +84,7 @@ def measure(
 def _small_run(
     prepared: PreparedProblem, rate: float, run: int, shares: Sequence[float]
 ) -> dict[int, tuple[Params, ...]]:
-    """The sources of a run at these shares of the budget, by their steps."""
+    """Return the sources of a run at these shares of the budget, by their steps."""
     sources, done, states = prepared.start(run), 0, {}
     for step in sorted({prepared.small_steps(share) for share in shares}):
         sources = tuple(prepared.advance(p, step - done, rate, prepared.ones) for p in sources)
@@ -93,13 +93,13 @@ def _small_run(
 
 
 def _finals(prepared: PreparedProblem, rate: float, grown: list[Params]) -> list[float]:
-    """The final losses of what was grown at ``SHARES``."""
+    """Return the final losses of what was grown at ``SHARES``."""
     steps = jnp.asarray([prepared.grown_steps(s) for s in SHARES])
     return prepared.losses(prepared.advance_grown(stack(grown), steps, rate, prepared.factors)).tolist()
 
 
 def stack(trees: Sequence[Params]) -> Params:
-    """One tree of stacked leaves."""
+    """Return one tree of stacked leaves."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -147,7 +147,7 @@ def _one_run(
 
 
 def _greedy(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...]) -> tuple[jax.Array, jax.Array]:
-    """Predicted decrease of the grown loss per FLOP: a step of all sources, and one of the grown network."""
+    """Return the predicted decrease of the grown loss per FLOP: a step of all sources, and one of the grown network."""
     grown, descent = prepared.grow(sources), bea.gradient_field(prepared.loss)
     small = prepared.embed(tuple(jax.tree.map(lambda v: rate * v, descent(p)) for p in sources))
     step = jax.tree.map(lambda f, v: rate * f * v, prepared.factors, descent(grown))
@@ -156,7 +156,7 @@ def _greedy(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...])
 
 
 def _costate(prepared: PreparedProblem, rate: float, run: int) -> dict[str, Any]:
-    """The growth step by the switching function, and the loss that the run which follows it ends with."""
+    """Return the growth step by the switching function, and the loss that the run which follows it ends with."""
     last = prepared.small_steps(1.0)
     evaluate = jax.jit(functools.partial(switching, prepared, rate))
     states, final = {0: prepared.start(run)}, {}
@@ -186,7 +186,7 @@ def _costate(prepared: PreparedProblem, rate: float, run: int) -> dict[str, Any]
 
 
 def switching(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...], steps: Any) -> bea.Switching:
-    """The switching function with a traced number of steps: a clock in the params stops the field."""
+    """Return the switching function with a traced number of steps: a clock in the params stops the field."""
     descent = bea.gradient_field(prepared.loss)
 
     def stopped(state: Params) -> Params:
@@ -209,7 +209,7 @@ def switching(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...
 
 
 def _arms(prepared: PreparedProblem, best: float, runs: int) -> dict[str, Any]:
-    """Final losses at equal FLOPs, each arm at the best of five rates (two runs decide): the large network from
+    """Return final losses at equal FLOPs, each arm at the best of five rates (two runs decide): the large network from
     scratch, with and without width factors; grown at one of ``ARM_SHARES``; never grown; one small network."""
     steps, last = prepared.problem.steps, prepared.small_steps(1.0)
     alone = round(steps * prepared.costs[1] * prepared.problem.sources / prepared.costs[0])

@@ -31,7 +31,7 @@ class Family:
 
     512 samples, more than any of the networks interpolates; teachers of 64 tanh features with power-law weights. Rates are
     a share of the small networks' best: that lies at the edge of stability, where runs swing and end at losses that differ
-    by a factor of two, so that no growth step can be told from another.
+    by a factor of two, so that growth steps cannot be distinguished.
     """
 
     inputs: tuple[int, ...] = (4, 6, 8)
@@ -86,7 +86,7 @@ class Problem:
 
 
 def draw(family: Family, seed: int) -> Problem:
-    """The problem of a seed. Operators alternate, so that any range of seeds has both."""
+    """Return the problem of a seed. Operators alternate, so that any range of seeds has both."""
     rng = np.random.default_rng(seed)
     depth = int(rng.choice(family.depths))
     widths = rng.integers(*family.widths, size=depth, endpoint=True)
@@ -150,29 +150,29 @@ class PreparedProblem:
         )
 
     def start(self, run: int) -> tuple[Params, ...]:
-        """The sources of a run, untrained."""
+        """Return the sources of a run, untrained."""
         seeds = np.random.SeedSequence((self.problem.seed, run)).generate_state(2) // 2
         return tuple(mlp.init(self.problem.sizes, seed=int(s), dtype=self.dtype) for s in seeds[: self.problem.sources])
 
     def start_large(self, run: int) -> Params:
-        """A large network from scratch."""
+        """Return a large network from scratch."""
         seed = np.random.SeedSequence((self.problem.seed, run, 1)).generate_state(1)[0] // 2
         return mlp.init(self.grown_sizes, seed=int(seed), dtype=self.dtype)
 
     def small_steps(self, share: float) -> int:
-        """Small steps that a share of the budget pays for."""
+        """Return the small steps that a share of the budget pays for."""
         return round(share * self.problem.steps * self.costs[1] / self.costs[0])
 
     def grown_steps(self, share: float) -> int:
-        """Grown steps that the rest of the budget pays for."""
+        """Return the grown steps that the rest of the budget pays for."""
         return round((1 - share) * self.problem.steps)
 
     def embed(self, sources: tuple[Params, ...]) -> Params:
-        """J, linear."""
+        """Return Jθ, linear in the sources."""
         return self.mapping.embed(sources if len(sources) == 2 else sources * 2)
 
     def grow(self, sources: tuple[Params, ...]) -> Params:
-        """The grown network: Jθ, and the noise that keeps the function."""
+        """Return the grown network: Jθ, and the noise that keeps the function."""
         fused = self.embed(sources)
         return fused if self.offset is None else jax.tree.map(jnp.add, fused, self.offset)
 
@@ -182,7 +182,7 @@ class PreparedProblem:
         return jax.lax.fori_loop(0, steps, step, params)
 
     def _noise(self) -> Params:
-        """``[[N₁, −N₁], [−N₂, N₂]]`` on what reads the copies, ``[n, −n]`` on the last layer; nothing else."""
+        """Return the noise: ``[[N₁, −N₁], [−N₂, N₂]]`` on what reads the copies, ``[n, −n]`` on the last layer."""
         rng = np.random.default_rng((self.problem.seed, 7))
         zeros = jax.tree.map(jnp.zeros_like, self.embed(self.start(0)))
         pairs = list(zip(self.problem.sizes[:-1], self.problem.sizes[1:], strict=True))
@@ -196,7 +196,7 @@ class PreparedProblem:
         return zeros
 
     def tuned_rate(self, runs: int = 2) -> float:
-        """The problem's learning rate: its share of the best of ``TUNED`` for small networks with the whole budget."""
+        """Return the problem's rate: its share of the best of ``TUNED`` for small networks with the whole budget."""
         steps, ends = self.small_steps(1.0), []
         for rate in TUNED:
             finals = [float(self.loss(self.advance(self.start(r)[0], steps, rate, self.ones))) for r in range(runs)]

@@ -22,17 +22,17 @@ def fixed(share: float) -> Rule:
 
 
 def lowest(name: str) -> Rule:
-    """Where the forecast is lowest, known at the end of the small run."""
+    """Grow where the forecast is lowest, known at the end of the small run."""
     return lambda record: [int(np.nanargmin(row)) for row in record[name]]
 
 
 def lowest_of_mean(record: dict[str, Any]) -> list[int]:
-    """One step for all runs, where the geometric mean of their forecasts is lowest."""
+    """Grow all runs at the step where the geometric mean of their forecasts is lowest."""
     return [int(np.log(record["look_ahead"]).mean(axis=0).argmin())] * len(record["look_ahead"])
 
 
 def first_minimum(record: dict[str, Any]) -> list[int]:
-    """The rule of forecasts without those of later growth, on every step of the grid: one look after the first minimum."""
+    """Follow ``ForecastRule`` without later growth, at every step of the grid: one look after the first minimum."""
     return [_follow(record, run) for run in range(len(record["look_ahead"]))]
 
 
@@ -53,7 +53,7 @@ def _follow(record: dict[str, Any], run: int) -> int:
 
 
 def _window(record: dict[str, Any], run: int, at: int, first: int, last: int) -> tuple[list[float], list[float]]:
-    """Decrease of log loss per share of the budget, small and grown, between two times after a growth step."""
+    """Return the decrease of log loss per share of the budget, small and grown, between two times after a growth step."""
     fall = lambda name: [record[name][run][at][first] - record[name][run][at][last]]
     return fall("small_log"), fall("trial_log")
 
@@ -77,7 +77,7 @@ def greedy(record: dict[str, Any]) -> list[int]:
 
 
 def _first(met: np.ndarray) -> list[int]:
-    """Index of the first true entry of each row but the last column; the last index where there is none."""
+    """Return the index of the first true entry of each row but the last column, or the last index."""
     met = met.copy()
     met[:, -1] = True
     return [int(i) for i in met.argmax(axis=1)]

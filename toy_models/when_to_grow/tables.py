@@ -21,7 +21,7 @@ ARMS = {
 
 
 def judge(record: dict[str, Any]) -> dict[str, Any] | None:
-    """One problem: every rule's regret, the truth's resolution, the other arms. None where a run diverged.
+    """Judge one problem: every rule's regret, the truth's resolution, the other arms; return None if a run diverged.
 
     Regret is paired: the runs that followed the rule, over the same runs at the growth step whose mean log loss over all
     runs of the truth is lowest; the last step, never, is one of them.
@@ -41,7 +41,7 @@ def judge(record: dict[str, Any]) -> dict[str, Any] | None:
         "curve": np.exp(mean - mean[best]).tolist(),
         "standard_error": float(np.median(np.delete(errors, best))),
         "split_half": _split_half(log),
-        # growing later than at 90 % of the budget is not told from never
+        # growing later than at 90 % of the budget is not distinguished from never
         "never_is_best": bool(best >= never - 1),
         "growth_pays": bool(differences[:, never].mean() > 2 * errors[never] and best < never - 1),
         "gap_to_never": float(np.exp(differences[:, never].mean())),
@@ -82,7 +82,7 @@ def judge(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _split_half(log: np.ndarray) -> float:
-    """The step chosen on one half of the runs, judged on the other: mean regret over random halves."""
+    """Return the mean regret of the step chosen on one half of the runs and judged on the other, over random halves."""
     rng, half, regrets = np.random.default_rng(SEED), len(log) // 2, []
     for _ in range(SPLITS):
         order = rng.permutation(len(log))
@@ -92,7 +92,7 @@ def _split_half(log: np.ndarray) -> float:
 
 
 def _interval(differences: np.ndarray) -> list[float]:
-    """Mean and 95 % bootstrap interval over problems of paired differences of log regret, as ratios."""
+    """Return mean and 95 % bootstrap interval over problems of paired differences of log regret, as ratios."""
     rng = np.random.default_rng(SEED)
     means = differences[rng.integers(len(differences), size=(RESAMPLES, len(differences)))].mean(axis=1)
     return [float(np.exp(v)) for v in (differences.mean(), *np.quantile(means, (0.025, 0.975)))]
@@ -103,7 +103,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def compute(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All tables as plain numbers."""
+    """Return all tables as plain numbers."""
     judged = [found for record in records if (found := judge(record)) is not None]
     result: dict[str, Any] = {"problems": judged, "diverged": len(records) - len(judged)}
     if not judged:
@@ -164,7 +164,7 @@ def _gradients(settings: dict[str, Any]) -> int:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as text."""
+    """Return the tables as Markdown."""
     if "regret" not in result:
         return f"No problem without a diverged run ({result['diverged']} diverged)."
     truth, count = result["truth"], len(result["problems"])

@@ -18,8 +18,14 @@ from fusion_core.text import Tokenizer
 from fusion_core.text.examples import batches_by_length, padded, width_for
 
 
-class Network(NamedTuple):
-    """A T5 that reads and writes text."""
+class TextNetwork(NamedTuple):
+    """A T5 with its tokenizer.
+
+    Attributes:
+      params: float32.
+      config: of the network.
+      tokenizer: text to ids and back.
+    """
 
     params: Any
     config: T5Config
@@ -27,11 +33,11 @@ class Network(NamedTuple):
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: T5Config, folder: pathlib.Path) -> None:
-    """Raises InputError where ids of the tokenizer are none, or others, of the network."""
+    """Raise InputError if the network lacks ids of the tokenizer, or has other special ids."""
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the network has {config.vocab_size} tokens; "
-            "they do not belong together"
+            "take the tokenizer that the network was trained with"
         )
     for piece, what, expected in (
         ("<pad>", "pad", config.pad_token_id),
@@ -41,7 +47,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config, folder: pathlib.Path
         if found != expected:
             raise InputError(
                 f"{folder}: the tokenizer's {piece} has the id {found}, but config.json says that the {what} token is "
-                f"{expected}; they do not belong together"
+                f"{expected}; take the tokenizer that the network was trained with"
             )
     if tokenizer.encode(["a"])[0][-1] != config.eos_token_id:
         raise InputError(
@@ -49,25 +55,25 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config, folder: pathlib.Path
         )
 
 
-def open_network(folder: pathlib.Path) -> Network:
-    """Reads a T5's checkpoint folder and its tokenizer; weights are float32.
+def open_network(folder: pathlib.Path) -> TextNetwork:
+    """Read a T5's checkpoint folder and its tokenizer.
 
     Raises:
-      InputError: it is no checkpoint of a T5, it has no tokenizer, or one that does not fit.
+      InputError: the folder is no checkpoint of a T5, or has no tokenizer that fits it.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; give a checkpoint folder, as deepfusion demo or fuse write it")
+        raise InputError(f"there is no folder {folder}; give a checkpoint folder in Hugging Face's layout")
     tokenizer = Tokenizer.load(folder)
     params, config = load_pretrained(folder)
     if not isinstance(config, T5Config):
         kind = type(config).__name__.removesuffix("Config")
         raise InputError(f"{folder} is a {kind}; this needs a T5, which reads one text and writes another")
     check_tokenizer(tokenizer, config, folder)
-    return Network(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), config, tokenizer)
+    return TextNetwork(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), config, tokenizer)
 
 
 def answer(
-    network: Network,
+    network: TextNetwork,
     sources: Sequence[np.ndarray],
     how: Decoding,
     *,
@@ -75,11 +81,14 @@ def answer(
     batch: int = 32,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """The text that the network writes for each source.
+    """Return the text that the network writes for each source.
 
     Args:
+      network: that writes.
       sources: ids, each with its end token.
-      batch: sources at a time; what is written does not depend on it, up to rounding.
+      how: search or sampling.
+      seed: of sampling.
+      batch: sources at a time; the answers do not depend on it, up to rounding.
       on_batch: called with the number of sources just answered.
     """
     options = {name: getattr(how, name) for name in how.__dataclass_fields__}

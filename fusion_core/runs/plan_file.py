@@ -1,0 +1,277 @@
+"""Reading a plan from its TOML file: all errors at once, each with its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fusion_core.errors import InputError
+from fusion_core.models.t5 import Compute, T5Config
+from fusion_core.runs.plan import (
+    Budget,
+    DataSettings,
+    FuseNode,
+    GrowNode,
+    Node,
+    OptimizerSettings,
+    Plan,
+    ScheduleSettings,
+    TrainNode,
+)
+from fusion_core.text.tokenizer import SENTINELS, Tokenizer
+from fusion_core.train.run import Cadence
+
+NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}
+TABLES = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings, "cadence": Cadence, "compute": Compute}
+TOP = ("name", "seed", "seeds", "steps_per_dispatch", "measure", "budget", "data", "defaults", "node")
+# kinds of pydantic's errors -> what a value must be
+WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a word in quotes",
+    "tuple_type": "a list",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "below {lt:g}",
+    "literal_error": "one of {expected}",
+    "dataclass_type": "a table",
+    "dataclass_exact_type": "a table",
+    "missing": "given",
+}
+
+Place = tuple[str, ...]
+
+
+def read_plan(path: pathlib.Path) -> Plan:
+    """Read a plan file; paths in it are relative to the file.
+
+    Raises:
+      InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
+    """
+    return plan_from(path)
+
+
+def plan_from(path: pathlib.Path, change: Callable[[dict[str, Any]], None] = lambda values: None) -> Plan:
+    """Read a plan file whose values are changed before they are checked.
+
+    Args:
+      path: of the file.
+      change: changes the file's values in place.
+
+    Raises:
+      InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text)
+        change(values)
+    except FileNotFoundError:
+        raise InputError(f"there is no plan {path}; examples are in examples/plans") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as TOML: {error}") from None
+    reader = _Reader(path.parent, lines_of(text))
+    plan = reader.plan(values, path.stem)
+    if plan is None:
+        raise InputError(f"{path} is no plan that can be run:\n  " + "\n  ".join(reader.errors))
+    return plan
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """Return the line of every table and key of a TOML file, by its place, such as ``("node", "a", "steps")``.
+
+    Keys inside an inline table have the line of the key that holds the table.
+    """
+    part = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+    dotted = rf"{part}(?:\s*\.\s*{part})*"
+    split = lambda key: tuple(p.strip("\"'") for p in re.findall(part, key))
+    found: dict[Place, int] = {}
+    table: Place = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(rf"\s*\[\s*({dotted})\s*\]", line):
+            table = split(header[1])
+            found.setdefault(table, number)
+        elif key := re.match(rf"\s*({dotted})\s*=", line):
+            found.setdefault((*table, *split(key[1])), number)
+    return found
+
+
+class _Reader:
+    """The parts of a plan, and the errors that were found on the way."""
+
+    def __init__(self, folder: pathlib.Path, lines: Mapping[Place, int]) -> None:
+        self.folder, self.lines = folder, lines
+        self.errors: list[str] = []
+
+    def error(self, place: Place, message: str) -> None:
+        """Add an error at the line of the place, or of the nearest table around it."""
+        around = (place[:n] for n in range(len(place), 0, -1))
+        line = next((self.lines[p] for p in around if p in self.lines), None)
+        where = f"node {place[1]}: " if place[:1] == ("node",) and len(place) > 1 else ""
+        message = message if message.startswith(where.rstrip(": ") or " ") else where + message
+        self.errors.append(f"line {line}: {message}" if line else message)
+
+    def unknown(self, place: Place, owner: str, values: Mapping[str, Any], known: list[str]) -> None:
+        """Add an error for every field that is not known."""
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+                self.error((*place, name), f"{owner} has an unknown field {name!r}; {hint}")
+
+    def make(self, kind: Any, place: Place, values: Mapping[str, Any], prefix: str = "") -> Any:
+        """Return an object of a checked dataclass; None, after adding its errors, if the values are not such."""
+        try:
+            return TypeAdapter(kind).validate_python(dict(values))
+        except ValidationError as error:
+            seen = set()
+            for one in error.errors():
+                loc = tuple(str(part) for part in one["loc"] if not str(part).startswith(("constrained", "function")))
+                fields = tuple(part for part in loc if not part.isdigit())
+                if (fields, one["type"]) not in seen:
+                    seen.add((fields, one["type"]))
+                    self.error((*place, *fields), self._message(one, prefix, fields))
+        except InputError as error:
+            self.error(place, str(error))
+        return None
+
+    @staticmethod
+    def _message(error: Any, prefix: str, fields: Place) -> str:
+        if error["type"] == "value_error":
+            return str(error["ctx"]["error"])
+        name = prefix + ".".join(fields)
+        if error["type"] == "missing":
+            return f"{name} is missing; give it"
+        wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+        return f"{name} is {error['input']!r}; it must be {wanted}"
+
+    def table(self, kind: Any, place: Place, owner: str, values: Any) -> Any:
+        """Return a nested table as an object of the dataclass."""
+        name = place[-1]
+        if not isinstance(values, dict):
+            self.error(place, f"{name} is {values!r}; it must be a table")
+            return None
+        before = len(self.errors)
+        self.unknown(place, owner, values, [field.name for field in dataclasses.fields(kind)])
+        return None if len(self.errors) > before else self.make(kind, place, values, f"{name}.")
+
+    def plan(self, values: dict[str, Any], name: str) -> Plan | None:
+        self.unknown((), "the plan", values, list(TOP))
+        data = self.data(values.get("data", {}))
+        vocabulary = self.vocabulary(data)
+        tables = values.get("node", {})
+        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+            self.error(("node",), "nodes are tables, [node.NAME]")
+            return None
+        nodes = [self.node(node, table, values.get("defaults", {}), vocabulary) for node, table in tables.items()]
+        rest: dict[str, Any] = {key: values[key] for key in TOP[:5] if key in values}
+        if (budget := values.get("budget")) is not None:
+            table = {"flops": budget} if isinstance(budget, int | float) else budget
+            rest["budget"] = self.table(Budget, ("budget",), "budget", table)
+        if self.errors:
+            # what is wrong with the plan's own values is said too, with a node in the place of those that failed
+            stand_in = FuseNode(name="?", sources=("?", "?"))
+            self.make(Plan, (), {"name": name, "nodes": (stand_in,), **rest, "budget": None})
+            return None
+        plan = self.make(Plan, (), {"name": name, **rest, "nodes": tuple(nodes), "data": data})
+        return None if self.errors else plan
+
+    def data(self, values: Any) -> DataSettings:
+        data = self.table(DataSettings, ("data",), "data", values) or DataSettings()
+        from_here = lambda name: str((self.folder / name).resolve())
+        for name in (*data.text, *filter(None, [data.tokenizer])):
+            if not (self.folder / name).exists():
+                self.error(("data", "text"), f"data: there is no file or folder {name}")
+        text = tuple(map(from_here, data.text))
+        return dataclasses.replace(data, text=text, tokenizer=data.tokenizer and from_here(data.tokenizer))
+
+    def vocabulary(self, data: DataSettings) -> int:
+        """Return the rows of the embedding that the tokenizer needs."""
+        if data.tokenizer and pathlib.Path(data.tokenizer).exists():
+            try:
+                return Tokenizer.load(data.tokenizer).vocab_size
+            except InputError as error:
+                self.error(("data", "tokenizer"), str(error))
+        return data.vocab + SENTINELS
+
+    def node(self, name: str, table: dict[str, Any], defaults: dict[str, Any], vocabulary: int) -> Node | None:
+        place, owner, before = ("node", name), f"node {name}", len(self.errors)
+        if not NAMES.fullmatch(name):
+            self.error(place, f"{owner}: a name has letters, digits, '.', '-' and '_', for it is a folder's too")
+        values = dict(table)
+        kind = values.pop("kind", "fuse" if "sources" in table else "grow" if "operator" in table else "train")
+        if kind not in KINDS:
+            self.error((*place, "kind"), f"{owner} is of kind {kind!r}; there are {', '.join(KINDS)}")
+            return None
+        if kind == "train":
+            values = _over(defaults, values)
+        cls = KINDS[kind]
+        spelled = {"source_node": "from"}
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
+        self.unknown(place, owner, values, [spelled.get(field, field) for field in names])
+        if "from" in values:
+            values["source_node"] = values.pop("from")
+        if "model" in values:
+            values["model"] = self.model(place, values["model"], vocabulary)
+        for field in TABLES.keys() & values.keys():
+            values[field] = self.table(TABLES[field], (*place, field), f"{owner}: {field}", values[field])
+        if kind == "train" and "steps" not in values:
+            self.error(place, f"{owner}: how many steps? give a number, a share of the budget, 'rest' or 'auto'")
+        if kind == "grow" and "source_node" not in values:
+            self.error(place, f"{owner}: from is missing; give the node whose network is grown")
+        if len(self.errors) > before:
+            # the other fields are checked all the same; a stand-in takes the place of what failed
+            kept = {field: value for field, value in values.items() if field in names and value is not None}
+            missing = {"steps": 1, "model": T5Config(), "source_node": ""} if kind == "train" else {"source_node": "?"}
+            self.make(cls, place, {"name": name, **({} if kind == "fuse" else missing), **kept})
+            return None
+        return self.make(cls, place, {"name": name, **values})
+
+    def model(self, place: Place, value: Any, vocabulary: int) -> T5Config | None:
+        """Return a configuration from a name, or from a table of its fields, which may have a name too."""
+        place = (*place, "model")
+        fields: dict[str, Any] = {"name": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict):
+            self.error(place, f"model is {value!r}; it must be a name or a table")
+            return None
+        before = len(self.errors)
+        known = [field.name for field in dataclasses.fields(T5Config)]
+        self.unknown(place, f"node {place[1]}: model", fields, [*known, "name"])
+        if len(self.errors) > before:
+            return None
+        try:
+            own = {"vocab_size": vocabulary, **fields}
+            config = T5Config.named(**fields) if "name" in fields else T5Config(**own)
+        except InputError as error:
+            self.error(place, str(error))
+            return None
+        if config.vocab_size < vocabulary:
+            self.error(
+                place,
+                f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {vocabulary} pieces; take at least "
+                "as many",
+            )
+        return config
+
+
+def _over(defaults: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults with a node's own values laid over them; its tables are laid over theirs field by field."""
+    values = dict(table)
+    for field, value in defaults.items():
+        if isinstance(value, dict) and isinstance(values.get(field), dict):
+            values[field] = {**value, **values[field]}
+        else:
+            values.setdefault(field, value)
+    if "from" in table and "model" not in table:
+        values.pop("model", None)
+    return values

@@ -1,0 +1,205 @@
+"""The engine: run a plan from its first node to its last, once for every seed; finished nodes are not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fusion_core import atomic
+from fusion_core.errors import InputError
+from fusion_core.provenance import provenance
+from fusion_core.runs.auto import AutoGrowth
+from fusion_core.runs.compare import compare
+from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
+from fusion_core.runs.data import RunData
+from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
+from fusion_core.runs.measure import GREEDY, THEORY, measure
+from fusion_core.runs.plan import Plan, TrainNode
+from fusion_core.train import Metrics, Trainer
+from fusion_core.train.devices import first_process
+from fusion_core.train.run import METRICS
+
+PLAN, RESULTS = "plan.json", "results.json"
+
+
+def run_plan(
+    plan: Plan,
+    folder: pathlib.Path,
+    *,
+    only: str | None = None,
+    peak_flops: float | None = None,
+    show: Callable[[dict[str, Any]], None] = lambda record: None,
+    note: Callable[[str], None] = lambda line: None,
+    begin: Callable[[str, int, int], None] = lambda name, step, until: None,
+    trainers: dict[Any, Trainer] | None = None,
+) -> dict[str, Any] | None:
+    """Run a plan in a folder, or resume it; the processes of a run all call this, with a folder that all can read.
+
+    A plan with several seeds has a folder ``seed-N`` for each, with its nodes; the text is read once.
+
+    Args:
+      plan: to run.
+      folder: of the run.
+      only: run this node alone (an ``auto`` node with its group); its inputs must be finished and their folders there.
+      peak_flops: FLOP/s of all devices together, for the MFU; if None, what is known of their kind.
+      show: called with every record of the metrics.
+      note: called with sentences for the user.
+      begin: called when a node begins, with its name, its first step and its last.
+      trainers: compiled steps of an earlier run in this process, to be used again.
+
+    Returns:
+      The results (also in ``results.json``; ``fusion_core.runs.compare`` has their format); None if nodes are missing.
+
+    Raises:
+      InputError: the plan cannot run, its text is too short, or the folder is of another run.
+      Interrupted, TrainingDiverged: as ``Training.to``.
+    """
+    nodes = {resolved.name: resolved for resolved in resolve(plan, jax.device_count())}
+    if only is not None:
+        plan.node(only)  # raises, and lists the nodes
+    _check_folder(plan, folder)
+    data = RunData(plan.data, plan.seed, folder / "data", note)
+    trainers = {} if trainers is None else trainers
+    found: dict[int, dict[str, Any]] = {}
+    for seed in plan.seeds or (plan.seed,):
+        place = folder / f"seed-{seed}" if plan.seeds else folder
+        if len(plan.seeds) > 1:
+            note(f"seed {seed}")
+        context = RunContext(plan, seed, place, data, peak_flops, show, note, begin, trainers)
+        _run(context, nodes, only)
+        if all(context.done(name) is not None for name in nodes):
+            found[seed] = collect(context, nodes)
+    if len(found) < len(plan.seeds or (plan.seed,)):
+        return None
+    results = {
+        "name": plan.name,
+        "nodes": next(iter(found.values())),
+        "seeds": {str(seed): nodes for seed, nodes in found.items()} if plan.seeds else {},
+        "comparison": compare(list(found.values()), budget_flops(plan, nodes)),
+        "provenance": provenance(),
+    }
+    if first_process():
+        atomic.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> None:
+    """Run the nodes of one seed that are wanted and not finished."""
+    groups = {name: group for group in auto_groups(context.plan) for name in group.names}
+    for name, resolved in nodes.items():
+        wanted = only is None or only == name or (only in groups and groups[only] is groups.get(name))
+        if not wanted or context.done(name) is not None:
+            continue
+        if name in groups:
+            AutoGrowth(context, nodes, groups[name]).run()
+            _measure(context, nodes, groups[name])
+        elif isinstance(resolved.node, TrainNode):
+            _train(context, nodes, resolved)
+        else:
+            sources = {n: nodes[n] for n in resolved.node.inputs}
+            state = grown_state(context, resolved, sources, {n: context.result(r) for n, r in sources.items()})
+            context.save_result(resolved, state)
+            if context.plan.measure:
+                measure(context, resolved, sources)
+            context.finish(resolved, state)
+            context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
+
+
+def _measure(context: RunContext, nodes: dict[str, Resolved], group: AutoGroup) -> None:
+    if context.plan.measure:
+        measure(context, nodes[group.event.name], {node.name: nodes[node.name] for node in group.sources})
+
+
+def _check_folder(plan: Plan, folder: pathlib.Path) -> None:
+    """Write the plan into a new folder, and compare it with the one in an old folder."""
+    said = json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
+    file = folder / PLAN
+    if not file.exists():
+        if first_process():
+            atomic.write_text(file, said)
+        return
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+        differ = [key for key, value in json.loads(said).items() if old.get(key) != value]
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}); take another folder, or remove the file to go on with the same plan"
+        ) from None
+    if differ:
+        raise InputError(
+            f"{folder} is of another plan: {', '.join(differ)} differ{'s' if len(differ) == 1 else ''}; give the plan that it "
+            "was begun with, or another folder"
+        )
+
+
+def _spent(context: RunContext, nodes: Mapping[str, Resolved], inputs: tuple[str, ...]) -> dict[str, float]:
+    """Return the FLOPs of finished nodes and of all their ancestors, each once."""
+    spent: dict[str, float] = {}
+    for name in dict.fromkeys(inputs):
+        spent |= {**_spent(context, nodes, nodes[name].node.inputs), name: (context.done(name) or {}).get("flops", 0.0)}
+    return spent
+
+
+def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) -> None:
+    node = resolved.node
+    assert isinstance(node, TrainNode)
+    source = None
+    if node.source_node:
+        before = nodes[node.source_node]
+        source = before, context.result(before)
+    start = first_state(context, resolved, source)
+    first, seconds, steps = int(start.step), time.perf_counter(), resolved.steps
+    if steps is None:
+        spent, budget = math.fsum(_spent(context, nodes, node.inputs).values()), budget_flops(context.plan, nodes)
+        dispatch = context.plan.steps_per_dispatch * resolved.step_flops
+        left = budget is None or budget - spent >= dispatch
+        steps = steps_within(context.plan, node, resolved.step_flops, budget, spent) if left else 0
+    training = training_of(context, resolved, start, steps)
+    context.begin(node.name, first, first + steps)
+    state = training.to(start, first + steps)
+    if int(state.step) == first:
+        context.save_result(resolved, state)
+    context.finish(
+        resolved,
+        state,
+        start=first,
+        flops=(int(state.step) - first) * resolved.step_flops,
+        seconds=time.perf_counter() - seconds,
+    )
+
+
+def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any]:
+    """Return of every node its facts, its losses, and the FLOPs of all nodes before it."""
+    found = {}
+    for name, resolved in nodes.items():
+        facts = context.done(name) or {}
+        before = math.fsum(_spent(context, nodes, resolved.node.inputs).values())
+        folder = context.folder_of(name)
+        metrics = Metrics(folder / facts.get("work", ".") / METRICS)
+        pick = lambda key, metrics=metrics: [(r["step"], r[key]) for r in metrics.records if key in r]
+        validation = pick("validation_loss")
+        found[name] = {
+            **facts,
+            "arm": getattr(resolved.node, "arm", ""),
+            "inputs": list(dict.fromkeys(resolved.node.inputs)),
+            "d_model": resolved.config.d_model,
+            "step_flops": resolved.step_flops,
+            "before_flops": before,
+            "total_flops": before + float(facts.get("flops", 0.0)),
+            "loss": pick("loss"),
+            "validation_loss": validation,
+            "steps_per_second": pick("steps_per_second"),
+            "tokens_per_second": pick("tokens_per_second"),
+            "input_wait": pick("input_wait"),
+            "final": validation[-1][1] if validation else None,
+            "theory": Metrics(folder / THEORY).records,
+            "greedy": json.loads((folder / GREEDY).read_text(encoding="utf-8")) if (folder / GREEDY).exists() else None,
+        }
+    return found
