@@ -77,8 +77,9 @@ def grown_sizes(config: Config, options: Options, *, copied: bool) -> dict[str, 
         grown = {name: width.get(space.field, space.size) for name, space in spaces(config).items()}
     for name, size in present.items():
         if not isinstance(grown[name], int) or isinstance(grown[name], bool) or grown[name] < size:
+            field = name if stream is None else spaces(config)[name].field
             raise InputError(
-                f"width of {name} is {grown[name]!r}; it must be an integer of at least {size}, its present width"
+                f"width of {field} is {grown[name]!r}; it must be an integer of at least {size}, its present width"
             )
     if grown == present:
         raise InputError(f"width is {width!r}, which the network has already; give a larger one")

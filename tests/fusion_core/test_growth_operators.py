@@ -585,7 +585,7 @@ T5 = tiny("v1.0")
         (T5, "identity_layers", {"depth": {"num_layers": 2.0}}, "num_layers is 2.0; it must be an integer"),
         (T5, "stacking", {"depth": {"num_layers": 3}}, "cannot grow num_layers from 2 to 3"),
         (MLP, "net2net_depth", {"depth": {"num_layers": 3}}, "depth is {'num_layers': 3}; give a number of layers"),
-        (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make an MLP deeper"),
+        (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make this network deeper"),
         (MLP, "net2net_width", {"width": (4,), "seed": 0}, r"width is \(4,\); give the 2 hidden widths"),
         (
             MLP,
@@ -600,7 +600,7 @@ T5 = tiny("v1.0")
             {"width": {"d_kv": 8}, "seed": 0},
             "give the fields that grow, of d_model, d_ff, num_heads",
         ),
-        (T5, "net2net_width", {"width": {"d_ff": 30.0}, "seed": 0}, "width of encoder.0.d_ff is 30.0"),
+        (T5, "net2net_width", {"width": {"d_ff": 30.0}, "seed": 0}, "width of d_ff is 30.0"),
         (
             T5,
             "net2net_width",
