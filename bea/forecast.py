@@ -22,13 +22,13 @@ class LookAhead(NamedTuple):
     """The forecast of a phase.
 
     Attributes:
-      loss: at its end.
-      uncertainty: of that loss, from how far the quadratic models missed the loss where they led: root of the sum of
-        the squared relative misses, times the loss. Re-linearising corrects part of every miss, so it is cautious.
-      params: at the end, a tree like params.
+      loss: loss at its end.
+      uncertainty: uncertainty of that loss, from how far the quadratic models missed the loss where they led: root of the
+        sum of the squared relative misses, times the loss. Re-linearising corrects part of every miss, so it is cautious.
+      params: params at the end.
       times: steps done at every re-linearisation, 0 first and the whole phase last.
-      losses: at these times.
-      gradients: what the forecast cost, in gradients of the loss (a product with the curvature counts as two).
+      losses: losses at these times.
+      gradients: cost of the forecast, in gradients of the loss (a product with the curvature counts as two).
     """
 
     loss: Array
@@ -111,7 +111,7 @@ def look_ahead(
       evaluate: loss that is reported, of fresh data for an honest forecast; if None, the loss itself. ``losses`` and the
         uncertainty are always of the loss that is followed.
       relinearisations: static.
-      ratio: of each τ to the one before.
+      ratio: ratio of each τ to the one before.
       krylov: Lanczos vectors a linearisation, static.
 
     Returns:

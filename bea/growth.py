@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,20 @@ from jax.scipy.sparse.linalg import cg
 from bea.fields import gradient_field, lie_bracket
 from bea.integrability import IntegrabilityDefect, integrability_defect
 from bea.pytrees import Field, Loss, Number, Params, axpy, check_floating, check_step_size, inner, norm, subtract
+
+
+@runtime_checkable
+class LinearMap(Protocol):
+    """J with its transpose and its pseudo-inverse, as ``fusion_core``'s maps of a growth have them."""
+
+    def embed(self, small: Any, /) -> Any:
+        """Return Jθ."""
+
+    def transpose(self, grown: Any, /) -> Any:
+        """Return JᵀΘ."""
+
+    def pinv(self, grown: Any, /) -> Any:
+        """Return J⁺Θ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +39,8 @@ class GrowthEvent:
       transpose: Jᵀ; ``grown -> small`` with ``⟨Jθ, Θ⟩ = ⟨θ, JᵀΘ⟩``.
       pinv: J⁺; ``grown -> small``, the pseudo-inverse (of least norm where J has a kernel, as averaged biases do).
 
-    ``GrowthEvent.from_linear(embed, example_small)`` derives the last two from the first.
+    ``GrowthEvent.of(mapping)`` takes all three from a map; ``GrowthEvent.from_linear(embed, example_small)`` derives the
+    last two from the first.
 
     Source: theory.md, section 3.
     """
@@ -35,8 +50,8 @@ class GrowthEvent:
     pinv: Callable[[Params], Params]
 
     @classmethod
-    def of(cls, mapping: Any) -> "GrowthEvent":
-        """Return the event of a map that has ``embed``, ``transpose`` and ``pinv``, such as ``fusion_core.GrowthMap``."""
+    def of(cls, mapping: LinearMap) -> "GrowthEvent":
+        """Return the event of a map that has its transpose and its pseudo-inverse."""
         return cls(mapping.embed, mapping.transpose, mapping.pinv)
 
     @classmethod

@@ -14,7 +14,7 @@ class IntegrabilityDefect(NamedTuple):
 
     Attributes:
       value: the estimate, in [0, 1] up to its error: 0 for a gradient, 1 for a field that only turns.
-      standard_error: of ``value``, from the spread of the probes (to first order in it).
+      standard_error: standard error of ``value``, from the spread of the probes (to first order in it).
       antisymmetric: the estimate of ``‖A‖_F``.
       jacobian: the estimate of ``‖J‖_F``.
     """
@@ -39,7 +39,7 @@ def integrability_defect(field: Field, params: Params, *, probes: int, key: Arra
         modified loss it is.
       params: θ, where J is taken.
       probes: k ≥ 2 random vectors; each costs one ``jvp`` and one ``vjp`` of the field, one after the other in memory.
-      key: of the random vectors, ``jax.random.key(seed)``.
+      key: random key of the vectors, ``jax.random.key(seed)``.
 
     Returns:
       An ``IntegrabilityDefect``. A constant field (J = 0) has the value 0.

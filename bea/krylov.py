@@ -20,9 +20,9 @@ class Tridiagonal(NamedTuple):
 
     Attributes:
       basis: V as rows, (steps, dim).
-      diagonal: of T, (steps,).
-      off_diagonal: of T, (steps − 1,).
-      remainder: what the next off-diagonal entry would be: 0 where the space is invariant and T exact.
+      diagonal: diagonal of T, (steps,).
+      off_diagonal: entries of T beside the diagonal, (steps − 1,).
+      remainder: the next off-diagonal entry; 0 if the space is invariant and T exact.
     """
 
     basis: Float[Array, "steps dim"]
@@ -105,9 +105,9 @@ def largest_eigenvalue(
     Args:
       loss: E.
       params: θ.
-      steps: of Lanczos, each one Hessian-vector product; static.
+      steps: Lanczos steps, each one Hessian-vector product; static.
       metric: M, a tree like params of nonnegative rates (a preconditioner, or block factors); if None, M = 1.
-      seed: of the random start.
+      seed: seed of the random start.
 
     Returns:
       ``Eigenvalue`` with its residual; it can be jitted.

@@ -58,7 +58,7 @@ class MinibatchTerm(NamedTuple):
 
     Attributes:
       value: ``(h/4m) Σ_k ‖∇E_k − ∇E‖²``, in units of the loss.
-      standard_error: of ``value``, by the jackknife over the sampled batches.
+      standard_error: standard error of ``value``, by the jackknife over the sampled batches.
     """
 
     value: Array

@@ -55,9 +55,9 @@ class OnlineDecision:
     Attributes:
       step: the present small step if the network grows now; None if the small networks train on (at the last step: the
         network does not grow within this budget).
-      method: what the decision rests on.
+      method: the method that decided.
       value: how far the grown network's rate is ahead of the small ones', in log loss per FLOP; 0 for a fixed step.
-      standard_error: of value, paired over batches; nan for a single batch.
+      standard_error: standard error of value, paired over batches; nan for a single batch.
       reason: one sentence with the numbers.
     """
 
@@ -131,7 +131,7 @@ def online_growth_step(
     * Fixed: grow at the first step at or after the fixed one; at the last step, do not grow.
 
     Args:
-      state: of ``start_online`` or the last call.
+      state: the state from ``start_online`` or the last call.
       step: the present small step. ``state.next_decision`` as a rule; other steps are decided in the same way.
       rates: decrease of log loss per FLOP, (small, grown), one of each a batch or run: over the second half of a trial of
         about 4 % of the budget. Needed if the method is ``"trials"``.

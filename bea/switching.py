@@ -23,11 +23,11 @@ class Switching(NamedTuple):
 
     Attributes:
       value: S, the change of the final loss per FLOP by growing later; negative: grow later.
-      uncertainty: of S: the sizes of the first terms of the modified fields that were left out (of the last ones kept,
-        for order 3), added up.
+      uncertainty: uncertainty of S: the sizes of the first terms of the modified fields that were left out (of the last
+        ones kept, for order 3), added up.
       derivative: dℓ/dn₁ = c₁ S, per small step.
       final_loss: ℓ of growing here.
-      order: of the modified fields.
+      order: order of the modified fields.
     """
 
     value: Array
@@ -71,11 +71,11 @@ def switching_function(
       event: J.
       small: f₁ on the small space and h₁; its number of steps does not matter.
       grown: f₂, h₂, and the n₂ steps that the budget leaves.
-      loss: of the end, on the grown space.
+      loss: loss at the end, on the grown space.
       small_params: θ at the event, after n₁ steps.
       costs: (c₁, c₂), FLOPs of one step of the whole small phase (all sources) and of the grown one.
       offset: what growth adds to Jθ whatever θ is, such as the noise that breaks symmetry; if None, nothing.
-      order: of the modified fields: S is off by O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
+      order: order of the modified fields: S is off by O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
 
     Returns:
       ``Switching``; it can be jitted. Costs ``costate`` of the grown phase; the fields add less than 20 gradients.
@@ -144,7 +144,7 @@ def optimal_growth_step(
     Args:
       evaluate: ``n₁ -> Switching`` for ``0 ≤ n₁ ≤ last_step``, the small phase having been run that far.
       last_step: growth at this step leaves the grown network nothing to train, or as little as is worth asking for.
-      evaluations: of the switching function in all.
+      evaluations: number of evaluations of the switching function.
       start: shares of last_step that are evaluated first, the two ends among them.
 
     Raises:

@@ -3,12 +3,14 @@
 ``python -m benchmarks.data_pipeline`` writes the documentation of the installed packages (or ``--text``) as one file of
 each format, and measures, in processor time of one core (the tokenizer's threads are off):
 
-- reading each format, and tokenising alone, which bounds everything that follows;
+- reading each format, and tokenising alone, which bounds the rest;
 - ``StreamedSpans`` packed and joined: source tokens of the batches a second, and how full packed rows are, against one
   document a row;
 - ``SpanCorruption``, the plain source of windows held in memory: the same with its tokenising, once, and without;
-- ``prefetch``: the share of its time that a device waits whose step takes 2 or 5 times what a batch takes to make (a sleep
-  stands for it), without prefetching and with 2 or 8 batches ahead. This is wall time: other work on the machine shows.
+- ``prepare_tokens``, the tokens of a run: made (reading, training the tokenizer, tokenising) and taken from the cache;
+- ``prefetch``: the share of its time that a device waits whose step takes 2 or 5 times the time of making a batch (a sleep
+  stands for the device), without prefetching and with 2 or 8 batches ahead. This is wall time: other work on the machine
+  shows.
 
 ``--json FILE`` (``-`` for the terminal) writes the numbers.
 """
@@ -44,14 +46,16 @@ from fusion_core.text import (
     read_documents,
     train_tokenizer,
 )
+from fusion_core.text.cache import VARIABLE
 from fusion_core.text.packing import windows_of
+from fusion_core.text.prepared import TextSettings, prepare_tokens
 from fusion_core.text.span_corruption import corrupted_lengths
 
 Batches = Iterator[tuple[dict[str, np.ndarray], Any]]
 
 
 def write_formats(folder: pathlib.Path, documents: list[str]) -> dict[str, pathlib.Path]:
-    """The documents as one file of each format whose package is installed."""
+    """Write the documents as one file of each format whose package is installed."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents).encode()
     plain = "\n\n\n".join(" ".join(text.split()) for text in documents).encode()
     files = {".txt": plain, ".jsonl": lines, ".jsonl.gz": gzip.compress(lines, 6, mtime=0)}
@@ -78,7 +82,7 @@ def write_formats(folder: pathlib.Path, documents: list[str]) -> dict[str, pathl
 
 
 def cpu(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median of the processor seconds of ``work``, and what it returned."""
+    """Return the median of the processor seconds of ``work``, and its result."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -88,13 +92,13 @@ def cpu(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def tokens_of(batches: Batches, steps: int) -> tuple[int, list[dict[str, np.ndarray]]]:
-    """Source tokens, without padding, of the next ``steps`` batches, and the batches."""
+    """Return the source tokens, without padding, of the next ``steps`` batches, and the batches."""
     taken = [batch for batch, _ in itertools.islice(batches, steps)]
     return sum(int((batch["encoder_ids"] != 0).sum()) for batch in taken), taken
 
 
 def waiting(batches: Batches, step: float, steps: int, ahead: int) -> float:
-    """Share of the wall time that a consumer with steps of ``step`` seconds waits; ``ahead`` 0 is without prefetching."""
+    """Return the share of the wall time that a consumer with steps of ``step`` seconds waits; 0 ``ahead``: no prefetching."""
     waited, begun = 0.0, time.perf_counter()
     if ahead:
         with prefetch(batches, ahead) as items:
@@ -110,11 +114,24 @@ def waiting(batches: Batches, step: float, steps: int, ahead: int) -> float:
     return waited / (time.perf_counter() - begun)
 
 
+def preparing(text: pathlib.Path, folder: pathlib.Path, vocabulary: int) -> dict[str, float]:
+    """Return the processor seconds of making the tokens of a run, and of taking them from the cache."""
+    settings = TextSettings((str(text),), (), "", vocabulary, 0.05, 0)
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(folder / "cache")
+    found = {
+        kind: cpu(lambda kind=kind: prepare_tokens(settings, folder / kind, lambda line: None), 1)[0]
+        for kind in ("made", "cached")
+    }
+    os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+    return found
+
+
 def compute(
     documents: list[str], vocabulary: int, source: int, batch: int, steps: int, repeats: int,
     report: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All measurements on these documents, as JSON."""
+    """Return all measurements on these documents, as JSON."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     report("training the tokenizer")
     tokenizer: Tokenizer = train_tokenizer(documents[:500], vocabulary)
@@ -162,6 +179,8 @@ def compute(
             "packed_to_in_memory": streamed["packed"]["tokens_per_s"] / result["in_memory"]["tokens_per_s"],
             "packed_to_tokenising": streamed["packed"]["tokens_per_s"] / result["tokenising_tokens_per_s"],
         }
+        report("preparing")
+        result["preparing_s"] = preparing(paths[".jsonl"], pathlib.Path(name), vocabulary)
         report("prefetching")
         result["device_waits"] = {}
         for factor in (2, 5):
@@ -177,7 +196,7 @@ def compute(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The numbers as a table."""
+    """Return the numbers as a table."""
     streamed, memory, waits = result["streamed"], result["in_memory"], result["device_waits"]
     million = lambda value: f"{value / 1e6:.2f} M"
     rows = [
@@ -191,6 +210,7 @@ def markdown(result: dict[str, Any]) -> str:
         ("packed rows filled, source", f"{streamed['packed']['source_filled']:.1%}"),
         ("packed rows filled, target", f"{streamed['packed']['target_filled']:.1%}"),
         ("one document or window a row, source", f"{result['one_document_a_row_filled']:.1%}"),
+        *((f"tokens of a run, {kind}, s", f"{value:.2f}") for kind, value in result["preparing_s"].items()),
         *(
             (f"device waits, steps of {w['step_s'] * 1e3:.0f} ms, {k}", f"{v:.1%}")
             for w in waits.values()
@@ -202,6 +222,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run, print Markdown, write JSON."""
     assert __doc__
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", help="files or folders; default: the installed packages' documentation")

@@ -1,4 +1,4 @@
-"""Does a tiny T5, pre-trained on plain text, judge sentiment better than a bag of words?
+"""Does a tiny T5, pre-trained on plain text, classify sentiment better than a bag of words?
 
 ``python -m benchmarks.finetune_sst2 --glue FOLDER/SST-2 --text FOLDER/pretrain`` pre-trains a T5 by span corruption,
 fine-tunes it on SST-2's train.tsv as ``deepfusion finetune`` does, and fits a logistic regression on counts of words to the

@@ -1,7 +1,7 @@
-"""How fast does a T5 write, against Hugging Face's ``generate`` in PyTorch, both with a cache?
+"""How fast does a T5 generate, against Hugging Face's ``generate`` in PyTorch, both with a cache?
 
-``python -m benchmarks.generate`` gives both the same random weights and sources, checks that they write the same, and then
-measures them in turns, in one run. The end token is one that is never written, so that all answers have full length. Needs
+``python -m benchmarks.generate`` gives both the same random weights and sources, checks that their answers are equal, and then
+measures them in turns, in one run. The end token is one that is never generated, so that all answers have full length. Needs
 torch and transformers (``pip install 'deepfusion[parity]'``). Prints Markdown; ``--json FILE`` (``-`` for the terminal)
 writes the numbers.
 """
@@ -42,7 +42,7 @@ SMOKE = {
 
 
 def varied(config: fc.T5Config, seed: int) -> Any:
-    """Random weights that do not only repeat their start token, as tied ones do otherwise."""
+    """Return random weights whose answers vary: tied ones would only repeat their start token."""
     params = init(config, seed)
     params["shared"]["weight"] *= 0.2
     params["decoder"]["final_layer_norm"]["weight"] *= 10
@@ -50,7 +50,7 @@ def varied(config: fc.T5Config, seed: int) -> Any:
 
 
 def measure(case: tuple[Any, ...], rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds a call of both, whether they wrote the same, and how much faster ours is."""
+    """Measure both on one case: seconds a call, share of equal tokens, ratio of the times."""
     import torch
     from transformers import T5ForConditionalGeneration
     from transformers.utils import logging
@@ -104,7 +104,7 @@ def measure(case: tuple[Any, ...], rounds: int, threads: int) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as a table."""
+    """Return the numbers as a table."""
     lines = [
         "| case | ours, tokens/s | PyTorch, tokens/s | ratio | of the best calls | tokens equal |",
         "|---|---|---|---|---|---|",

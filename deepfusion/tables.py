@@ -23,7 +23,7 @@ def prefixed(value: float, unit: str = "") -> str:
 
 def duration(seconds: float) -> str:
     """Return a time in the largest unit of which there is at least one: ``12 s``, ``3.4 min``, ``2.1 h``, ``5.2 days``."""
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+    for size, unit in ((31557600.0, "years"), (86400.0, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.2g} s"

@@ -35,7 +35,7 @@ class Config:
 
     Attributes:
       sizes: widths of the small networks.
-      samples: of the teacher tasks.
+      samples: number of samples of the teacher tasks.
       runs: independent tasks with their networks.
       largest: the largest step size; the next ones are halves.
       halvings: how often it is halved.

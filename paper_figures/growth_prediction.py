@@ -1,17 +1,17 @@
-r"""When to grow is predicted: forecasts follow the truth, and an online rule that uses them lands near the minimum.
+r"""When to grow is predicted: forecasts follow the truth, and a rule that uses them lands near the minimum.
 
 Each small panel is one held-out problem of ``toy_models.when_to_grow``: small MLPs train on a teacher task, are grown (two are
 fused, or one with itself and function-preserving noise), and train on with what is left of a fixed budget of FLOPs. The
 final loss is shown against the growth step (1 is never), over the loss of the best growth step. Line and band:
 the mean over all runs and the standard error of the differences between growth steps. Crosses: the look-ahead forecast at
-every growth step, as its mean ratio to the same runs' truth. Markers: where the online rule (with plans) and the greedy
+every growth step, as its mean ratio to the same runs' truth. Markers: where the forecast rule and the greedy
 rule grew, every run small, the mean large; a run's marker is relative to the same run at the best growth step. Dashed: never
 growing, at the same learning rate, and the large network from scratch with equal FLOPs at its own tuned rate.
 
 Below: the regret of every rule, over the problems (points; the bar is the median): the final loss over that of the same runs at
 the best growth step. The cost of the rules' looks is not charged.
 
-What one should see: the crosses follow the line, and the online rule's markers lie near its minimum, with a
+What one should see: the crosses follow the line, and the forecast rule's markers lie near its minimum, with a
 regret close to 1 and below the greedy rule's. A regret may be below 1, since the rule sees each run.
 
 .. math:: \text{regret} = \exp \big\langle \log \ell_{rule} - \log \ell_{best} \big\rangle_{runs}
@@ -59,9 +59,9 @@ PRESETS = {
 }
 FAMILIES = {"standard": problems.STANDARD, "smoke": problems.SMOKE}
 
-ONLINE, GREEDY = "online (plans)", "greedy (one step)"
+FOLLOWED, GREEDY = "forecast rule", "greedy (one step)"
 SHOWN = {
-    ONLINE: "online, with plans",
+    FOLLOWED: "forecast rule",
     "look-ahead (lowest forecast)": "lowest forecast, in hindsight",
     "slopes after the transient (2 to 4 %)": "slopes after the transient",
     GREEDY: "greedy",
@@ -113,8 +113,8 @@ def _relative(record: dict[str, Any]) -> dict[str, Any]:
         "curve": np.exp(mean - mean[best]),
         "error": centred.std(axis=0, ddof=1) / len(log) ** 0.5,
         "forecast": np.exp(mean - mean[best] + (np.log(record["look_ahead"]) - log[:runs]).mean(axis=0)),
-        "online_shares": [one["share"] for one in record[rules.FOLLOWED[ONLINE]]],
-        "online_losses": level([one["final"] for one in record[rules.FOLLOWED[ONLINE]]]),
+        "followed_shares": [one["share"] for one in record[rules.FOLLOWED[FOLLOWED]]],
+        "followed_losses": level([one["final"] for one in record[rules.FOLLOWED[FOLLOWED]]]),
         "greedy_shares": [record["shares"][i] for i in at],
         "greedy_losses": np.exp(log[rows, at] - here),
         "scratch": np.exp(np.log(level(record["scratch_arm"])).mean()),
@@ -157,24 +157,24 @@ def draw(results: Results) -> Figure:
 
 
 def finding(results: Results) -> str:
-    """Whether forecasts follow the truth and the online rule is near the minimum, from the numbers."""
+    """Whether forecasts follow the truth and the forecast rule is near the minimum, from the numbers."""
     arrays, names = results.arrays, list(SHOWN)
     off, regrets = arrays["off"], arrays["regrets"]
     follows = np.median(off) < FOLLOWS
     spread = lambda name: (
         f"{np.median(regrets[:, names.index(name)]):.3f} (worst {regrets[:, names.index(name)].max():.3f})"
     )
-    online = regrets[:, names.index(ONLINE)]
+    followed = regrets[:, names.index(FOLLOWED)]
     fixed = min((n for n in names if n.startswith("fixed")), key=lambda n: float(np.median(regrets[:, names.index(n)])))
-    scratch, near = arrays["scratch_over_grown"], np.median(online) < NEAR
-    below = np.median(online) < np.median(regrets[:, names.index(GREEDY)])
+    scratch, near = arrays["scratch_over_grown"], np.median(followed) < NEAR
+    below = np.median(followed) < np.median(regrets[:, names.index(GREEDY)])
     sentences = (
         f"{len(off)} problem{'' if len(off) == 1 else 's'}, {arrays['diverged']:.0f} left out because a run diverged.",
         f"The forecasts {'follow' if follows else 'do NOT follow'} the truth: off by {np.median(off):.1%} in the median "
         f"problem, {off.max():.1%} in the worst (following is below {FOLLOWS:.0%}).",
-        f"The online rule is {'near' if near else 'NOT near'} the minimum: median regret {spread(ONLINE)}, near being below "
-        f"{NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in hindsight "
-        f"({SHOWN[fixed]}) {spread(fixed)}, never {spread('never')}.",
+        f"The forecast rule is {'near' if near else 'NOT near'} the minimum: median regret {spread(FOLLOWED)}, near being "
+        f"below {NEAR}; greedy {spread(GREEDY)}, {'above it' if below else 'NOT above it'}; the best fixed fraction in "
+        f"hindsight ({SHOWN[fixed]}) {spread(fixed)}, never {spread('never')}.",
         f"The truth itself resolves {np.median(arrays['split_half']):.3f} (split-half regret).",
         f"From scratch, at its tuned rate, the large network ends at {np.median(scratch):.3f} of the grown one's loss at its "
         f"own tuned rate in the median ({scratch.min():.3f} to {scratch.max():.3f}).",
@@ -193,13 +193,13 @@ def _draw_problem(axes: Any, results: Results, i: int) -> None:
     axes.fill_between(shares, low, high, color="C0", alpha=0.2, linewidth=0)
     axes.plot(shares, a["curve"], color="C0", label="truth, mean and standard error")
     axes.plot(shares, a["forecast"], color="C1", linestyle="none", marker="x", label="look-ahead forecast", zorder=3)
-    for name, color, marker in (("online", "C2", "o"), ("greedy", "C4", "v")):
+    for name, rule, color, marker in (("followed", "forecast", "C2", "o"), ("greedy", "greedy", "C4", "v")):
         x, y = a[f"{name}_shares"], a[f"{name}_losses"]
         style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none"}
         axes.plot(x, y, alpha=0.55, markersize=3.5, markeredgewidth=0, **style)
         # means on the axes' own scales
         middle = np.sqrt(x).mean() ** 2, np.exp(np.log(y).mean())
-        label = f"grown by the {name} rule"
+        label = f"grown by the {rule} rule"
         axes.plot(*middle, markersize=8, markeredgecolor="white", markeredgewidth=0.8, label=label, zorder=4, **style)
     root = lambda x: np.sign(x) * np.sqrt(np.abs(x))
     axes.set_xscale("function", functions=(root, lambda x: np.sign(x) * x**2))
@@ -222,7 +222,7 @@ def _draw_regrets(axes: Any, results: Results) -> None:
     regrets = results.arrays["regrets"]
     rng = np.random.default_rng(0)
     for j, name in enumerate(SHOWN):
-        color = {ONLINE: "C2", GREEDY: "C4"}.get(name, "0.45")
+        color = {FOLLOWED: "C2", GREEDY: "C4"}.get(name, "0.45")
         values = regrets[:, j]
         spread = rng.uniform(-0.14, 0.14, len(values)) if len(values) > 1 else 0.0
         axes.plot(j + spread, values, "o", color=color, alpha=0.7, markeredgewidth=0)

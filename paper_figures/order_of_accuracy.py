@@ -42,7 +42,7 @@ class Config:
       runs: independent networks and task pairs.
       largest: the largest step size; the next ones are halves.
       halvings: how often it is halved.
-      rtol, atol: of the exact flow; float64.
+      rtol, atol: tolerances of the exact flow; float64.
     """
 
     sizes: tuple[int, ...]

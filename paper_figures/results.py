@@ -28,13 +28,13 @@ class Results:
       figure: the figure's name in the registry.
       preset: the preset that it was computed with.
       seed: the seed that all random numbers come from.
-      config: what the preset stands for: plain scalars and lists.
+      config: settings of the preset, plain scalars and lists.
       arrays: name → numbers, as float64 arrays of any shape (a scalar has shape ``()``).
       seconds: wall time of the computation.
       created: when, in ISO 8601, UTC.
-      versions: of Python and the packages that compute.
-      device: what it ran on.
-      commit: of this software, with "-dirty" for local changes; None where it is not known.
+      versions: versions of Python and of the packages that compute.
+      device: the device that it ran on.
+      commit: commit of this software, with "-dirty" for local changes; None if it is not known.
     """
 
     figure: str

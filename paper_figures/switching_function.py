@@ -44,7 +44,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(runs=1, largest=0.08, halvings=3),
+    "smoke": Config(runs=1, largest=0.08, halvings=2),
     "full": Config(runs=6, largest=derivative.LARGEST, halvings=derivative.HALVINGS),
 }
 

@@ -36,7 +36,6 @@ LONG_FILES = {
     "tests/fusion_core/test_growth_operators.py",
     "tests/fusion_core/test_plans.py",
     "tests/fusion_core/test_train.py",
-    "tests/fusion_core/test_training_runs.py",
 }
 LONG_FUNCTIONS: set[str] = set()
 FLAGS: set[str] = set()

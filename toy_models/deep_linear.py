@@ -86,8 +86,8 @@ def deep_linear_task(
       n_in, n_out: widths of input and output, each at least the number of modes.
       strengths: s, positive, one a mode.
       samples: number of inputs, more than n_in.
-      seed: of the map and the inputs.
-      dtype: of all arrays; float64 needs ``jax.enable_x64``.
+      seed: seed of the map and the inputs.
+      dtype: dtype of all arrays; float64 needs ``jax.enable_x64``.
 
     Raises:
       ValueError: too many modes, one that is not positive, or too few samples to be whitened.

@@ -28,8 +28,8 @@ def digits_task(*, train: int, seed: int, dtype: DTypeLike = jnp.float32) -> Dig
 
     Args:
       train: number of training samples, below 1,797; the others are for validation.
-      seed: of the shuffle.
-      dtype: of the images, whose pixels are shifted and scaled to mean 0 and variance 1 over the training samples.
+      seed: seed of the shuffle.
+      dtype: dtype of the images, whose pixels are shifted and scaled to mean 0 and variance 1 over the training samples.
 
     Raises:
       ImportError: scikit-learn is not installed.

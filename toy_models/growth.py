@@ -87,11 +87,11 @@ def teacher_toy(
     """Return MLPs of these sizes on a teacher of 64 tanh features, fused.
 
     Args:
-      sizes: of each source (in, hidden, ..., out).
+      sizes: widths of each source (in, hidden, ..., out).
       activation: a name in ``mlp.ACTIVATIONS``.
-      samples, exponent: of ``teacher_task``.
-      seed: of the task and of the sources.
-      dtype: of all arrays.
+      samples, exponent: as ``teacher_task`` takes them.
+      seed: seed of the task and of the sources.
+      dtype: dtype of all arrays.
     """
     shape = tuple(sizes[0])
     train = teacher_task(

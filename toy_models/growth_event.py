@@ -109,8 +109,8 @@ def neutrality(sizes: Sequence[int], samples: int, seeds: Sequence[int], step_si
     """Return the differences ``GAPS`` for every seed and step size, in float64.
 
     Args:
-      sizes: of the small networks.
-      samples: of the teacher task.
+      sizes: widths of the small networks.
+      samples: number of samples of the teacher task.
       seeds: one task with its two sources each.
       step_sizes: at least three.
 
@@ -176,10 +176,10 @@ def changes_of_function(
     """Return the velocity of the outputs along the update of each array alone; their sum is the function's.
 
     Args:
-      params: of a tanh network.
+      params: params of a tanh network.
       factors: on the rate, a tree like params.
       optimizer: a name of ``UPDATES``.
-      inputs, targets: of the mean squared error that is descended.
+      inputs, targets: samples of the mean squared error that is descended.
     """
     loss, update = mlp.mse_loss(inputs, targets), UPDATES[optimizer]
     moved = jax.tree.map(lambda f, g, p: f * update(g, p), factors, jax.grad(loss)(params), params)
@@ -207,8 +207,8 @@ def velocity_jumps(
               \text{without } r: \ |1/r - 1| \text{ for one array}
 
     Args:
-      sizes: of the small network, with a hidden layer between the first and the last at least.
-      samples: of the teacher task.
+      sizes: widths of the small network, at least one hidden layer between the first and the last.
+      samples: number of samples of the teacher task.
       seeds: one task with its network each.
       copies: k.
 

@@ -26,7 +26,7 @@ def init(sizes: Sequence[int], *, seed: int, dtype: DTypeLike = jnp.float32) -> 
 
     Args:
       sizes: widths (in, hidden, ..., out), two at least.
-      seed: of the draw; equal seeds give equal networks in every dtype, up to rounding.
+      seed: seed of the draw; equal seeds give equal networks in every dtype, up to rounding.
       dtype: float64 needs ``jax.enable_x64``.
 
     Raises:

@@ -46,11 +46,11 @@ def teacher_task(
 
     Args:
       sizes: the teacher's widths (in, hidden, ..., out).
-      seed: of the teacher, the inputs and the noise.
+      seed: seed of the teacher, the inputs and the noise.
       train, validation: numbers of samples, drawn independently; at least 2 and 1.
       exponent: p ≥ 0; with 0 all features count alike, with 1 a student finds the task ever harder.
       noise: σ ≥ 0, in units of the targets' standard deviation; on both sets.
-      dtype: of all arrays; float64 needs ``jax.enable_x64``.
+      dtype: dtype of all arrays; float64 needs ``jax.enable_x64``.
 
     Raises:
       ValueError: too few samples, or a negative exponent or noise.

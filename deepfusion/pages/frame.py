@@ -1,4 +1,4 @@
-"""Pages of HTML with everything inside: the frame that all reports share, and pictures in it."""
+"""Pages of HTML with everything inside: the template, and pictures in it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 
 from fusion_core import atomic
 
+TEMPLATE = pathlib.Path(__file__).parent / "page.html"
+
 
 def image(figure: Figure, alt: str) -> str:
-    """A figure as an ``img`` that holds its data; the figure is closed."""
+    """Return a figure as an ``img`` that holds its data, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plt.close(figure)
@@ -25,20 +27,14 @@ def image(figure: Figure, alt: str) -> str:
 
 
 def write_page(
-    path: pathlib.Path,
-    title: str,
-    body: pathlib.Path,
-    fields: Mapping[str, str],
-    details: Mapping[str, str],
-    provenance: Mapping[str, Any],
+    path: pathlib.Path, fields: Mapping[str, str], details: Mapping[str, str], provenance: Mapping[str, Any]
 ) -> pathlib.Path:
-    """Writes a page, whole or not at all, and returns its path.
+    """Write a page from the template, whole or not at all, and return its path.
 
     Args:
-      title: plain text.
-      body: file of what is between the page's head and its details, with ``<!--FIELD-->`` where fields go.
-      fields: HTML.
-      details: how it was made, plain text; where it was made follows.
+      path: of the page.
+      fields: HTML for each ``<!--FIELD-->`` of the template.
+      details: how the run was made, plain text; where it was made follows.
       provenance: of ``fusion_core.provenance``.
     """
     origin = {
@@ -51,9 +47,8 @@ def write_page(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in {**details, **origin}.items()
     )
-    page = (pathlib.Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    everything = {"TITLE": html.escape(title), "BODY": body.read_text(encoding="utf-8"), **fields, "DETAILS": rows}
-    for name, value in everything.items():
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, value in {**fields, "DETAILS": rows}.items():
         page = page.replace(f"<!--{name}-->", value)
     atomic.write_text(path, page)
     return path

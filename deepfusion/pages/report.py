@@ -41,8 +41,7 @@ def write_report(results: Results, folder: pathlib.Path) -> pathlib.Path:
         "NODES": table(NODE_COLUMNS, [_node_cells(row, results) for row in rows(results)]),
         "THEORY": _theory_section(results, theory) if theory else "",
     }
-    body = pathlib.Path(__file__).parent / "report.html"
-    return write_page(folder / "report.html", results["name"], body, fields, _details(results), results["provenance"])
+    return write_page(folder / "report.html", fields, _details(results), results["provenance"])
 
 
 def table(columns: Sequence[str], rows: Sequence[Any]) -> str:

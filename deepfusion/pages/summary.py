@@ -41,11 +41,11 @@ def with_error(spread: Spread, form: str, scale: float = 1.0) -> str:
 
 
 def percent(spread: Spread) -> str:
-    """Return a share in percent, with its error and the number of seeds that have it if not all do."""
+    """Return a share in percent with its error, and, as in ``(2/3)``, how many seeds have it if not all do."""
     known = [value for value in spread["values"] if value is not None]
     if not known:
         return "not reached"
-    of = f" ({len(known)} of {len(spread['values'])} seeds)" if len(known) < len(spread["values"]) else ""
+    of = f" ({len(known)}/{len(spread['values'])})" if len(known) < len(spread["values"]) else ""
     return f"{with_error(spread, '.0f', 100)} %{of}"
 
 
@@ -106,8 +106,10 @@ def _against(results: Results, arm: Mapping[str, Any], other: Mapping[str, Any],
     sentence = f"Against “{other['name']}” ({_loss(other)}): {size} {'below' if below else 'above'}"
     sentence += f", which {seeds} seeds cannot tell from chance" if chance else ""
     if saving["flops_paid"]["mean"] is not None:
+        reached = sum(value is not None for value in saving["flops_paid"]["values"])
+        where = f" in {reached} of {seeds} seeds," if reached < seeds else ""
         return (
-            f"{sentence}; its loss was reached with {_fewer(saving['flops_paid'], 'fewer', 'more')} FLOPs "
+            f"{sentence}; its loss was reached{where} with {_fewer(saving['flops_paid'], 'fewer', 'more')} FLOPs "
             f"({_fewer(saving['flops_given'], 'fewer', 'more')} if the sources are given) and "
             f"{_fewer(saving['wall_paid'], 'less', 'more')} time ({_fewer(saving['wall_given'], 'less', 'more')})."
         )
@@ -124,8 +126,8 @@ def _fewer(spread: Spread, less: str, more: str) -> str:
     mean = spread["mean"]
     if mean is None:
         return "an unknown share of"
-    size = percent({**spread, "mean": abs(mean)})
-    return f"{size} {less if mean >= 0 else more}"
+    size = with_error({**spread, "mean": abs(mean)}, ".0f", 100)
+    return f"{size} % {less if mean >= 0 else more}"
 
 
 ARM_COLUMNS = ("arm", "final loss", "parameters", "grew at", "FLOPs", "time")

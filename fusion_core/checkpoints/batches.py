@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.models.registry import Batch, architecture
+from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import SpanCorruption
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
@@ -56,15 +56,12 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: 
 
 
 def _spans(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: int, seed: int) -> Batch:
-    last = tokenizer.backend.token_to_id("<extra_id_0>")
-    if last is None:
-        raise InputError("the tokenizer has no <extra_id_0>; T5's text is given with sentinels for the spans left out")
     _check_pieces(tokenizer, config)
     documents = [x if len(x) and x[-1] == EOS else np.append(x, np.int32(EOS)) for x in tokenizer.encode(list(texts))]
     # short texts make short windows
     source = max(8, min(LENGTH, sum(map(len, documents)) // 2))
     data = SpanCorruption.from_documents(documents, tokenizer, source, seed)
-    batch = dataclasses.replace(data, last_id=last).batch(0, min(rows, len(data.windows)))
+    (batch,) = first_batches(data, min(rows, len(data.windows)), 1)
     return _shifted(config, batch["encoder_ids"], batch["targets"])
 
 

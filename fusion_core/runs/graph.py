@@ -11,7 +11,7 @@ from fusion_core.growth import fused_config, fusion_map, growth_map
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
-from fusion_core.text.span_corruption import MEAN_SPAN, NOISE_DENSITY, check_sentinels, target_length, window_length
+from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
 
 
@@ -238,7 +238,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     for name, steps in (("steps", node.steps), ("budget", node.budget)):
         if isinstance(steps, int) and steps % dispatch:
             raise InputError(f"{name} is {steps}, but a dispatch has {dispatch} steps; take a multiple of it")
-    check_sentinels(node.length, window_length(node.length)[0], NOISE_DENSITY, MEAN_SPAN)
+    check_sentinels(node.length)
     check_share(node.batch, node.accumulate, devices or 1)
     if source is not None and source.optimizer is not None and not _same_state(node.optimizer, source.optimizer):
         raise InputError(

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 import bea
 from fusion_core.errors import InputError
-from fusion_core.growth.maps import GrowthMap
+from fusion_core.growth import GrowthMap
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
 from fusion_core.train.optimizer import grow_states, preconditioner
 from fusion_core.train.step import Batch, TrainState, displacement
@@ -75,7 +75,7 @@ class GrowthMeter:
         r"""Return the terms at the sources' present states, means over the pairs, each with its standard error ``<name>_se``.
 
         Args:
-          states: of the sources.
+          states: training states of the sources.
           updates, probes: equally many batches, at least 2.
 
         Raises:
@@ -200,9 +200,9 @@ def greedy_decision(records: Sequence[Mapping[str, Any]], learning_rate: float, 
     reported beside it and not followed: it looks one step ahead (docs/demo.md has the measurements).
 
     Args:
-      records: of ``GrowthMeter``, in order, each with its ``step``.
-      learning_rate: of the sources, which the records were measured at.
-      factors: on it after the event, which the records were measured with.
+      records: records of ``GrowthMeter``, in order, each with its ``step``.
+      learning_rate: the sources' rate, at which the records were measured.
+      factors: factors on it after the event, with which the records were measured.
     """
     decision = bea.greedy_growth_step(
         [int(r["step"]) for r in records],

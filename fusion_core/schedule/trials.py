@@ -40,7 +40,7 @@ class TrialRule:
     is to be taken off what is left after growing. Source: theory.md, section 6.
 
     Attributes:
-      state: of ``bea``'s rule.
+      state: state of ``bea``'s rule.
       sources: number of sources.
       small_flops: FLOPs of a training step of one source.
       grown_flops: FLOPs of a training step of the grown network.

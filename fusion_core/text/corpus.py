@@ -10,7 +10,7 @@ import pathlib
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
 from fusion_core.text.files import COMPRESSED, READABLE, read_file, readable
@@ -67,9 +67,7 @@ def corpus_files(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[tuple[str, 
     ]
 
 
-def default_corpus(
-    packages: Sequence[str] = DEFAULT_PACKAGES, progress: Callable[[list[pathlib.Path]], Iterable[pathlib.Path]] = iter
-) -> list[str]:
+def default_corpus(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[str]:
     """Read the documentation of the installed scientific stack: a document a source file or text file.
 
     Docstrings, and the ``.rst`` and ``.md`` files, of the standard library, numpy, scipy, sympy, jax and matplotlib;
@@ -78,11 +76,9 @@ def default_corpus(
 
     Args:
       packages: to read beside the standard library; those that are not installed are left out.
-      progress: wraps the list of files, to show the progress of reading.
     """
-    files = [path for _, path in corpus_files(packages)]
     documents = []
-    for path in progress(files):
+    for _, path in corpus_files(packages):
         try:
             if path.suffix == ".py":
                 with tokenize.open(path) as source:  # by the file's own encoding declaration
@@ -107,7 +103,7 @@ def deduplicate(documents: Iterable[str]) -> list[str]:
     return kept
 
 
-def named_text_files(paths: Sequence[str | pathlib.Path]) -> list[tuple[str, pathlib.Path]]:
+def text_files(paths: Sequence[str | pathlib.Path]) -> list[tuple[str, pathlib.Path]]:
     """Return the files among ``paths`` and, in the order of their paths, the files of text in the folders among them.
 
     Each comes with its name below the folder that was given.
@@ -122,11 +118,6 @@ def named_text_files(paths: Sequence[str | pathlib.Path]) -> list[tuple[str, pat
         found = sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
         files += [(p.relative_to(path if path.is_dir() else path.parent).as_posix(), p) for p in found]
     return files
-
-
-def text_files(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
-    """Return the files of ``named_text_files`` without their names."""
-    return [path for _, path in named_text_files(paths)]
 
 
 def no_text(paths: Sequence[str | pathlib.Path], files: int) -> InputError:
@@ -144,7 +135,7 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
       InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
     """
     files = text_files(paths)
-    documents = [text for file in files for text, _ in read_file(file) if text.strip()]
+    documents = [text for _, file in files for text, _ in read_file(file) if text.strip()]
     if not documents:
         raise no_text(paths, len(files))
     return documents

@@ -69,7 +69,7 @@ class TextFiles:
     def __post_init__(self) -> None:
         if isinstance(self.paths, str | pathlib.Path):
             raise InputError(f"the paths are {self.paths!r}; give a list of paths")
-        files = text_files(self.paths)
+        files = [path for _, path in text_files(self.paths)]
         if not files:
             raise no_text(self.paths, 0)
         object.__setattr__(self, "files", tuple(files))

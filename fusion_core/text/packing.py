@@ -93,18 +93,6 @@ def pack(pairs: Sequence[Pair], source: int, target: int) -> Batch:
     }
 
 
-def unpack(batch: Batch) -> list[Pair]:
-    """Return the pairs of a packed batch, row by row."""
-    pairs = []
-    for row in range(len(batch["targets"])):
-        sides = [(batch["encoder_ids"][row], batch["encoder_segments"][row])]
-        sides.append((batch["targets"][row], batch["target_segments"][row]))
-        for segment in range(1, int(sides[0][1].max(initial=0)) + 1):
-            source, target = (ids[where == segment] for ids, where in sides)
-            pairs.append((source, target))
-    return pairs
-
-
 def packing_efficiency(batch: Batch) -> tuple[float, float]:
     """Return the shares of the tokens of sources and of targets that are not padding."""
     return float((batch["encoder_segments"] > 0).mean()), float((batch["target_segments"] > 0).mean())

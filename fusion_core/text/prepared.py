@@ -21,7 +21,7 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.text import cache
-from fusion_core.text.corpus import corpus_files, default_corpus, named_text_files, read_documents, split_documents
+from fusion_core.text.corpus import corpus_files, default_corpus, read_documents, split_documents, text_files
 from fusion_core.text.documents import Part, TextFiles
 from fusion_core.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -71,10 +71,7 @@ class TextSettings:
 def write_tokens(folder: pathlib.Path, tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> None:
     """Tokenize documents into ``tokens.npz`` of the folder; save the tokenizer beside it."""
     ids = {
-        "train": np.concatenate(tokenizer.encode(train)),
-        "validation": np.concatenate(tokenizer.encode(validation)),
-        "documents": np.asarray([len(train), len(validation)]),
-        "characters": np.asarray([sum(map(len, train)), sum(map(len, validation))]),
+        name: np.concatenate(tokenizer.encode(texts)) for name, texts in (("train", train), ("validation", validation))
     }
     _save_tokenizer(folder, tokenizer)
     # the tokens last: a folder that has them is complete
@@ -83,7 +80,7 @@ def write_tokens(folder: pathlib.Path, tokenizer: Tokenizer, train: Sequence[str
 
 
 def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Return the arrays of ``write_tokens``: ids of ``train`` and ``validation``, numbers of ``documents`` and ``characters``.
+    """Return the arrays of ``write_tokens``: the ids of ``train`` and ``validation``.
 
     Raises:
       InputError: the file is damaged.
@@ -109,7 +106,7 @@ def prepare_tokens(settings: TextSettings, folder: pathlib.Path, note: Callable[
     if (folder / TOKENS).exists():
         return
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    files = named_text_files(settings.text) if settings.text else corpus_files(settings.packages)
+    files = text_files(settings.text) if settings.text else corpus_files(settings.packages)
     key = settings.key(_sum_of_files(files), given)
     if cache.fetch(key, folder, note):
         note(f"took the tokenized text from the cache ({key[:8]})")

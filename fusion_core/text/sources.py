@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 State = dict[str, Any]
@@ -87,11 +86,3 @@ def check_source(state: State, fingerprint: str) -> None:
             f"the state is of another text or other settings: {state.get('source')} instead of {fingerprint}; "
             "use the run's own, or begin anew"
         )
-
-
-def last_sentinel(tokenizer: Tokenizer) -> int:
-    """Return the id of ``<extra_id_0>``, from which sentinels count down. Raise InputError if the tokenizer has none."""
-    last = tokenizer.backend.token_to_id("<extra_id_0>")
-    if last is None:
-        raise InputError("the tokenizer has no <extra_id_0>; span corruption needs one with T5's sentinels")
-    return last

@@ -52,8 +52,9 @@ def target_length(source: int) -> int:
     return window_length(source)[1]
 
 
-def check_sentinels(source: int, window: int, noise_density: float, mean_span: float) -> None:
-    """Raise InputError if a window of ``window`` tokens has more spans than there are sentinels."""
+def check_sentinels(source: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN) -> None:
+    """Raise InputError if a source of ``source`` tokens needs more spans than there are sentinels."""
+    window, _ = window_length(source, noise_density, mean_span)
     if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
         raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
 
@@ -153,10 +154,11 @@ class SpanCorruption:
           seed, noise_density, mean_span: see the class.
 
         Raises:
-          InputError: the text is shorter than one window, or windows need more sentinels than there are.
+          InputError: the text is shorter than one window, windows need more sentinels than there are, or the tokenizer has
+            none.
         """
+        check_sentinels(source, noise_density, mean_span)
         window, _ = window_length(source, noise_density, mean_span)
-        check_sentinels(source, window, noise_density, mean_span)
         stream = np.concatenate(documents) if documents else np.zeros(0, np.int32)
         n = len(stream) // window
         if n < 1:

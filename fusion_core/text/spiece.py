@@ -14,8 +14,8 @@ import sentencepiece
 
 from fusion_core.errors import InputError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-UNIGRAM = 1
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # kinds of pieces
+UNIGRAM = 1  # kind of model
 
 
 @dataclasses.dataclass(frozen=True)

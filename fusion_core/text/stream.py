@@ -18,7 +18,7 @@ from fusion_core.errors import InputError
 from fusion_core.text.documents import BlockStart, Documents, blocks
 from fusion_core.text.lanes import Blocks, Lane
 from fusion_core.text.packing import corrupt_each, pack, windows_of
-from fusion_core.text.sources import Batch, State, check_noise, check_process, check_source, last_sentinel
+from fusion_core.text.sources import Batch, State, check_noise, check_process, check_source
 from fusion_core.text.span_corruption import (
     MEAN_SPAN,
     NOISE_DENSITY,
@@ -87,13 +87,13 @@ class StreamedSpans:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         check_process(self.process_index, self.process_count)
         check_noise(self.noise_density, self.mean_span)
-        window, target = self._window()
-        check_sentinels(self.source, window, self.noise_density, self.mean_span)
+        check_sentinels(self.source, self.noise_density, self.mean_span)
+        target = self._window()[1]
         if self.target is not None and self.target < target:
             raise InputError(
                 f"a target of {self.target} is too short: a source of {self.source} has one of {target} tokens"
             )
-        last_sentinel(self.tokenizer)
+        self.tokenizer.sentinel(0)  # raises InputError if there is none
 
     def _window(self) -> tuple[int, int]:
         return window_length(self.source, self.noise_density, self.mean_span)
@@ -161,7 +161,7 @@ class StreamedSpans:
         """Return all rows of a group of documents, shuffled."""
         rng = np.random.default_rng((self.seed, 4, start.epoch, start.index, lane, group))
         window, target = self._window()
-        last = last_sentinel(self.tokenizer)
+        last = self.tokenizer.sentinel(0)
         noise = self.noise_density, self.mean_span
         ids = self.tokenizer.encode(texts)
         if self.packed:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -140,60 +141,34 @@ def custom_task(input_column: str, target_column: str, prefix: str = "") -> Task
     return Task(prefix.strip(), (("", (input_column,)),), (target_column,), kind="text")
 
 
-def _glue(name: str, fields: Sequence[str], labels: Sequence[str], **facts: Any) -> Task:
-    columns = facts.pop("columns", {})
-    pairs = tuple((field, (field, *columns.get(field, ()))) for field in fields)
-    return Task(name, pairs, facts.pop("target", ("label",)), labels=tuple(labels), **facts)
+def _glue(
+    name: str, fields: str, labels: str, columns: Mapping[str, tuple[str, ...]] = MappingProxyType({}), **facts: Any
+) -> tuple[str, Task]:
+    """Return a task by its name; ``columns`` are other columns that may hold a field."""
+    pairs = tuple((field, (field, *columns.get(field, ()))) for field in fields.split())
+    return name, Task(name, pairs, labels=tuple(labels.split()), **facts)
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
-# GLUE's own files name MNLI's premise and hypothesis, and MRPC's sentences, otherwise than T5.
-_MNLI: dict[str, Any] = {
-    "fields": ("hypothesis", "premise"),
-    "labels": ("entailment", "neutral", "contradiction"),
-    "columns": {"hypothesis": ("sentence2",), "premise": ("sentence1",)},
-    "target": ("gold_label", "label"),
-}
+# GLUE's own files have other columns than T5 for MRPC's sentences, and for MNLI's premise and hypothesis
 _STRINGS = {"sentence1": ("#1 String",), "sentence2": ("#2 String",)}
+_SENTENCES = {"hypothesis": ("sentence2",), "premise": ("sentence1",)}
+_BOTH = ("f1", "accuracy")
 
-TASKS = {
-    "cola": _glue(
-        "cola",
-        ("sentence",),
-        ("unacceptable", "acceptable"),
-        metrics=("matthews",),
-        no_header=("source", "label", "star", "sentence"),
-    ),
-    "sst2": _glue("sst2", ("sentence",), ("negative", "positive")),
-    "mrpc": _glue(
-        "mrpc",
-        ("sentence1", "sentence2"),
-        ("not_equivalent", "equivalent"),
-        columns=_STRINGS,
-        target=("Quality", "label"),
-        metrics=("f1", "accuracy"),
-    ),
-    "stsb": _glue(
-        "stsb",
-        ("sentence1", "sentence2"),
-        (),
-        kind="number",
-        target=("score", "label"),
-        metrics=("pearson", "spearman"),
-    ),
-    "qqp": _glue(
-        "qqp",
-        ("question1", "question2"),
-        ("not_duplicate", "duplicate"),
-        target=("is_duplicate", "label"),
-        metrics=("f1", "accuracy"),
-    ),
-    "mnli": _glue("mnli", **_MNLI),  # matched and mismatched differ in the validation file alone
-    "qnli": _glue("qnli", ("question", "sentence"), _ENTAILMENT),
-    "rte": _glue("rte", ("sentence1", "sentence2"), _ENTAILMENT),
-    # T5's plain form; its paper leaves WNLI out and trains on the Winograd schemas themselves
-    "wnli": _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
-}
+TASKS = dict([
+    _glue("cola", "sentence", "unacceptable acceptable", metrics=("matthews",),
+          no_header=("source", "label", "star", "sentence")),
+    _glue("sst2", "sentence", "negative positive"),
+    _glue("mrpc", "sentence1 sentence2", "not_equivalent equivalent", _STRINGS, target=("Quality", "label"),
+          metrics=_BOTH),
+    _glue("stsb", "sentence1 sentence2", "", kind="number", target=("score", "label"), metrics=("pearson", "spearman")),
+    _glue("qqp", "question1 question2", "not_duplicate duplicate", target=("is_duplicate", "label"), metrics=_BOTH),
+    # matched and mismatched differ in the validation file alone
+    _glue("mnli", "hypothesis premise", "entailment neutral contradiction", _SENTENCES, target=("gold_label", "label")),
+    _glue("qnli", "question sentence", "entailment not_entailment"),
+    _glue("rte", "sentence1 sentence2", "entailment not_entailment"),
+    # the plain form in T5's code; T5's paper leaves WNLI out and trains on the Winograd schemas themselves
+    _glue("wnli", "sentence1 sentence2", "not_entailment entailment"),
+])  # fmt: skip
 
 
 def named_task(name: str) -> Task:

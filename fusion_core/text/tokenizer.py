@@ -36,8 +36,11 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def sentinel(self, i: int) -> int:
-        """Return the id of ``<extra_id_i>``."""
-        return self.vocab_size - 1 - i
+        """Return the id of ``<extra_id_i>``. Raise InputError if the tokenizer has no sentinels."""
+        first = self.backend.token_to_id("<extra_id_0>")
+        if first is None:
+            raise InputError("the tokenizer has no <extra_id_0>; span corruption needs one with T5's sentinels")
+        return first - i
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, each ending with the end-of-sequence id."""

@@ -32,7 +32,7 @@ def test_reverse_mode_through_a_phase_keeps_about_two_roots_of_its_steps(x64):
 
 @pytest.fixture(scope="module")
 def predicted_against_measured():
-    return derivative_at(0.08, 3, 3)
+    return derivative_at(0.08, 2, 3)
 
 
 @pytest.mark.parametrize(("name", "order"), list(zip(derivative.NAMES, (1, 2, 3), strict=True)))

@@ -65,6 +65,43 @@ def test_nothing_slow_is_imported_before_it_is_needed(arguments, allowed):
     assert set(done.stdout.splitlines()[-1].split()[1:]) <= set(allowed)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo",),
+        ("diff", "a", "b"),
+        ("figures", "--all"),
+        ("finetune", "a", "--task", "sst2", "--train", "a", "--validation", "b", "--out", "c"),
+        ("fuse", "a", "b", "--out", "c"),
+        ("generate", "a", "text"),
+        ("grow", "--list"),
+        ("info",),
+        ("plan", "a.toml"),
+        ("train", "a.toml", "--out", "b"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_says_that_it_loads_jax_before_it_does(arguments, tmp_path):
+    program = """
+import sys
+class NoJax:
+    def find_spec(self, name, *more):
+        if name == "jax":
+            raise ImportError("blocked", name=name)
+sys.meta_path.insert(0, NoJax())
+from deepfusion import cli
+try:
+    cli.main()
+except ImportError as error:
+    sys.exit(0 if error.name == "jax" else 1)
+"""
+    words = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("loading JAX")
+    assert not list(tmp_path.iterdir())
+
+
 def test_info_prints_versions_devices_and_paths(run):
     code, out, _ = run("info")
     assert code == 0
@@ -173,7 +210,7 @@ def test_fuse_does_not_write_over_a_folder(refused, tmp_path):
 
 @pytest.fixture
 def text(tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n\n".join(documents(seed=0, n=40)))
+    (tmp_path / "text.txt").write_bytes(GOOD)
     return tmp_path / "text.txt"
 
 
@@ -186,83 +223,58 @@ def smoke(out, *more):
     return ["demo", "--preset", "smoke", "--out", out, *more]
 
 
-def test_a_missing_text_is_refused(refused, out, tmp_path):
-    refused(f"there is no file or folder {tmp_path / 'absent'}", *smoke(out, "--text", tmp_path / "absent"))
-    assert not out.exists()
-
-
+SHORT = "\n\n\n".join(documents(seed=0, n=1)).encode()
+GOOD = "\n\n\n".join(documents(seed=0, n=40)).encode()
+# case -> content of the text, options, message
 BAD_TEXTS = {
-    "empty": (b"", "no text in"),
-    "white space": (b" \n\n\n \n", "no text in"),
-    "latin-1": ("grün ".encode("latin-1") * 900, "is not UTF-8: byte 0xfc at offset 2"),
-    "too short for the vocabulary": (b"a few words only", "pieces, but a vocabulary of 512 was asked for"),
-}
+    "empty": (b"", (), "no text in"),
+    "white space": (b" \n\n\n \n", (), "no text in"),
+    "latin-1": ("grün ".encode("latin-1") * 900, (), "is not UTF-8: byte 0xfc at offset 2"),
+    "damaged gzip": (gzip.compress(b"text " * 999)[:-9], (), "cannot be read"),
+    "too short for its vocabulary": (b"a few words only", (), "pieces, but a vocabulary of 512 was asked for"),
+    "too short for a vocabulary": (GOOD, ("--vocab", 30000), "but a vocabulary of 30000 was asked for"),
+    "too short for a batch": (SHORT, ("--vocab", 300, "--batch", 32), "windows of 64 source tokens, but a batch needs 32"),
+    "too short for validation": (
+        "\n\n\n".join(documents(seed=0, n=1, length=30)).encode(), ("--vocab", 300), "the validation text has"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_TEXTS)
 @pytest.mark.parametrize("existing", [False, True], ids=["new folder", "empty folder"])
 def test_text_that_is_no_use_is_refused_and_leaves_nothing(refused, out, tmp_path, case, existing):
-    content, message = BAD_TEXTS[case]
-    (tmp_path / "bad.txt").write_bytes(content)
+    content, options, message = BAD_TEXTS[case]
+    file = tmp_path / ("bad.txt.gz" if content[:2] == b"\x1f\x8b" else "bad.txt")
+    file.write_bytes(content)
     if existing:
         out.mkdir()
-    refused(message, *smoke(out, "--text", tmp_path / "bad.txt"))
+    err = refused(message, *smoke(out, *options, "--text", file))
     assert not any(out.iterdir()) if existing else not out.exists()
+    if "--batch" in options:
+        assert "the training text has" in err
 
 
-def test_text_too_short_for_one_batch_is_refused_and_leaves_nothing(refused, out, tmp_path):
-    (tmp_path / "short.txt").write_text("\n\n\n".join(documents(seed=0, n=1)))
-    message = refused(
-        "the training text has", *smoke(out, "--vocab", "300", "--batch", "32", "--text", tmp_path / "short.txt")
-    )
-    assert "windows of 64 source tokens, but a batch needs 32; give more text" in message
-    assert not out.exists()
-
-
-def test_validation_text_too_short_for_one_batch_is_refused_and_named(refused, out, tmp_path):
-    (tmp_path / "short.txt").write_text("\n\n\n".join(documents(seed=0, n=1, length=30)))
-    refused("the validation text has", *smoke(out, "--vocab", "300", "--text", tmp_path / "short.txt"))
-    assert not out.exists()
-
-
-def test_a_damaged_gzip_file_is_refused_and_leaves_nothing(refused, out, tmp_path):
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 999)[:-9])
-    refused("cannot be read", *smoke(out, "--text", tmp_path / "a.txt.gz"))
-    assert not out.exists()
-
-
-def test_a_vocabulary_that_the_text_does_not_support_is_refused_and_leaves_nothing(refused, out, text):
-    refused("but a vocabulary of 30000 was asked for", *smoke(out, "--vocab", "30000", "--text", text))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--text", "absent"), "there is no file or folder absent; check the path given to --text"),
+        (("--vocab", 0), "--vocab is 0; it must be at least 1"),
+        (("--vocab", 100), "a vocabulary of 100 is too small"),
+        (("--batch", -8), "--batch is -8; it must be at least 1"),
+        (("--budget", 99), "--budget is 99; it must be at least 100"),
+        (("--seed", -1), "--seed is -1; it must be at least 0"),
+        (("--preset", "huge"), "there is no preset 'huge'; there are default, smoke"),
+        (("--minutes", 0), "--minutes is 0.0; it must be positive"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(refused, out, text, options, message):
+    refused(message, *smoke(out, "--text", text, *options))
     assert not out.exists()
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(refused, out, text, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [None] * 4)
     refused("a batch of 6 cannot be shared evenly by 4 devices", *smoke(out, "--batch", "6", "--text", text))
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--vocab", "0", "--vocab is 0; it must be at least 1"),
-        ("--batch", "-8", "--batch is -8; it must be at least 1"),
-        ("--budget", "99", "--budget is 99; it must be at least 100"),
-        ("--seed", "-1", "--seed is -1; it must be at least 0"),
-    ],
-)
-def test_settings_that_make_no_run_are_refused(refused, out, text, option, value, message):
-    refused(message, *smoke(out, option, value, "--text", text))
-    assert not out.exists()
-
-
-def test_a_vocabulary_without_room_for_bytes_is_refused(refused, out, text):
-    refused("a vocabulary of 100 is too small", *smoke(out, "--vocab", "100", "--text", text))
-    assert not out.exists()
-
-
-def test_an_unknown_preset_is_refused(refused, out):
-    refused("there is no preset 'huge'; there are default, smoke", "demo", "--preset", "huge", "--out", out)
     assert not out.exists()
 
 

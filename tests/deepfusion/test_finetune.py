@@ -134,6 +134,11 @@ def test_a_run_interrupted_and_killed_ends_where_the_whole_one_does(folder, whol
     code, _, err = run(*task(folder, "--out", out, *STEPS))
     assert code == 130
     assert f"deepfusion finetune --resume {out}" in err
+    write_rows(folder / "rows.tsv", [*ROWS[1:], ROWS[0]])
+    code, _, err = run("finetune", "--resume", out)
+    assert code == 2
+    assert "its examples is" in err
+    write_rows(folder / "rows.tsv")
     monkeypatch.setattr(ExampleBatches, "batch", batch)
     monkeypatch.setattr(Finetuning, "answers", die)
     assert run("finetune", "--resume", out)[0] == 130

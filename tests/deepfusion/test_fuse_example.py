@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```(python|sh)\n(.*?)```(?:\nprints\n```\n(.*?)```)?", TEX
 
 
 def command(line):
-    """Runs one line of a shell block; its exit code."""
+    """Run one line of a shell block, and return its exit code."""
     words = shlex.split(line)
     assert words[0] == "deepfusion"
     with pytest.MonkeyPatch.context() as patch:

@@ -38,6 +38,10 @@ def test_several_seeds_have_standard_errors_and_say_what_may_be_chance():
     assert "One seed" not in said
     assert "chance" not in said
     found = results(3)
+    saving = next(s for s in found["comparison"]["savings"] if (s["arm"], s["other"]) == ("grown", "scratch"))
+    for key in ("flops_paid", "flops_given", "wall_paid", "wall_given"):
+        saving[key] = {"mean": -0.2, "standard_error": 0.1, "values": [-0.3, None, -0.1]}
+    assert "its loss was reached in 2 of 3 seeds, with 20 ± 10 % more FLOPs (20 ± 10 % more" in "\n".join(lines(found))
     for saving in found["comparison"]["savings"]:
         saving["difference"] = {"mean": -0.01, "standard_error": 0.02, "values": [-0.03, 0.01, -0.01]}
     assert "0.010 ± 0.020 below, which 3 seeds cannot tell from chance" in "\n".join(lines(found))
@@ -66,7 +70,7 @@ def test_the_tables_compare_with_the_largest_network_that_did_not_grow():
 
 def test_a_share_says_how_many_seeds_have_it():
     assert percent({"mean": 0.5, "standard_error": None, "values": [0.5]}) == "50 %"
-    assert percent({"mean": 0.5, "standard_error": 0.01, "values": [0.5, None, 0.5]}) == "50 ± 1 % (2 of 3 seeds)"
+    assert percent({"mean": 0.5, "standard_error": 0.01, "values": [0.5, None, 0.5]}) == "50 ± 1 % (2/3)"
     assert percent({"mean": None, "standard_error": None, "values": [None]}) == "not reached"
 
 

@@ -14,7 +14,7 @@ from fusion_core.models.t5 import Compute, batch_loss, init, parameter_shapes, t
 from fusion_core.models.t5.layers import broadcast_over, position_bias, relative_buckets, self_bias
 from fusion_core.models.t5.products import product, reverse_product
 from tests.strategies.networks import batch_of, logits, once, random_t5, tiny
-from tests.strategies.packing import documents, packed, rows
+from tests.strategies.packing import packed, pairs, rows
 
 COMPUTES = {
     "scanned": Compute(scan=True),
@@ -25,7 +25,7 @@ COMPUTES = {
     "all of them": Compute(scan=True, remat=True, reverse_only=True, loss_chunk=4, attention="chunked"),
 }
 CONFIG = tiny("v1.1", norm_groups=(10, 6), num_decoder_layers=1)  # grouped norms, gated units, an untied head
-TEXTS = documents(CONFIG, 3, [(9, 4), (5, 7), (11, 3), (4, 6)])
+TEXTS = pairs(CONFIG, 3, [(9, 4), (5, 7), (11, 3), (4, 6)])
 PACKED = packed([TEXTS[:2], TEXTS[2:]])
 
 

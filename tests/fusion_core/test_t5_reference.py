@@ -10,7 +10,7 @@ import fusion_core as fc
 from fusion_core.models.t5 import Compute, batch_loss
 from fusion_core.models.units import by_name
 from tests.strategies.networks import STYLES, once, random_t5, tiny
-from tests.strategies.packing import documents, packed, rows
+from tests.strategies.packing import packed, pairs, rows
 
 WHY = "the reference implementation is an extra: pip install 'deepfusion[parity]'"
 with warnings.catch_warnings():
@@ -49,7 +49,7 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "ours"
     fc.save_pretrained(folder, params, config)
     model = T5ForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval().double()
-    texts = documents(config, 3, [(9, 4), (5, 7), (11, 3), (4, 6), (7, 5)])
+    texts = pairs(config, 3, [(9, 4), (5, 7), (11, 3), (4, 6), (7, 5)])
     batch = {name: torch.tensor(ids).long() for name, ids in rows(texts).items()}
     before, threads = T5LayerNorm.forward, torch.get_num_threads()
     T5LayerNorm.forward = norm_in_float64

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_core.text.packing import assign, corrupt_each, pack, packing_efficiency, unpack, windows_of
+from fusion_core.text.packing import assign, corrupt_each, pack, packing_efficiency, windows_of
 from fusion_core.text.span_corruption import MEAN_SPAN, NOISE_DENSITY, corrupted_lengths, target_length
+from tests.strategies.packing import unpack
 from tests.strategies.texts import rebuilt
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)

@@ -18,7 +18,8 @@ from fusion_core.text import (
     train_tokenizer,
 )
 from fusion_core.text.documents import BlockStart, blocks
-from fusion_core.text.packing import unpack, windows_of
+from fusion_core.text.packing import windows_of
+from tests.strategies.packing import unpack
 from tests.strategies.texts import documents, rebuilt, tokenizer
 
 quick = settings(max_examples=10, derandomize=True, deadline=None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paper_figures import growth_prediction
-from paper_figures.growth_prediction import GREEDY, ONLINE, SHOWN
+from paper_figures.growth_prediction import FOLLOWED, GREEDY, SHOWN
 from paper_figures.style import style
 from tests.strategies.growth import measure_smoke
 from toy_models.when_to_grow import measure, rules
@@ -40,13 +40,13 @@ def test_forecasts_of_the_smoke_problem_are_close_and_everything_shown_is_measur
 
 
 def test_the_finding_says_what_is_seen_and_what_is_not(results):
-    good = with_regret(with_regret(changed(results, off=np.array([0.02])), ONLINE, 1.01), GREEDY, 1.2)
+    good = with_regret(with_regret(changed(results, off=np.array([0.02])), FOLLOWED, 1.01), GREEDY, 1.2)
     text = growth_prediction.finding(good)
     assert "forecasts follow the truth: off by 2.0%" in text
     assert "is near the minimum: median regret 1.010" in text
     assert "NOT" not in text
     assert "do NOT follow" in growth_prediction.finding(changed(good, off=np.array([0.4])))
-    assert "is NOT near the minimum" in growth_prediction.finding(with_regret(good, ONLINE, 1.1))
+    assert "is NOT near the minimum" in growth_prediction.finding(with_regret(good, FOLLOWED, 1.1))
     assert "1.000), NOT above it" in growth_prediction.finding(with_regret(good, GREEDY, 1.0))
 
 
@@ -55,7 +55,7 @@ def test_the_truth_the_forecasts_and_every_run_of_the_rules_are_drawn(results):
         figure = growth_prediction.draw(results)
     problem, regrets = figure.axes
     drawn = {tuple(np.ravel(line.get_ydata())) for line in problem.lines}
-    for name in ("curve", "forecast", "online_losses", "greedy_losses"):
+    for name in ("curve", "forecast", "followed_losses", "greedy_losses"):
         assert tuple(results.arrays[name][0]) in drawn
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 6

@@ -57,11 +57,11 @@ def test_the_next_look_is_half_way_to_the_best_later_step_and_no_nearer_than_a_3
 
 
 @pytest.mark.parametrize(("best", "grows"), [(200, 200), (320, None)])
-def test_when_no_further_look_can_be_paid_the_last_plan_stands(best, grows):
+def test_when_no_further_look_can_be_paid_the_last_one_decides(best, grows):
     rule = start(320, run_gradients=8e3)
     assert rule.looks == 1
     rule = rule.decide(0, forecast=Forecast(2.0, ((best, 1.0),)))
-    assert (rule.method, rule.next_decision, rule.step) == ("planned", best, None)
+    assert (rule.method, rule.next_decision, rule.step) == ("settled", best, None)
     assert rule.decide(best - 1).step is None
     end = rule.decide(best)
     assert (end.step, end.next_decision) == (grows, None)
@@ -71,7 +71,7 @@ def test_when_no_further_look_can_be_paid_the_last_plan_stands(best, grows):
 
 def test_after_the_last_look_without_later_growth_it_grows_at_the_fixed_share():
     rule = start(run_gradients=8e3).decide(0, forecast=Forecast(2.0))
-    assert (rule.method, rule.planned) == ("planned", 30)
+    assert (rule.method, rule.settled) == ("settled", 30)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(caps
     (problem,) = result["problems"]
     # the truth is of the same two runs, so that no fixed step is below its best
     assert min(problem["regret"][f"fixed at {share:.0%}"] for share in tables.FIXED) > 1 - 1e-6
-    assert "look_ahead" in problem["online_plan_methods"]
+    assert "look_ahead" in problem["followed_full_methods"]
     assert problem["off_look_ahead"] < 0.2
     monkeypatch.setattr(growth_prediction.measure, "measure", lambda *_: pytest.fail("measured again"))
     assert growth_prediction.main(arguments) == 0
@@ -70,7 +70,7 @@ def test_a_range_of_problems_that_is_none_is_refused(text, message, capsys):
 def test_a_charged_rule_stays_within_its_limit_and_its_budget_pays_for_it():
     problem = problems.draw(problems.SMOKE, 0)
     prepared = problems.PreparedProblem(problem)
-    follower = Follower(prepared, 0.1, measure.PLANS["short_plan"])
+    follower = Follower(prepared, 0.1, measure.LOOKS["short"])
     charged = follower.run(0, charge=True)
     # a look costs more than this whole run; one lost trial of 4 % fits into 5 %
     assert charged["looks"] == 0

@@ -22,9 +22,9 @@ class Forecast(NamedTuple):
     """Forecast final losses at one step.
 
     Attributes:
-      now: of growing now.
-      later: of growing at later steps, as pairs (step, loss). With them the rule sees past a rise that a later fall makes
-        good; without, it takes the first minimum.
+      now: final loss of growing now.
+      later: final losses of growing at later steps, as pairs (step, loss). With them the rule sees past a rise that a later
+        fall makes good; without, it takes the first minimum.
     """
 
     now: float
@@ -38,19 +38,19 @@ class ForecastRule:
     Attributes:
       trials: ``bea``'s rule, which decides if no look can be paid, or a forecast is not finite.
       why: what the limit pays for, as part of a sentence.
-      looks: looks that the limit still pays for; with none left, ``planned`` or ``trials`` decides.
+      looks: looks that the limit still pays for; with none left, ``settled`` or ``trials`` decides.
       next_decision: small step of the next decision; None if nothing is left to decide.
-      planned: small step at which the network grows after the last look; None if there is no such plan.
+      settled: small step at which the network grows after the last look; None if that is not settled.
       lowest: (loss, step) of the lowest forecast of growing at once.
       step: small step at which to grow; None if it is not decided, or never.
-      reason: of the last decision, one sentence with the numbers.
+      reason: reason of the last decision, one sentence with the numbers.
     """
 
     trials: bea.OnlineState
     why: str
     looks: int
     next_decision: int | None
-    planned: int | None = None
+    settled: int | None = None
     lowest: tuple[float, int] | None = None
     step: int | None = None
     reason: str = ""
@@ -66,9 +66,10 @@ class ForecastRule:
         looks: int = LOOKS,
         cost_limit: float = 0.05,
     ) -> ForecastRule:
-        """Return the rule before the first step; the arguments beyond those of ``bea.start_online`` are
+        """Return the rule before the first step.
 
         Args:
+          last_step, run_gradients, trial_gradients, cost_limit: as ``bea.start_online`` takes them.
           forecast_gradients: cost of one look, in gradients of the grown network.
           looks: the most looks, whatever the limit pays for.
         """
@@ -84,10 +85,10 @@ class ForecastRule:
 
     @property
     def method(self) -> str:
-        """What the next decision rests on: ``"look_ahead"``, ``"planned"``, ``"trials"`` or ``"fixed"``."""
+        """What the next decision rests on: ``"look_ahead"``, ``"settled"``, ``"trials"`` or ``"fixed"``."""
         if self.looks:
             return "look_ahead"
-        return self.trials.method if self.planned is None else "planned"
+        return self.trials.method if self.settled is None else "settled"
 
     def decide(
         self,
@@ -100,13 +101,13 @@ class ForecastRule:
 
         With forecasts of later growth, grow as soon as none of them is below that of growing now; else the next look is
         half-way to the lowest. Without, grow as soon as the forecast of growing now is above the lowest so far; else the
-        next look is at twice the step. If no further look can be paid, the last plan stands.
+        next look is at twice the step. If no further look can be paid, the last look decides.
 
         Args:
           step: the present small step.
           forecast: needed while the method is ``"look_ahead"``.
-          rates: of a trial (``bea.online_growth_step``), needed while the method is ``"trials"``; used too if the forecast
-            is not finite.
+          rates: rates of a trial (``bea.online_growth_step``), needed while the method is ``"trials"``; used too if the
+            forecast is not finite.
 
         Raises:
           ValueError: what the method needs is missing.
@@ -117,11 +118,11 @@ class ForecastRule:
             if all(map(math.isfinite, (forecast.now, *(loss for _, loss in forecast.later)))):
                 return self._by_later(step, forecast) if forecast.later else self._by_first_minimum(step, forecast.now)
             return self._without_forecasts(step, rates)
-        if self.planned is None:
+        if self.settled is None:
             return self._by_trials(step, rates)
-        if self.planned <= step < self.trials.last_step:
+        if self.settled <= step < self.trials.last_step:
             return self._grow(step, f"Grow at step {step}: decided before, since {self.why}.")
-        return self._wait(step, self.planned, f"planned is {self.planned}")
+        return self._wait(step, self.settled, f"it grows at step {self.settled}")
 
     def _without_forecasts(self, step: int, rates: Any) -> ForecastRule:
         why = f"the forecast at step {step} is not finite"
@@ -151,7 +152,7 @@ class ForecastRule:
         because = f"the forecast final loss, {now:.4g}, still falls"
         if kept.looks:
             return kept._wait(step, 2 * step or 1, because)
-        return kept._plan(step, max(kept.trials.fixed_step, step + 1), because)
+        return kept._settle(step, max(kept.trials.fixed_step, step + 1), because)
 
     def _by_later(self, step: int, forecast: Forecast) -> ForecastRule:
         best, loss = min(forecast.later, key=lambda later: later[1])
@@ -168,11 +169,11 @@ class ForecastRule:
         if kept.looks:
             nearest = step + max(1, int(CLOSEST * self.trials.last_step))
             return kept._wait(step, max((step + best) // 2, nearest), because)
-        return kept._plan(step, best, because)
+        return kept._settle(step, best, because)
 
-    def _plan(self, step: int, planned: int, because: str) -> ForecastRule:
+    def _settle(self, step: int, settled: int, because: str) -> ForecastRule:
         why = f"{because} at step {step} and no further look can be paid"
-        return dataclasses.replace(self, planned=planned, why=why)._wait(step, planned, because)
+        return dataclasses.replace(self, settled=settled, why=why)._wait(step, settled, because)
 
     def _grow(self, step: int, reason: str) -> ForecastRule:
         return dataclasses.replace(self, step=step, next_decision=None, reason=reason)

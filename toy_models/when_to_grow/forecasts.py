@@ -48,14 +48,14 @@ def forecast_growth(
     followed once, with half as many re-linearisations as a grown phase.
 
     Args:
-      loss: of small and grown params.
+      loss: loss of small and of grown params.
       grow: ``sources -> grown params``; J, and what growth adds to it.
       sources: params of the small networks.
-      step_size: of the small networks; the grown one's is this times ``factors``.
+      step_size: learning rate of the small networks; the grown one's is this times ``factors``.
       factors: a tree like the grown params.
       small_steps: k stretches, in small steps, each from the growth step before.
       grown_steps: k + 1 numbers of steps that the budget leaves after growing now, and after each stretch.
-      relinearisations: of each grown phase.
+      relinearisations: number of re-linearisations of each grown phase.
       settings: ``ratio`` and ``krylov`` of every ``look_ahead``.
 
     Source: theory.md, section 6.

@@ -31,12 +31,12 @@ FORECASTS: dict[str, dict[str, Any]] = {
     "gauss_newton": {"relinearisations": 12, "ratio": 1.5, "krylov": 16},
     "frozen": {"relinearisations": 1, "krylov": 32},
 }
-# Problems of as many steps or more charge an online rule's cost to its budget.
+# Problems of as many steps or more charge the forecast rule's cost to its budget.
 CHARGED = 20_000
-# of plans: growth now and at every later step, from one look
-PLANS: dict[str, dict[str, Any]] = {
-    "plan": FORECASTS["look_ahead"],
-    "short_plan": {"relinearisations": 6, "ratio": 2.0, "krylov": 8},
+# of looks at growth now and at every later step
+LOOKS: dict[str, dict[str, Any]] = {
+    "full": FORECASTS["look_ahead"],
+    "short": {"relinearisations": 6, "ratio": 2.0, "krylov": 8},
 }
 
 
@@ -57,13 +57,13 @@ def measure(
     per_run: dict[str, list[Any]] = {}
     forecasters = _forecasters(prepared, rate)
     greedy = jax.jit(functools.partial(_greedy, prepared, rate))
-    followers = {name: Follower(prepared, rate, how) for name, how in PLANS.items()}
+    followers = {name: Follower(prepared, rate, how) for name, how in LOOKS.items()}
     for run in range(runs):
         report(f"run {run + 1} of {runs}")
         for name, value in _one_run(prepared, rate, run, forecasters, greedy).items():
             per_run.setdefault(name, []).append(value)
         for name, follower in followers.items():
-            per_run.setdefault(f"online_{name}", []).append(follower.run(run))
+            per_run.setdefault(f"followed_{name}", []).append(follower.run(run))
             if problem.steps >= CHARGED:
                 per_run.setdefault(f"charged_{name}", []).append(follower.run(run, charge=True))
     for run in range(runs, truth_runs):

@@ -59,13 +59,13 @@ class Problem:
     """One draw.
 
     Attributes:
-      seed: of the draw and of everything in the problem.
+      seed: seed of the draw and of everything in the problem.
       operator: ``"fuse"`` (two sources) or ``"self"`` (one network with itself, plus function-preserving noise).
       sizes: widths of one small network.
-      activation, exponent, samples, features: of the task.
-      steps: of the grown network, if it had the whole budget.
-      rate: of the small networks, as a share of the best of ``TUNED``.
-      noise: of self-fusion, in units of the initial weights' deviation.
+      activation, exponent, samples, features: settings of the task.
+      steps: steps of the grown network, if it had the whole budget.
+      rate: learning rate of the small networks, as a share of the best of ``TUNED``.
+      noise: size of self-fusion's noise, in units of the initial weights' deviation.
     """
 
     seed: int
@@ -114,7 +114,7 @@ class PreparedProblem:
 
     Args:
       problem: the draw.
-      dtype: of all arrays; float64 needs ``jax.enable_x64``.
+      dtype: dtype of all arrays; float64 needs ``jax.enable_x64``.
     """
 
     def __init__(self, problem: Problem, dtype: DTypeLike = jnp.float32) -> None:

@@ -85,20 +85,20 @@ def _first(met: np.ndarray) -> list[int]:
 
 # Runs that followed the rule off the grid, by the records' names.
 FOLLOWED = {
-    "online (plans)": "online_plan",
-    "online (short plans)": "online_short_plan",
+    "forecast rule": "followed_full",
+    "forecast rule, short looks": "followed_short",
 }
 
 # The same within its limit of cost, which its budget pays (problems of ``measure.CHARGED`` steps or more).
 CHARGED_RULES = {
-    "online (plans), charged": "charged_plan",
-    "online (short plans), charged": "charged_short_plan",
+    "forecast rule, charged": "charged_full",
+    "forecast rule, short looks, charged": "charged_short",
 }
 
 RULES: dict[str, Rule] = {
     "look-ahead (lowest forecast)": lowest("look_ahead"),
     "look-ahead (lowest mean forecast of all runs)": lowest_of_mean,
-    "online without plans (first minimum of the forecast)": first_minimum,
+    "forecast rule without later growth (first minimum)": first_minimum,
     "look-ahead with Gauss-Newton": lowest("gauss_newton"),
     "frozen kernel": lowest("frozen"),
     "slopes after the transient (2 to 4 %)": slopes(2, 3),

@@ -133,7 +133,7 @@ def compute(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: _spread([p[f"off_{name}"] for p in judged]) | {"gradients": _gradients(settings)}
         for name, settings in FORECASTS.items()
     }
-    result["online"] = {
+    result["followed"] = {
         name: {what: float(np.mean([p[f"{key}_{what}"] for p in judged])) for what in ("looks", "gradients")}
         for name, key in (FOLLOWED | CHARGED_RULES).items()
         if f"{key}_looks" in judged[0]
@@ -200,8 +200,8 @@ def markdown(result: dict[str, Any]) -> str:
     for name, s in result["forecasts"].items():
         shares = " | ".join(f"{s['gradients'] / n:.2%}" for n in lengths)
         lines.append(f"| {name} | {s['median']:.1%} | {s['worst']:.1%} | {s['gradients']} | {shares} |")
-    lines += ["", "| online rule | looks | gradients of the grown network |", "|---|---|---|"]
-    lines += [f"| {name} | {s['looks']:.1f} | {s['gradients']:,.0f} |" for name, s in result["online"].items()]
+    lines += ["", "| rule | looks | gradients of the grown network |", "|---|---|---|"]
+    lines += [f"| {name} | {s['looks']:.1f} | {s['gradients']:,.0f} |" for name, s in result["followed"].items()]
     lines += [
         "",
         f"The look-ahead's stated uncertainty, doubled, covers the truth in {result['covered']:.0%} of the cases.",
