@@ -24,7 +24,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.growth.fuse import fusion_map
@@ -145,18 +144,8 @@ def growth_rate_factors(
             f"no rate factors for {operator}: its new entries move the function on their own; there are factors for "
             f"{', '.join(with_factors)}"
         )
-    rms: Callable[[Array], Array] = lambda x: jnp.sqrt(jnp.mean(x * x))
-
-    def leaf(rule: Rule, large: Array, small: list[Array]) -> float | np.ndarray:
-        return _factor(rule, optimizer, lambda: float(rms(large) / rms(small[0])))
-
-    mapping = growth_map(config, operator, **sizes)
-    parts = mapping.each(lambda rule, arrays: _Parts(arrays), [params])
-    return jax.tree.map(lambda rule, large, own: leaf(rule, large, own.arrays), mapping.rules, grown, parts)
-
-
-class _Parts:
-    """The small arrays of one grown array, as one leaf of a tree."""
-
-    def __init__(self, arrays: list[Array]) -> None:
-        self.arrays = arrays
+    mapping, rms = growth_map(config, operator, **sizes), lambda x: float(jnp.sqrt(jnp.mean(jnp.square(x))))
+    small = mapping.each(lambda rule, parts: parts[0], [params])
+    return jax.tree.map(
+        lambda rule, x, y: _factor(rule, optimizer, lambda: rms(y) / rms(x)), mapping.rules, small, grown
+    )
