@@ -44,7 +44,7 @@ def multiply(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int)
     return {word: value for word, value in product.items() if value}
 
 
-def commutator(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int) -> Element:
+def bracket(a: Mapping[Word, Fraction], b: Mapping[Word, Fraction], order: int) -> Element:
     """Return [a, b] = ab − ba without words longer than ``order``."""
     return add(multiply(a, b, order), multiply(b, a, order), -1)
 
@@ -114,7 +114,7 @@ def _expanded(word: Word) -> Element:
     if len(word) == 1:
         return {word: Fraction(1)}
     cut = next(i for i in range(1, len(word)) if is_lyndon(word[i:]))
-    return commutator(_expanded(word[:cut]), _expanded(word[cut:]), len(word))
+    return bracket(_expanded(word[:cut]), _expanded(word[cut:]), len(word))
 
 
 def expand(lie: Mapping[Word, Fraction]) -> Element:

@@ -40,7 +40,7 @@ def record_of(folder: pathlib.Path, name: str, family: problems.Family, seed: in
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     counts = arguments.runs, arguments.truth_runs, arguments.costate_runs
-    record = measure.measure(problems.draw(family, seed), *counts, report)
+    record = measure.measure_problem(problems.random_problem(family, seed), *counts, report)
     record["provenance"] = provenance()
     write_text(path, json.dumps(record) + "\n")
     return record

@@ -64,7 +64,7 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
     times = [time.perf_counter()]
     feed = itertools.repeat((local_rows(batch), None))
     # the pause makes each dispatch's time its own
-    for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), lambda step: True):
+    for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), pause=lambda step: True):
         times.append(time.perf_counter())
     steps = [(b - a) / dispatch for a, b in itertools.pairwise(times[2:])]  # the first ones compile
     finish()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside ``path``; renames it to ``path`` on success, removes it on failure."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -29,7 +29,7 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _to_disk(path: pathlib.Path) -> None:
-    """Waits until the file's content, or the folder's list of names, is on the disk."""
+    """Wait until the file's content, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,6 +74,6 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes ``text`` to ``path`` as UTF-8, whole or not at all."""
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

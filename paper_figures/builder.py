@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fusion_core.atomic import new_file, write_text
 from fusion_core.errors import InputError
 from paper_figures.cache import results_of
-from paper_figures.gallery import Entry, page
+from paper_figures.gallery import GalleryItem, page
 from paper_figures.registry import FIGURES, PRESETS
 from paper_figures.style import render
 
@@ -49,7 +49,7 @@ def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: boo
             with new_file(path) as temporary:
                 temporary.write_bytes(image)
             written.append(path)
-        entries.append(Entry(name, module, results, images["png"]))
+        entries.append(GalleryItem(name, module, results, images["png"]))
     index = out / "index.html"
     write_text(index, page(entries))
     return [*written, index]

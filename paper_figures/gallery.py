@@ -13,7 +13,7 @@ from paper_figures.results import Results
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class GalleryItem:
     """One figure of the page: its name, module, results and drawn image."""
 
     name: str
@@ -22,7 +22,7 @@ class Entry:
     png: bytes
 
 
-def page(entries: Sequence[Entry]) -> str:
+def page(entries: Sequence[GalleryItem]) -> str:
     """Return the HTML of the gallery. Images are inside; nothing is loaded from elsewhere."""
     links = "".join(f'<a href="#{html.escape(e.name)}">{html.escape(headline(e.module))}</a>' for e in entries)
     body = "\n".join(_section(entry) for entry in entries)
@@ -40,7 +40,7 @@ def caption(module: ModuleType) -> list[str]:
     return [re.sub(r"\s+", " ", p).strip() for p in paragraphs if not p.startswith(".. math::")]
 
 
-def _section(entry: Entry) -> str:
+def _section(entry: GalleryItem) -> str:
     results, image = entry.results, base64.b64encode(entry.png).decode()
     title = html.escape(headline(entry.module))
     facts = {

@@ -77,8 +77,8 @@ FOLLOWS, NEAR = 0.10, 1.05  # what counts as following the truth, and as near it
 def compute(preset: str) -> Results:
     """Measure the problems; the longest figure by far (about 2 minutes a problem on two quiet cores)."""
     started, config = time.perf_counter(), PRESETS[preset]
-    drawn = [problems.draw(FAMILIES[config.family], config.first + i) for i in range(config.count)]
-    records = [measure.measure(problem, config.runs, config.truth_runs, 0) for problem in drawn]
+    drawn = [problems.random_problem(FAMILIES[config.family], config.first + i) for i in range(config.count)]
+    records = [measure.measure_problem(problem, config.runs, config.truth_runs, 0) for problem in drawn]
     return Results.of("growth_prediction", preset, SEED, dataclasses.asdict(config), arrays_of(records), started)
 
 

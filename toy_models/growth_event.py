@@ -27,7 +27,7 @@ from toy_models import mlp, teacher
 Params = Any
 
 
-class Growth(NamedTuple):
+class EventPhases(NamedTuple):
     """Two phases around an event, both as fields on the grown space.
 
     Attributes:
@@ -55,14 +55,14 @@ def self_event(sizes: Sequence[int]) -> bea.GrowthEvent:
     )
 
 
-def self_fusion(loss: Loss, source: Params, sizes: Sequence[int]) -> Growth:
+def self_fusion(loss: Loss, source: Params, sizes: Sequence[int]) -> EventPhases:
     """Return the fusion of a network with itself: it keeps the function, so that the loss conflict is zero."""
     event = self_event(sizes)
     zero: Callable[[Number], Array] = lambda h: jnp.zeros_like(jnp.asarray(h))
-    return Growth(event.preserved_field(loss), bea.gradient_field(loss), event.embed(source), zero)
+    return EventPhases(event.preserved_field(loss), bea.gradient_field(loss), event.embed(source), zero)
 
 
-def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[int]) -> Growth:
+def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[int]) -> EventPhases:
     """Return the fusion of two different networks of the same widths, both trained in the small phase."""
     config = fc.MLPConfig(tuple(sizes))
     mapping = fc.fusion_map([config, config])
@@ -71,10 +71,10 @@ def fusion_of_two(loss: Loss, sources: tuple[Params, Params], sizes: Sequence[in
     second, start = bea.gradient_field(loss), event.embed(sources)
     # loss_conflict is half of what a swap changes
     conflict = lambda h: 2 * event.loss_conflict(both, second, loss, h, h, start)
-    return Growth(event.push(both), second, start, conflict)
+    return EventPhases(event.push(both), second, start, conflict)
 
 
-def gaps(growth: Growth, loss: Loss, h: Number) -> dict[str, Array]:
+def gaps(growth: EventPhases, loss: Loss, h: Number) -> dict[str, Array]:
     """Return how far apart one step of each phase and the same in the other order end.
 
     Args:

@@ -113,7 +113,7 @@ class Step:
 
     def __post_init__(self):
         object.__setattr__(self, "scale", exact(self.scale, "scale"))
-        object.__setattr__(self, "method", resolve(self.method))
+        object.__setattr__(self, "method", tableau_of(self.method))
         if self.field < 0:
             raise ValueError(f"field is the number of a vector field, 0, 1, …, not {self.field}")
         if self.steps < 1:
@@ -130,7 +130,7 @@ class Step:
 Method = str | RungeKutta | Step | Sequence[Step]
 
 
-def resolve(method: str | RungeKutta) -> RungeKutta:
+def tableau_of(method: str | RungeKutta) -> RungeKutta:
     """Return the tableau that a name stands for."""
     if isinstance(method, RungeKutta):
         return method

@@ -36,7 +36,7 @@ def generate(
     source_length: Annotated[int, typer.Option(help="Tokens of a source at most; the rest is cut off, and said.")] = 512,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Let a T5 write: one line for every source.
+    """Generate text from a T5: one line for every source.
 
     \b
     deepfusion generate runs/sst2/checkpoint "sst2 sentence: a joy to watch"

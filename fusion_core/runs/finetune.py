@@ -23,7 +23,7 @@ from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
 from fusion_core.runs.plan import FORBID, Count, Whole
-from fusion_core.runs.plan_file import WANTED
+from fusion_core.runs.plan_file import explained
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
@@ -108,17 +108,8 @@ def settings_from(values: Mapping[str, Any]) -> FinetuneSettings:
     try:
         return TypeAdapter(FinetuneSettings).validate_python(dict(values))
     except ValidationError as error:
-        raise InputError(", and ".join(map(_explained, error.errors()))) from None
-
-
-def _explained(error: Any) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    name = error["loc"][0]
-    if error["type"] in ("missing", "unexpected_keyword_argument"):
-        return f"{name} is {'missing; give it' if error['type'] == 'missing' else 'unknown; leave it out'}"
-    wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
-    return f"{name} is {error['input']!r}; it must be {wanted}"
+        found = [explained(one, ".".join(map(str, one["loc"]))) for one in error.errors()]
+        raise InputError(", and ".join(found)) from None
 
 
 def load_settings(folder: pathlib.Path) -> FinetuneSettings:

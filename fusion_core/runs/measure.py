@@ -1,4 +1,4 @@
-"""The theory's terms at the checkpoints of a growth's sources: modified losses, conflict, the greedy rule's rates."""
+"""The theory's terms at the checkpoints of a plan: modified losses; at a growth, also conflict and greedy rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion_core.models.t5 import T5Config, step_flops, token_loss
 from fusion_core.runs.context import RunContext, event_of
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
-from fusion_core.schedule import GrowthMeter, TrainedNetwork, greedy_decision
+from fusion_core.schedule import GrowthMeter, NetworkMeter, TrainedNetwork, greedy_decision
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Metrics
 from fusion_core.train.devices import first_process
@@ -49,14 +49,10 @@ def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolve
     wanted = sorted(step for step in set.intersection(*steps) - seen if step)  # at 0 there are no moments to freeze
     if not wanted:
         return
-    optimizer = growth.optimizer.build()
-    before = sources[node.name]
-    schedule = node.schedule.function(before.start or 0, before.steps or node.schedule.warmup + 1)
-    small = TrainedNetwork(_mean_loss(configs.pop()), optimizer, before.step_flops, schedule)
+    small = _trained(sources[node.name])
     grown_flops = step_flops(growth.config, node.batch, node.length, target_length(node.length))
-    meter = GrowthMeter(
-        small, TrainedNetwork(_mean_loss(growth.config), optimizer, grown_flops, schedule), event.mapping, event.factors
-    )
+    grown = dataclasses.replace(small, loss=_mean_loss(growth.config), step_flops=grown_flops)
+    meter = GrowthMeter(small, grown, event.mapping, event.factors)
     order = growth.node.inputs
     for step in wanted:
         context.note(f"{growth.name}: the theory's terms at step {step}")
@@ -71,6 +67,35 @@ def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolve
         atomic.write_text(
             context.folder_of(growth.name) / GREEDY, json.dumps(dataclasses.asdict(decision), indent=2) + "\n"
         )
+
+
+def measure_alone(context: RunContext, resolved: Resolved) -> None:
+    """Estimate a network's own terms at every checkpoint of its node; write a record of each to the node's folder.
+
+    Args:
+      context: of the run.
+      resolved: a finished node that trains.
+    """
+    node = resolved.node
+    assert isinstance(node, TrainNode)
+    records = Metrics(context.folder_of(resolved.name) / THEORY)
+    seen = {record["step"] for record in records.records}
+    work = (context.done(resolved.name) or {}).get("work", ".")
+    wanted = [step for step in context.store(resolved, work).steps() if step and step not in seen]
+    meter = NetworkMeter(_trained(resolved))
+    for step in wanted:
+        batches = context.data.fresh(node.length, node.batch, step, 2 * PAIRS)
+        record = meter.measure(context.state_at(resolved, step, work), batches[:PAIRS], batches[PAIRS:])
+        if first_process():
+            records.write({"step": step, **record})
+
+
+def _trained(resolved: Resolved) -> TrainedNetwork:
+    """Return a node's network with its optimizer and schedule."""
+    node = resolved.node
+    assert isinstance(node, TrainNode)
+    schedule = node.schedule.function(resolved.start or 0, resolved.steps or node.schedule.warmup + 1)
+    return TrainedNetwork(_mean_loss(resolved.config), node.optimizer.build(), resolved.step_flops, schedule)
 
 
 def _mean_loss(config: T5Config) -> Any:

@@ -47,7 +47,6 @@ WANTED = {
     "literal_error": "one of {expected}",
     "dataclass_type": "a table",
     "dataclass_exact_type": "a table",
-    "missing": "given",
 }
 
 Place = tuple[str, ...]
@@ -106,6 +105,16 @@ def lines_of(text: str) -> dict[Place, int]:
     return found
 
 
+def explained(error: Any, name: str) -> str:
+    """Return the message for one of pydantic's errors about the field ``name``."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] in ("missing", "unexpected_keyword_argument"):
+        return f"{name} is missing; give it" if error["type"] == "missing" else f"{name} is unknown; leave it out"
+    wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    return f"{name} is {error['input']!r}; it must be {wanted}"
+
+
 class _Reader:
     """The parts of a plan, and the errors that were found on the way."""
 
@@ -140,20 +149,10 @@ class _Reader:
                 fields = tuple(part for part in loc if not part.isdigit())
                 if (fields, one["type"]) not in seen:
                     seen.add((fields, one["type"]))
-                    self.error((*place, *fields), self._message(one, prefix, fields))
+                    self.error((*place, *fields), explained(one, prefix + ".".join(fields)))
         except InputError as error:
             self.error(place, str(error))
         return None
-
-    @staticmethod
-    def _message(error: Any, prefix: str, fields: Place) -> str:
-        if error["type"] == "value_error":
-            return str(error["ctx"]["error"])
-        name = prefix + ".".join(fields)
-        if error["type"] == "missing":
-            return f"{name} is missing; give it"
-        wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
-        return f"{name} is {error['input']!r}; it must be {wanted}"
 
     def table(self, kind: Any, place: Place, owner: str, values: Any) -> Any:
         """Return a nested table as an object of the dataclass."""

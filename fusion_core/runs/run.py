@@ -20,7 +20,7 @@ from fusion_core.runs.compare import compare
 from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
-from fusion_core.runs.measure import GREEDY, THEORY, measure
+from fusion_core.runs.measure import GREEDY, THEORY, measure, measure_alone
 from fusion_core.runs.plan import Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
@@ -110,6 +110,11 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
                 measure(context, resolved, sources)
             context.finish(resolved, state)
             context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
+    if context.plan.measure:
+        growing = {name for r in nodes.values() if not isinstance(r.node, TrainNode) for name in r.node.inputs}
+        for name, resolved in nodes.items():  # the sources of a growth are measured with it
+            if isinstance(resolved.node, TrainNode) and name not in growing and context.done(name) is not None:
+                measure_alone(context, resolved)
 
 
 def _measure(context: RunContext, nodes: dict[str, Resolved], group: AutoGroup) -> None:

@@ -3,6 +3,7 @@
 from fusion_core.schedule.decision import GrowthDecision as GrowthDecision
 from fusion_core.schedule.decision import factors_by_name as factors_by_name
 from fusion_core.schedule.greedy import GrowthMeter as GrowthMeter
+from fusion_core.schedule.greedy import NetworkMeter as NetworkMeter
 from fusion_core.schedule.greedy import TrainedNetwork as TrainedNetwork
 from fusion_core.schedule.greedy import greedy_decision as greedy_decision
 from fusion_core.schedule.trials import Trial as Trial

@@ -27,6 +27,7 @@ MeanLoss = Callable[[Params, Batch], Array]
 # be trusted.
 TRUST = 4.0
 WINDOW = 3  # records in the medians that decide
+OWN_TERMS = ("loss", "gradient_norm", "modified_loss", "decrease_per_flop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,7 @@ class GrowthMeter:
 
         Factors, and the rates at them, come from the mean slope and curvature: a ratio of means, not a mean of ratios.
         """
-        if len(updates) != len(probes) or len(updates) < 2:
-            raise InputError(
-                f"{len(updates)} update and {len(probes)} probe batches; standard errors need equally many, at least 2"
-            )
+        _check_pairs(updates, probes)
         samples: dict[str, list[float]] = {}
         models: dict[str, list[tuple[float, float]]] = {"small": [], "grown": []}
         fused = self._fuse(tuple(states))
@@ -107,17 +105,57 @@ class GrowthMeter:
             moves, metrics = zip(*((move, metric) for _, move, metric in terms), strict=True)
             joint = self._joint_terms(fused.params, moves[:-1], metrics[:-1], metrics[-1], probe)
             for name, (values, _, _) in zip(names, terms, strict=True):
-                for term in ("loss", "gradient_norm", "modified_loss", "decrease_per_flop"):
+                for term in OWN_TERMS:
                     samples.setdefault(f"{term}_{name}", []).append(float(values[term]))
             samples.setdefault("conflict", []).append(float(joint["conflict"]))
             for name, values in (("small", joint), ("grown", terms[-1][0])):
                 models[name].append((float(values["slope"]), float(values["curvature"])))
-        result = {}
-        for name, drawn in samples.items():
-            result[name] = statistics.fmean(drawn)
-            result[f"{name}_se"] = statistics.stdev(drawn) / math.sqrt(len(drawn))
+        result = _means(samples)
         small, grown = self._flops
         return result | _best("small", models["small"], len(states) * small) | _best("grown", models["grown"], grown)
+
+
+class NetworkMeter:
+    """Theory's terms for one network alone: those that ``GrowthMeter`` has for each source.
+
+    A pair of batches costs 3 gradients and 2 Hessian-vector products.
+
+    Args:
+      network: to be measured.
+    """
+
+    def __init__(self, network: TrainedNetwork) -> None:
+        self._terms = jax.jit(_own_terms(network))
+
+    def measure(self, state: TrainState, updates: Sequence[Batch], probes: Sequence[Batch]) -> dict[str, float]:
+        """Return ``loss``, ``gradient_norm``, ``modified_loss`` and ``decrease_per_flop`` at a state, as ``GrowthMeter``.
+
+        Args:
+          state: training state of the network.
+          updates, probes: equally many batches, at least 2.
+
+        Raises:
+          InputError: there are fewer, or not equally many.
+        """
+        _check_pairs(updates, probes)
+        measured = [self._terms(state, update, probe)[0] for update, probe in zip(updates, probes, strict=True)]
+        return _means({term: [float(values[term]) for values in measured] for term in OWN_TERMS})
+
+
+def _check_pairs(updates: Sequence[Batch], probes: Sequence[Batch]) -> None:
+    if len(updates) != len(probes) or len(updates) < 2:
+        raise InputError(
+            f"{len(updates)} update and {len(probes)} probe batches; standard errors need equally many, at least 2"
+        )
+
+
+def _means(samples: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the means, and the standard errors under ``<name>_se``."""
+    found = {}
+    for name, drawn in samples.items():
+        found[name] = statistics.fmean(drawn)
+        found[f"{name}_se"] = statistics.stdev(drawn) / math.sqrt(len(drawn))
+    return found
 
 
 def _own_terms(network: TrainedNetwork) -> Callable[..., tuple[dict[str, Array], Params, Params]]:

@@ -12,8 +12,8 @@ from fusion_core.text.prefetch import Prefetch as Prefetch
 from fusion_core.text.prefetch import prefetch as prefetch
 from fusion_core.text.sources import Batch as Batch
 from fusion_core.text.sources import DataSource as DataSource
+from fusion_core.text.sources import merge_states as merge_states
 from fusion_core.text.span_corruption import SpanCorruption as SpanCorruption
-from fusion_core.text.states import merge_states as merge_states
 from fusion_core.text.stream import StreamedSpans as StreamedSpans
 from fusion_core.text.tokenizer import Tokenizer as Tokenizer
 from fusion_core.text.tokenizer import train_tokenizer as train_tokenizer

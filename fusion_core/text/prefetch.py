@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
+import collections
 import time
-import weakref
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from fusion_core.errors import InputError
 
 T = TypeVar("T")
-
-
-def _work(iterator: Iterator[Any], ready: queue.Queue, stop: threading.Event) -> None:
-    """Fill the queue with ("item", value); end it with ("end", None) or ("error", exception)."""
-
-    def put(what: tuple[str, Any]) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(what, timeout=0.05)
-                return
-            except queue.Full:
-                continue
-
-    try:
-        while not stop.is_set():
-            try:
-                item = next(iterator)
-            except StopIteration:
-                put(("end", None))
-                return
-            put(("item", item))
-    except BaseException as error:  # raised where the items are taken
-        put(("error", error))
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()  # in this thread: a generator that runs cannot be closed from another
 
 
 class Prefetch(Generic[T]):
@@ -54,37 +26,34 @@ class Prefetch(Generic[T]):
         if depth < 1:
             raise InputError(f"the depth of prefetching is {depth}; it must be at least 1")
         self.waited = 0.0
-        self._ready: queue.Queue = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=_work, args=(iterator, self._ready, self._stop), name="prefetch", daemon=True
-        )
-        self._finalizer = weakref.finalize(self, self._stop.set)
-        self._thread.start()
+        self._iterator = iterator
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._coming: collections.deque[Future[T]] = collections.deque()
+        for _ in range(depth):
+            self._coming.append(self._pool.submit(next, iterator))
 
     def __iter__(self) -> Prefetch[T]:
         return self
 
     def __next__(self) -> T:
-        if self._stop.is_set():
+        if not self._coming:
             raise StopIteration
         start = time.perf_counter()
-        kind, value = self._ready.get()
+        try:
+            item = self._coming.popleft().result()
+        except BaseException:
+            self.close()
+            raise
         self.waited += time.perf_counter() - start
-        if kind == "item":
-            return value
-        self.close()
-        if kind == "error":
-            raise value
-        raise StopIteration
+        self._coming.append(self._pool.submit(next, self._iterator))
+        return item
 
     def close(self) -> None:
         """End the thread, once it has finished its item, and close the iterator."""
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        with contextlib.suppress(queue.Full):
-            self._ready.put_nowait(("end", None))  # wakes a consumer in another thread
+        self._coming.clear()
+        self._pool.shutdown(cancel_futures=True)
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
 
     def __enter__(self) -> Prefetch[T]:
         return self

@@ -1,4 +1,4 @@
-"""Training states as safetensors files: whole or absent, no pickle, checksum and shapes checked on the way in."""
+"""Training states as safetensors files: whole or absent, never a pickle; checksum and shapes are checked when reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMAT = "deepfusion-state-1"
 
 
 class DamagedCheckpoint(InputError):
-    """The file is not what was written: cut off, or its checksum is another."""
+    """The file is cut off, or its checksum differs."""
 
 
 def _names(tree: Any) -> tuple[list[str], list[Any], Any]:
@@ -35,7 +35,7 @@ def _names(tree: Any) -> tuple[list[str], list[Any], Any]:
 
 
 def _checksum(tensors: dict[str, np.ndarray], facts: str) -> str:
-    """SHA-256 of the facts and of all names, types, shapes and bytes, in the names' order."""
+    """Return the SHA-256 of the facts and of all names, types, shapes and bytes, in the order of the names."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -45,10 +45,10 @@ def _checksum(tensors: dict[str, np.ndarray], facts: str) -> str:
 
 
 def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
-    """Writes a pytree of arrays, with ``facts`` (JSON values) and a checksum of all in the file's header.
+    """Write a pytree of arrays, with ``facts`` (JSON values) and a checksum of all in the file's header.
 
     Raises:
-      InputError: the disk is full; what was there before is intact.
+      InputError: the disk is full; an earlier file of this name is intact.
     """
     names, leaves, _ = _names(state)
     # ascontiguousarray makes vectors of scalars: keep the shape
@@ -95,7 +95,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def load_state(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-    """Reads what ``save_state`` wrote into the structure of ``like`` (arrays or ``jax.ShapeDtypeStruct``).
+    """Read a file of ``save_state`` into the structure of ``like`` (arrays or ``jax.ShapeDtypeStruct``).
 
     Returns:
       ``(state, facts)``.

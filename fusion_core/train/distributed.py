@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how the others stop when one of them is gone.
+"""Several processes as one run: joining them, and stopping the others when one of them has died.
 
 Start-up on one machine, SLURM and TPU pods, and what was measured: docs/distributed.md.
 """
@@ -32,20 +32,20 @@ def initialize_distributed(
     detect: bool = False,
     start_timeout: int = 300,
 ) -> bool:
-    """Joins the processes of a run; call it before anything else touches JAX. Afterwards a watchdog looks after the peers.
+    """Join the processes of a run, before anything else uses JAX. Afterwards a watchdog thread monitors the peers.
 
     Args:
-      coordinator: ``host:port`` of process 0, the same for all; None: the environment's ``DEEPFUSION_COORDINATOR``.
-      processes: how many; None: ``DEEPFUSION_PROCESSES``.
-      process: this one's number, from 0; None: ``DEEPFUSION_PROCESS``.
-      detect: let JAX find the three out (SLURM, Open MPI, TPU pods, Kubernetes).
+      coordinator: ``host:port`` of process 0, the same for all; if None, the environment's ``DEEPFUSION_COORDINATOR``.
+      processes: their number; if None, ``DEEPFUSION_PROCESSES``.
+      process: number of this process, from 0; if None, ``DEEPFUSION_PROCESS``.
+      detect: let JAX detect the three (SLURM, Open MPI, TPU pods, Kubernetes).
       start_timeout: seconds to wait for the others.
 
     Returns:
       Whether there are several processes.
 
     Raises:
-      InputError: the three are incomplete or contradict each other, or the others did not come.
+      InputError: the three are incomplete or contradict each other, or the others did not start in time.
     """
     coordinator = coordinator or os.environ.get(COORDINATOR)
     count = _number(processes, PROCESSES)
@@ -74,7 +74,7 @@ def initialize_distributed(
             raise InputError(f"the coordinator is {coordinator!r}; it must be host:port, such as node0:1234")
         if count == 1:
             return False
-    # CPUs have no collectives of their own; other devices do not look at this
+    # CPUs have no collectives of their own; other devices ignore this
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -107,9 +107,9 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def leave(reason: str, code: int) -> None:
-    """Tells the peers that this process stops, and why, and ends it; they stop within seconds. Nothing where there are none.
+    """Exit with ``code`` after telling the other processes why; they stop within seconds. Return if there are none.
 
-    It ends here, since on the usual way out JAX waits for the peers, which are told to stop, and aborts.
+    The process ends here, since JAX's own shutdown would wait for the peers, which are stopping, and abort.
     """
     if _watchdog is not None:
         _watchdog.leave(reason)
@@ -118,7 +118,7 @@ def leave(reason: str, code: int) -> None:
 
 
 def finish() -> None:
-    """All processes wait for each other; from here on nobody is missed. Nothing where there are none."""
+    """Wait for all processes and end the watchdog. Return at once if there is only this one."""
     global _watchdog
     if _watchdog is not None:
         _watchdog.finish()
@@ -127,7 +127,7 @@ def finish() -> None:
 
 
 class Watchdog:
-    """A thread that beats in the coordinator's key-value store, and ends this process where a peer's beats stop.
+    """A thread that counts up in the coordinator's key-value store, and ends this process if a peer stops counting.
 
     A collective in which a peer is missing waits forever and cannot be interrupted, so the process is ended from here.
     """
@@ -169,7 +169,9 @@ class Watchdog:
                 if beat != last:
                     seen[rank] = (beat, now)
                 elif now - when > PATIENCE:
-                    self._end(f"process {rank} has not been heard of for {now - when:.0f} s: it is dead, or cut off")
+                    self._end(
+                        f"process {rank} has not answered for {now - when:.0f} s: it has died, or the network is down"
+                    )
 
     def _end(self, why: str) -> None:
         print(
@@ -181,17 +183,17 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
     def leave(self, reason: str) -> None:
-        """Leaves the reason in the store, and enough time to read it where the store ends with this process."""
+        """Write the reason to the store, and wait until it can be read if the store ends with this process."""
         self._done.set()
         try:
             self._client.key_value_set(f"deepfusion/left/{self._rank}", reason, allow_overwrite=True)
         except Exception:
-            return  # nobody to tell
+            return  # the coordinator is gone
         if self._rank == 0:
             time.sleep(2 * BEAT)
 
     def finish(self) -> None:
-        """All processes wait for each other."""
+        """Wait for all processes."""
         self._client.wait_at_barrier("deepfusion/finished", 600_000)
         self._done.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""The trainer's loss of each kind of network."""
+"""Losses for the trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion_core.train.step import Batch, Loss, Params
 
 
 def t5_loss(config: T5Config, compute: Compute = Compute()) -> Loss:
-    """Cross-entropy of a T5, with dropout where there is a key (see ``fusion_core.models.t5.batch_loss``).
+    """Return the cross-entropy of a T5, with dropout if there is a key (see ``fusion_core.models.t5.batch_loss``).
 
     For training alone: it is always computed with ``reverse_only``, since a step needs no other derivative.
     """

@@ -1,4 +1,4 @@
-"""Measurements as JSON lines, one record a line, each whole."""
+"""Metrics as JSON lines, one record a line."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Metrics:
                 atomic.write_text(path, self._text())  # the next record begins a line of its own
 
     def write(self, record: Record) -> None:
-        """Appends a record."""
+        """Append a record."""
         self.records.append(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Drops all other records: what came after the checkpoint that a run resumes from."""
+        """Drop all other records, such as those after the checkpoint that a run resumes from."""
         kept = [record for record in self.records if wanted(record)]
         self.records = kept
         if self.path.exists():
@@ -47,12 +47,12 @@ class Metrics:
         return "".join(json.dumps(record) + "\n" for record in self.records)
 
     def of(self, **facts: Any) -> list[Record]:
-        """Records whose fields equal ``facts``, in order."""
+        """Return the records whose fields equal ``facts``, in order."""
         return [r for r in self.records if all(r.get(key) == value for key, value in facts.items())]
 
 
 class TensorBoard:
-    """The same records as scalars for TensorBoard. Needs tensorboardX: ``pip install 'deepfusion[tensorboard]'``.
+    """A writer of the same records as scalars for TensorBoard.
 
     Raises:
       InputError: tensorboardX is not installed.
@@ -69,16 +69,16 @@ class TensorBoard:
         self._open, self._writers, self._folder = SummaryWriter, dict[str, Any](), folder
 
     def write(self, record: Record) -> None:
-        """Every number of the record but its step, under its node."""
+        """Write every number of the record but its step, under its node."""
         node = str(record.get("node", "run"))
         if node not in self._writers:
-            # what an earlier process wrote beyond the checkpoint is purged by the step of the first record
+            # records of an earlier process beyond the checkpoint are purged from the first record's step on
             self._writers[node] = self._open(str(self._folder / node), purge_step=record["step"])
         for name, value in record.items():
             if isinstance(value, int | float) and name != "step":
                 self._writers[node].add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Writes what is still in a queue."""
+        """Write what is still in a queue."""
         for writer in self._writers.values():
             writer.close()

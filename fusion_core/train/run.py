@@ -19,8 +19,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fusion_core.errors import InputError
 from fusion_core.text.prefetch import prefetch
-from fusion_core.text.sources import DataSource
-from fusion_core.text.states import merge_states
+from fusion_core.text.sources import DataSource, merge_states
 from fusion_core.train.devices import broadcast, first_process, gather, host_copy, processes, replicate
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged

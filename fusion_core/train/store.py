@@ -1,4 +1,4 @@
-"""The checkpoints of one network: written while training goes on, read back newest first, kept by a policy."""
+"""The checkpoints of one network: written while training continues, read newest first, kept by a policy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Checkpoints:
     """A folder of files ``step-N.safetensors``.
 
     Args:
-      folder: need not exist yet.
-      run: what the states belong to (JSON values), written into each: a state of another run is refused.
-      keep_last: newest ones that are kept, at least 1.
-      keep_every: those at multiples of this step are kept too; 0: none.
-      pinned: steps that are kept too.
+      folder: of the files; it need not exist yet.
+      run: identity of the run (JSON values), written into each file: states of another run are refused.
+      keep_last: number of newest checkpoints that are kept, at least 1.
+      keep_every: checkpoints at multiples of this step are kept too; 0: off.
+      pinned: steps whose checkpoints are kept too.
 
     Raises:
       InputError: keep_last or keep_every is out of range.
@@ -44,7 +44,8 @@ class Checkpoints:
     ) -> None:
         if keep_last < 1 or keep_every < 0:
             raise InputError(
-                f"keep_last is {keep_last} and keep_every {keep_every}; at least 1 checkpoint is kept, and every 0th is none"
+                f"keep_last is {keep_last} and keep_every {keep_every}; keep_last must be at least 1, keep_every at least 0 "
+                "(0: off)"
             )
         self.folder, self.run = folder, run
         self.keep_last, self.keep_every, self.pinned = keep_last, keep_every, set(pinned)
@@ -52,18 +53,18 @@ class Checkpoints:
         self._failure: Exception | None = None
 
     def steps(self) -> list[int]:
-        """Steps of which there is a file, in order."""
+        """Return the steps of the files, in order."""
         if not self.folder.exists():
             return []
         found = (NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
 
     def path(self, step: int) -> pathlib.Path:
-        """The file of a step."""
+        """Return the file of a step."""
         return self.folder / f"step-{step}.safetensors"
 
     def save(self, state: TrainState, **facts: Any) -> None:
-        """Begins to write a state of arrays that nobody changes; waits for the write before it, and raises what failed in it.
+        """Begin to write a state, whose arrays must not change meanwhile, after the write before it has ended.
 
         Raises:
           InputError: the disk is full.
@@ -93,7 +94,7 @@ class Checkpoints:
                 self.path(old).unlink(missing_ok=True)
 
     def wait(self) -> None:
-        """Waits for the write under way. Raises what failed in it."""
+        """Wait for the current write, and raise its error if it failed."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -104,15 +105,15 @@ class Checkpoints:
     def restore(
         self, like: Any, step: int | None = None, warn: Callable[[str], None] = lambda line: None
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest whole state and its facts; None: there is none. Damaged ones are put aside, with a warning.
+        """Return the newest undamaged state and its facts; None if there is none. Damaged files are renamed, with a warning.
 
         Args:
           like: see ``load_state``.
-          step: this one instead of the newest.
-          warn: is told of each damaged file.
+          step: if not None, the state of this step instead.
+          warn: called with a line for each damaged file.
 
         Raises:
-          InputError: a state is of another run; or the one of ``step`` is missing or damaged.
+          InputError: a state is of another run, or that of ``step`` is missing or damaged.
         """
         if step is not None:
             return self._load(step, like)
@@ -120,7 +121,7 @@ class Checkpoints:
             try:
                 return self._load(newest, like)
             except DamagedCheckpoint as error:
-                # out of the way, or it would count among those to keep
+                # renamed, since it would count among those to keep
                 aside = self.path(newest).with_suffix(".damaged")
                 self.path(newest).rename(aside)
                 warn(f"{error}; it is now {aside.name}, and the one before is taken")

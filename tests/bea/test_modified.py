@@ -107,48 +107,28 @@ def test_modified_loss_can_be_jitted_over_the_step_size():
     np.testing.assert_allclose(value, 2 + 0.1 / 4 * 8, rtol=1e-6)
 
 
-@pytest.mark.parametrize("step_size", [0.0, -0.1, float("inf"), float("nan")])
-def test_a_step_size_that_is_not_positive_and_finite_is_refused(step_size):
-    message = f"step_size is {step_size!r}, but has to be positive and finite: pass the learning rate"
-    with pytest.raises(ValueError, match=message):
-        bea.modified_field(lambda p: p, step_size)
-    with pytest.raises(ValueError, match=message):
-        bea.modified_loss(lambda p: 0.0, step_size)
+STEP_SIZE = "but has to be positive and finite: pass the learning rate"
+WHOLE = "but has to be a positive integer"
+zero_loss, two = (lambda p: 0.0), np.ones(2, np.float32)
 
 
-def test_a_step_size_that_is_no_scalar_is_refused():
-    with pytest.raises(TypeError, match="not a real scalar"):
-        bea.modified_field(lambda p: p, np.ones(2))
-
-
-@pytest.mark.parametrize("order", [0, -1, True])
-def test_orders_that_are_not_there_are_refused(order):
-    with pytest.raises(ValueError, match=f"order is {order}, but has to be a positive integer"):
-        bea.modified_field(lambda p: p, 0.1, order)
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
-def test_momentum_outside_its_range_is_refused(momentum):
-    with pytest.raises(ValueError, match=r"momentum is .*has to be in \[0, 1\)"):
-        bea.modified_loss(lambda p: 0.0, 0.1, momentum)
-
-
-def test_a_negative_metric_is_refused():
-    with pytest.raises(ValueError, match=r"metric\['w'\] has an entry -1.0"):
-        bea.modified_loss(lambda p: 0.0, 0.1, metric={"w": jnp.asarray([1.0, -1.0])})
-
-
-def test_a_metric_with_another_tree_is_refused():
-    with pytest.raises(ValueError, match="metric has the tree"):
-        bea.modified_loss(jnp.sum, 0.1, metric={"w": jnp.ones(2)})(jnp.ones(2))
-
-
-@pytest.mark.parametrize("order", [0, True])
-def test_log_map_needs_a_positive_order(order):
-    with pytest.raises(ValueError, match=f"order is {order}, but has to be a positive integer"):
-        bea.log_map(lambda p: p, jnp.ones(2), order)
-
-
-def test_log_map_refuses_a_step_that_changes_the_tree():
-    with pytest.raises(ValueError, match="value of step has the tree"):
-        bea.log_map(lambda p: [p], jnp.ones(2), 1)
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        *((lambda h=h: bea.modified_field(lambda p: p, h), ValueError, f"step_size is {h!r}, {STEP_SIZE}")
+          for h in (0.0, -0.1, float("inf"), float("nan"))),
+        *((lambda h=h: bea.modified_loss(zero_loss, h), ValueError, f"step_size is {h!r}, {STEP_SIZE}")
+          for h in (0.0, float("nan"))),
+        (lambda: bea.modified_field(lambda p: p, two), TypeError, "not a real scalar"),
+        *((lambda n=n: bea.modified_field(lambda p: p, 0.1, n), ValueError, f"order is {n}, {WHOLE}") for n in (0, -1, True)),
+        *((lambda n=n: bea.log_map(lambda p: p, two, n), ValueError, f"order is {n}, {WHOLE}") for n in (0, True)),
+        *((lambda b=b: bea.modified_loss(zero_loss, 0.1, b), ValueError, r"momentum is .*has to be in \[0, 1\)")
+          for b in (-0.1, 1.0, float("nan"))),
+        (lambda: bea.modified_loss(zero_loss, 0.1, metric={"w": -two}), ValueError, r"metric\['w'\] has an entry -1.0"),
+        (lambda: bea.modified_loss(jnp.sum, 0.1, metric={"w": two})(jnp.ones(2)), ValueError, "metric has the tree"),
+        (lambda: bea.log_map(lambda p: [p], two, 1), ValueError, "value of step has the tree"),
+    ],
+)  # fmt: skip
+def test_what_is_not_possible_is_refused_by_its_name(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()

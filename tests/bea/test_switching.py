@@ -6,9 +6,7 @@ import pytest
 import bea
 from bea.costates import run_phase
 from tests.bea.helpers import EXACT, distance, euler
-from tests.strategies.growth import derivative_at
 from tests.strategies.problems import tanh_loss, tanh_network
-from toy_models.when_to_grow import derivative
 
 
 @pytest.mark.parametrize("steps", [1, 7, 9])
@@ -28,24 +26,6 @@ def test_reverse_mode_through_a_phase_keeps_about_two_roots_of_its_steps(x64):
     temporaries = lambda steps: grad(steps).lower(params).compile().memory_analysis().temp_size_in_bytes / params.nbytes
     assert temporaries(400) < 3 * 2 * 400**0.5
     assert temporaries(1600) < 2.5 * temporaries(400)
-
-
-@pytest.fixture(scope="module")
-def predicted_against_measured():
-    return derivative_at(0.08, 2, 3)
-
-
-@pytest.mark.parametrize(("name", "order"), list(zip(derivative.NAMES, (1, 2, 3), strict=True)))
-def test_the_derivative_in_the_growth_step_is_predicted_to_the_order_of_the_fields(
-    predicted_against_measured, name, order
-):
-    assert predicted_against_measured["orders"][name]["slope"] == pytest.approx(order, abs=0.15)
-
-
-def test_the_error_of_the_switching_function_is_within_twice_its_uncertainty(predicted_against_measured):
-    for row in predicted_against_measured["rows"]:
-        for error, claimed in zip(row["errors"], row["claimed"], strict=True):
-            assert error < 2 * claimed < 0.1
 
 
 def synthetic(loss):

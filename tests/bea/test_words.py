@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from bea.words import (
     add,
     bch,
+    bracket,
     bracketing,
-    commutator,
     expand,
     exponential,
     is_lyndon,
@@ -28,7 +28,7 @@ def nested(text):
     letters = [X if c == "X" else Y for c in text]
     value = letters[-1]
     for letter in reversed(letters[:-1]):
-        value = commutator(letter, value, len(text))
+        value = bracket(letter, value, len(text))
     return value
 
 

@@ -23,22 +23,14 @@ LIMIT = 600  # seconds; a machine that does other things too must not fail the t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the runs lie: their text, and what one run has compiled, for the others to use."""
+    """Where the runs lie, with their text."""
     path = tmp_path_factory.mktemp("demo")
     (path / "text.txt").write_text("\n\n\n".join(documents(seed=0, n=120)))
     return path
 
 
-def start(folder, *arguments):
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "DEEPFUSION_CACHE": "",
-        "COLUMNS": "80",
-        # compiling is most of a smoke run: a third faster, for slower steps
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
-    }
+def start(*arguments):
+    environment = os.environ | {"DEEPFUSION_CACHE": "", "COLUMNS": "80"}
     command = [sys.executable, "-m", "deepfusion", "demo", *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -62,7 +54,7 @@ def smoke(folder, out):
 @pytest.fixture(scope="module")
 def whole(folder):
     """A run without an interruption: (its folder, stdout, stderr)."""
-    code, out, err = finish(start(folder, *smoke(folder, "whole")))
+    code, out, err = finish(start(*smoke(folder, "whole")))
     assert code == 0, err
     return folder / "whole", out, err
 
@@ -102,7 +94,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_weights_and_n
     lines = lambda node: (run / "nodes" / node / "metrics.jsonl").exists()
     command = smoke(folder, "interrupted")
     for ready in (lambda: lines("small"), lambda: lines("large")):
-        process = start(folder, *command)
+        process = start(*command)
         interrupt_when(process, ready)
         code, _, err = finish(process)
         assert code == 130, err
@@ -112,7 +104,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_weights_and_n
         assert said == ["deepfusion", "demo", "--resume", str(run)]
         assert not (run / "results.json").exists()
         command = said[2:]
-    code, _, err = finish(start(folder, *command))
+    code, _, err = finish(start(*command))
     assert code == 0, err
     for node in ("small", "fused", "grown", "large", "alone"):
         weights = [(path / "nodes" / node / "model" / "model.safetensors").read_bytes() for path in (whole[0], run)]

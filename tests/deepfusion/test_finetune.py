@@ -253,11 +253,14 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(folder, run, tmp_path):
     refused_with(run, "is a Llama; this needs a T5", "generate", tmp_path / "llama", "a")
 
 
-def test_a_folder_with_something_in_it_and_changes_to_a_resumed_run_are_refused(folder, whole, run):
+def test_a_folder_with_something_in_it_and_changes_to_a_resumed_run_are_refused(folder, whole, run, tmp_path):
     refused_with(run, "exists and is not an empty folder", *task(folder, "--out", whole))
     refused_with(run, "--steps cannot be changed by a resumed run", "finetune", "--resume", whole, "--steps", 9)
     refused_with(run, "the checkpoint cannot be changed", "finetune", folder / "small", "--resume", whole)
     refused_with(run, "holds no fine-tuning run", "finetune", "--resume", folder)
+    for text, message in (("{", "cannot be read"), ('{"speed": 1}', "speed is unknown; leave it out")):
+        (tmp_path / "settings.json").write_text(text)
+        refused_with(run, message, "finetune", "--resume", tmp_path)
     refused_with(run, "give a checkpoint folder", "finetune", "--task", "sst2")
     refused_with(run, "--out is missing", *task(folder))
 

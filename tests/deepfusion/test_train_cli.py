@@ -8,7 +8,6 @@ import pytest
 
 from deepfusion.pages.report import rows
 from fusion_core.runs import costs, read_plan, resolve
-from tests.strategies.compiled import cached_in
 from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.texts import documents
 
@@ -21,13 +20,6 @@ steps = 10
 [node.twice]
 sources = ["a", "a"]
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The network is that of tests/fusion_core/test_plans.py."""
-    with cached_in(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture

@@ -1,6 +1,11 @@
-"""For the tests against the reference implementation."""
+"""Fixtures of the tests against the reference implementation, and of those of plans."""
+
+import shutil
 
 import pytest
+
+from tests.strategies.plans import HEAD
+from tests.strategies.texts import documents
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +18,23 @@ def few_torch_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("\n\n\n".join(documents(0, 60)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def plan_of(text, tmp_path):
+    """``plan_of(text of nodes)`` -> a file; ``head`` is what comes before them."""
+
+    def write(nodes, head=HEAD):
+        shutil.copy(text, tmp_path / "text.txt")
+        file = tmp_path / "plan.toml"
+        file.write_text(head + nodes, encoding="utf-8")
+        return file
+
+    return write

@@ -12,7 +12,7 @@ from fusion_core.text import prefetch
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == "prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,11 @@ def test_no_more_than_depth_are_made_ahead():
     with prefetch(source(), 3) as items:
         assert next(items) == 0
         deadline = time.monotonic() + 5
-        while len(made) < 5 and time.monotonic() < deadline:
+        while len(made) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        # one is taken, three are ready, one waits for room
-        assert made == [0, 1, 2, 3, 4]
+        # one is taken, three are ready
+        assert made == [0, 1, 2, 3]
 
 
 def test_an_error_is_raised_where_items_are_taken_and_after_those_before_it():

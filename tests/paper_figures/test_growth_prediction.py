@@ -1,19 +1,29 @@
+"""The figure and the benchmark of growth prediction in their smallest size, from one measurement."""
+
+import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from benchmarks import growth_prediction as benchmark
 from paper_figures import growth_prediction
 from paper_figures.growth_prediction import FOLLOWED, GREEDY, SHOWN
 from paper_figures.style import style
-from tests.strategies.growth import measure_smoke
-from toy_models.when_to_grow import measure, rules
+from toy_models.when_to_grow import measure, problems, rules, tables
 
 
 @pytest.fixture(scope="module")
-def results():
+def record():
+    """The smoke problem with two runs, and one with the costate: most of the time is compiling."""
+    return measure.measure_problem(problems.random_problem(problems.SMOKE, problems.TUNING), 2, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def results(record):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "measure", measure_smoke)
+        patch.setattr(measure, "measure_problem", lambda *_: {k: v for k, v in record.items() if k != "costate"})
         return growth_prediction.compute("smoke")
 
 
@@ -70,3 +80,33 @@ def test_only_diverged_problems_are_refused():
 
 def test_the_rules_that_are_shown_exist():
     assert set(SHOWN) <= {*rules.RULES, *rules.FOLLOWED}
+
+
+def test_the_smoke_run_judges_every_rule_and_a_second_run_reads_the_records(record, capsys, tmp_path, monkeypatch):
+    arguments = [
+        "--smoke",
+        "--problems",
+        "0:1",
+        "--runs",
+        "2",
+        "--truth-runs",
+        "2",
+        "--costate-runs",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(measure, "measure_problem", lambda *_: copy.deepcopy(record))
+    assert benchmark.main([*arguments, "--json", str(tmp_path / "tables.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "| look-ahead (lowest forecast) |" in printed
+    assert "split-half regret" in printed
+    result = json.loads((tmp_path / "tables.json").read_text())
+    (problem,) = result["problems"]
+    # the truth is of the same two runs, so that no fixed step is below its best
+    assert min(problem["regret"][f"fixed at {share:.0%}"] for share in tables.FIXED) > 1 - 1e-6
+    assert "look_ahead" in problem["followed_full_methods"]
+    assert problem["off_look_ahead"] < 0.2
+    monkeypatch.setattr(measure, "measure_problem", lambda *_: pytest.fail("measured again"))
+    assert benchmark.main(arguments) == 0
+    assert capsys.readouterr().out == printed + ""

@@ -1,3 +1,5 @@
+"""The figure of the switching function in its smallest size, and the numbers that it is drawn from."""
+
 import dataclasses
 
 import numpy as np
@@ -5,15 +7,26 @@ import pytest
 
 from paper_figures import switching_function
 from paper_figures.style import style
-from tests.strategies.growth import derivative_at
 from toy_models.when_to_grow import derivative
 
 
 @pytest.fixture(scope="module")
-def results():
+def measured():
+    config = switching_function.PRESETS["smoke"]
+    return derivative.compute(config.largest, config.halvings, switching_function.SEED)
+
+
+@pytest.fixture(scope="module")
+def results(measured):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivative, "compute", derivative_at)
+        patch.setattr(derivative, "compute", lambda *arguments: measured)
         return switching_function.compute("smoke")
+
+
+def test_the_error_of_the_switching_function_is_within_twice_its_uncertainty(measured):
+    for row in measured["rows"]:
+        for error, claimed in zip(row["errors"], row["claimed"], strict=True):
+            assert error < 2 * claimed < 0.1
 
 
 def test_slopes_are_the_orders_of_the_fields(results):

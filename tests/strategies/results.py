@@ -11,7 +11,7 @@ SENTENCE = "The trial at step 40 won."
 
 
 def trained(rng, name, *, inputs=(), before=0.0, start=0, steps=100, size=1.0, level=3.0, **more):
-    """A node that trains: a loss that falls as a power of the FLOPs, to about ``level``."""
+    """Return a node that trains: a loss that falls as a power of the FLOPs, to about ``level``."""
     cost, at = STEP * size, range(start, start + steps + 1, 10)
     loss = [
         (step, level + 4 * math.exp(-(before + (step - start) * cost) / 3e10) + 0.01 * float(rng.normal()))
@@ -28,7 +28,7 @@ def trained(rng, name, *, inputs=(), before=0.0, start=0, steps=100, size=1.0, l
 
 
 def growth(name, inputs, *, step, before, kind="fuse", theory=False):
-    """A node that fuses or grows."""
+    """Return a node that fuses or grows."""
     names = [*(f"source_{i}" for i in range(len(inputs))), "fused"]
     terms = [
         f"{term}_{one}" for term in ("loss", "gradient_norm", "modified_loss", "decrease_per_flop") for one in names
@@ -47,7 +47,7 @@ def growth(name, inputs, *, step, before, kind="fuse", theory=False):
 
 
 def one_seed(seed, arms=("scratch", "grown", "one small"), *, theory=False):
-    """The nodes of one seed: two sources that are fused, a large network, and a small one with the whole budget."""
+    """Return the nodes of one seed: two sources that are fused, a large network, and a small one with the whole budget."""
     rng = np.random.default_rng(seed)
     nodes = [
         trained(rng, "a", steps=40, level=3.4),
@@ -65,7 +65,7 @@ def one_seed(seed, arms=("scratch", "grown", "one small"), *, theory=False):
 
 
 def results(seeds=1, extra=0, *, theory=False):
-    """Results of a plan with these seeds, and further arms from a random start."""
+    """Return the results of a plan with these seeds, and further arms from a random start."""
     arms = ("scratch", "grown", "one small", *(f"another large network, number {i}" for i in range(extra)))
     found = [one_seed(seed, arms, theory=theory) for seed in range(seeds)]
     return {

@@ -72,15 +72,10 @@ def run_of(
     return Training(**settings | changes)
 
 
-def environment(devices=1, cache=None, **more) -> dict[str, str]:
-    """Of a process with this many virtual devices; ``cache`` is a folder for what is compiled."""
-    found = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    if cache is not None:
-        found |= {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+def environment(devices=1, **more) -> dict[str, str]:
+    """Return the environment of a process with this many virtual devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    found = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     return found | {name: str(value) for name, value in more.items()}
 
 

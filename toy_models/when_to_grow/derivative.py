@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import bea
+from bea.pytrees import Number
 from fusion_core import growth as fc
 from toy_models import mlp, teacher
 
@@ -17,6 +19,52 @@ COSTS = (1.0, 2.0)  # a step of both sources, and one of the grown network
 TIMES = (4.0, 8.0)  # of the two phases, whatever the step size
 LARGEST, HALVINGS = 0.16, 4
 NAMES = ("unmodified (order 1)", "modified, order 2", "modified, order 3")
+
+
+def switching(
+    event: bea.GrowthEvent,
+    small: bea.Field,
+    grown: bea.Field,
+    loss: Callable[[Any], jax.Array],
+    params: Any,
+    *,
+    step_size: Any,
+    steps: Any,
+    most: int,
+    costs: tuple[Number, Number],
+    order: int = 2,
+    offset: Any = None,
+) -> bea.Switching:
+    """Return ``bea.switching_function`` with a traced number of grown steps: a clock in the params stops the grown field.
+
+    Args:
+      event, small, grown, loss, params, costs, order, offset: as ``bea.switching_function`` takes them, the phases as fields.
+      step_size: of both phases.
+      steps: grown steps that the budget leaves, traced or not.
+      most: an upper bound on them, which is what is computed.
+    """
+
+    def stopped(state: Any) -> Any:
+        alive = jnp.where(state["clock"] < steps - 0.5, 1.0, 0.0)
+        velocity = jax.tree.map(lambda v: alive.astype(v.dtype) * v, grown(state["net"]))
+        return {"net": velocity, "clock": jnp.full_like(state["clock"], 1 / step_size)}
+
+    clock: Callable[[Any], Any] = lambda net: {"net": net, "clock": jnp.zeros(())}
+    clocked = bea.GrowthEvent(
+        embed=lambda theta: clock(event.embed(theta)),
+        transpose=lambda state: event.transpose(state["net"]),
+        pinv=lambda state: event.pinv(state["net"]),
+    )
+    return bea.switching_function(
+        clocked,
+        bea.Phase(small, step_size),
+        bea.Phase(stopped, step_size, most),
+        lambda state: loss(state["net"]),
+        params,
+        costs=costs,
+        order=order,
+        offset=None if offset is None else clock(offset),
+    )
 
 
 def compute(largest: float = LARGEST, halvings: int = HALVINGS, seed: int = 3) -> dict[str, Any]:
@@ -41,13 +89,15 @@ def compute(largest: float = LARGEST, halvings: int = HALVINGS, seed: int = 3) -
 
         final = jax.jit(lambda n1, n2, h: loss(run(grown, event.embed(run(small, start, n1, h)), n2, h)))
 
-        @functools.partial(jax.jit, static_argnums=1)
-        def predicted(n1: Any, n2: int, h: Any) -> list[bea.Switching]:
-            here, phases = run(small, start, n1, h), (bea.Phase(small, h), bea.Phase(grown, h, n2))
-            return [
-                bea.switching_function(event, *phases, loss, here, costs=COSTS, order=order)._replace(order=0)
-                for order in (1, 2, 3)
-            ]
+        most = round(TIMES[1] / largest * 2**halvings)
+
+        @jax.jit
+        def predicted(n1: Any, n2: Any, h: Any) -> list[bea.Switching]:
+            here = run(small, start, n1, h)
+            by_order = functools.partial(
+                switching, event, small, grown, loss, here, step_size=h, steps=n2, most=most, costs=COSTS
+            )
+            return [by_order(order=order)._replace(order=0) for order in (1, 2, 3)]
 
         rows = []
         for k in range(halvings + 1):

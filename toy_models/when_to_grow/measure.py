@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bea
+from toy_models.when_to_grow import derivative
 from toy_models.when_to_grow.follower import Follower
 from toy_models.when_to_grow.problems import SHARES, Params, PreparedProblem, Problem
 
@@ -40,7 +41,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(
+def measure_problem(
     problem: Problem, runs: int, truth_runs: int, costate_runs: int, report: Callable[[str], None] = lambda what: None
 ) -> dict:
     """Measure a problem; return the records as plain lists, run first, growth step second.
@@ -186,25 +187,19 @@ def _costate(prepared: PreparedProblem, rate: float, run: int) -> dict[str, Any]
 
 
 def switching(prepared: PreparedProblem, rate: float, sources: tuple[Params, ...], steps: Any) -> bea.Switching:
-    """Return the switching function with a traced number of steps: a clock in the params stops the field."""
+    """Return the switching function of a problem with a traced number of grown steps."""
     descent = bea.gradient_field(prepared.loss)
-
-    def stopped(state: Params) -> Params:
-        alive = jnp.where(state["clock"] * 1.0 < steps - 0.5, 1.0, 0.0)
-        velocity = jax.tree.map(lambda f, v: alive * f * v, prepared.factors, descent(state["net"]))
-        return {"net": velocity, "clock": jnp.full_like(state["clock"], 1 / rate)}
-
-    clock: Callable[[Params], Params] = lambda net: {"net": net, "clock": jnp.zeros(())}
-    event = bea.GrowthEvent(
-        embed=lambda small: clock(prepared.event.embed(small)),
-        transpose=lambda state: prepared.event.transpose(state["net"]),
-        pinv=lambda state: prepared.event.pinv(state["net"]),
-    )
-    small = bea.Phase(lambda sources: tuple(descent(p) for p in sources), rate)
-    grown = bea.Phase(stopped, rate, prepared.problem.steps)
-    offset = None if prepared.offset is None else clock(prepared.offset)
-    return bea.switching_function(
-        event, small, grown, lambda state: prepared.loss(state["net"]), sources, costs=prepared.costs, offset=offset
+    return derivative.switching(
+        prepared.event,
+        lambda sources: tuple(descent(p) for p in sources),
+        lambda params: jax.tree.map(lambda f, v: f * v, prepared.factors, descent(params)),
+        prepared.loss,
+        sources,
+        step_size=rate,
+        steps=steps,
+        most=prepared.problem.steps,
+        costs=prepared.costs,
+        offset=prepared.offset,
     )
 
 

@@ -85,7 +85,7 @@ class Problem:
         return 2 if self.operator == "fuse" else 1
 
 
-def draw(family: Family, seed: int) -> Problem:
+def random_problem(family: Family, seed: int) -> Problem:
     """Return the problem of a seed. Operators alternate, so that any range of seeds has both."""
     rng = np.random.default_rng(seed)
     depth = int(rng.choice(family.depths))
