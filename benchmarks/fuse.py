@@ -36,7 +36,7 @@ from rich.console import Console
 
 from benchmarks.output import hand_over
 from fusion_core import T5Config
-from fusion_core.checkpoints import open_checkpoint, plan_fusion
+from fusion_core.checkpoints import fusion_recipe, open_checkpoint
 from fusion_core.checkpoints.ranges import INDEX
 from fusion_core.models.t5 import parameter_shapes
 from fusion_core.models.t5.files import config_to_json
@@ -50,14 +50,14 @@ SMOKE = T5Config.named("t5-v1_1-small", num_layers=1, num_decoder_layers=1, voca
 # ru_maxrss of a child starts at its parent's, VmHWM at nothing
 FUSE_PROGRAM = r"""
 import json, pathlib, re, resource, sys, time
-from fusion_core.checkpoints import plan_fusion, write_fusion
+from fusion_core.checkpoints import fusion_recipe, write_recipe
 def peak():
     status = pathlib.Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 imports, start, cpu = peak(), time.perf_counter(), time.process_time()
-write_fusion(plan_fusion(sys.argv[1:3]), sys.argv[3], probe=False)
+write_recipe(fusion_recipe(sys.argv[1:3]), sys.argv[3], probe=False)
 print(json.dumps({"s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "imports": imports, "peak": peak()}))
 """
 
@@ -174,7 +174,7 @@ def compute(
     for seed, source in enumerate(sources):
         report(f"writing source {source.name}")
         write_source(source, config, seed, shards)
-    plan = plan_fusion(sources)
+    plan = fusion_recipe(sources)
     read, written = plan.bytes_read, plan.nbytes
     largest = max(tensor.nbytes for tensor in plan.tensors)
     runs: dict[str, list[dict[str, float]]] = {}

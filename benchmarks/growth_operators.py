@@ -1,11 +1,12 @@
 """What each growth operator does, measured on small random networks: the table of docs/growth_operators.md.
 
-    python -m benchmarks.growth_operators                  about a minute on 2 cores; prints Markdown
+    python -m benchmarks.growth_operators                  some minutes on 2 cores; prints Markdown
     python -m benchmarks.growth_operators --write          renews the table in docs/growth_operators.md
     python -m benchmarks.growth_operators --json FILE      the numbers too ("-": only them, to standard output)
 
-In float64: T5 v1.0 and v1.1 with random norm scales, and an MLP of ReLU layers, which every operator is asked to grow
-twofold. Exports need PyTorch and transformers (``pip install 'deepfusion[parity]'``); without them they are not measured.
+In float64: T5 v1.0 and v1.1, a Llama with grouped queries, a GPT-2, and networks of ReLU layers and convolutions; every
+operator grows them twofold. Exports need PyTorch and transformers (``pip install 'deepfusion[parity]'``); without them
+they are not measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import fusion_core as fc
 from benchmarks.output import hand_over
 from fusion_core import atomic
 from fusion_core.growth import GROWTH_OPERATORS, Measured, Properties, measure
-from fusion_core.models.t5 import init
+from fusion_core.models.decoder import model as decoder
+from fusion_core.models.registry import architecture, init
 from toy_models import mlp
 
 DOC = pathlib.Path(__file__).parent.parent / "docs" / "growth_operators.md"
@@ -41,10 +43,14 @@ SHAPE = {
     "num_heads": 2,
 }
 BUCKETS = {"relative_attention_num_buckets": 4, "relative_attention_max_distance": 6}
+DECODER = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
 CONFIGS: dict[str, Any] = {
     "T5 v1.0": fc.T5Config(**SHAPE, **BUCKETS),
     "T5 v1.1": fc.T5Config(**SHAPE, **BUCKETS, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "Llama": fc.LlamaConfig(**DECODER, num_attention_heads=2, num_key_value_heads=1, head_dim=4, attention_bias=True),
+    "GPT-2": fc.GPT2Config(vocab_size=20, n_positions=6, n_embd=8, n_layer=2, n_head=2, n_inner=12),
     "MLP": fc.MLPConfig((3, 6, 6, 6, 2)),
+    "convolutions": fc.ConvConfig((2, 5, 5, 5), 3, 3),
 }
 NOISE = 0.2
 SEED = 0
@@ -55,35 +61,47 @@ EXPORT_TOLERANCE = 2e-5  # of the outputs' scale, float32
 _RNG = np.random.default_rng(SEED)
 SOURCE, TARGET = (_RNG.integers(1, SHAPE["vocab_size"], (2, n)).astype(np.int32) for n in (6, 5))
 INPUTS, GOALS = _RNG.standard_normal((7, 3)), _RNG.standard_normal((7, 2))
+IMAGES = _RNG.standard_normal((3, 2, 4, 4))
 
 
 def outputs(params: Any, config: Any) -> Any:
-    """The function that must be kept: logits of a T5 on a batch, outputs of a ReLU MLP."""
+    """Return the function that must be kept: logits on a batch of tokens, or outputs of a network of ReLU layers."""
     if isinstance(config, fc.MLPConfig):
         return mlp.forward(params, jnp.asarray(INPUTS, params["layers"][0]["weight"].dtype), jax.nn.relu)
-    return fc.forward(params, config, jnp.asarray(SOURCE), jnp.asarray(TARGET))
+    if isinstance(config, fc.ConvConfig):
+        x = jnp.asarray(IMAGES, params["head"]["weight"].dtype)
+        for layer in params["convolutions"]:
+            x = jax.lax.conv_general_dilated(x, layer["weight"], (1, 1), "SAME")
+            x = jax.nn.relu(x + layer["bias"][:, None, None])
+        return x.mean(axis=(2, 3)) @ params["head"]["weight"].T + params["head"]["bias"]
+    if isinstance(config, fc.T5Config):
+        return fc.forward(params, config, jnp.asarray(SOURCE), jnp.asarray(TARGET))
+    return decoder.forward(params, config, jnp.asarray(TARGET))
 
 
 def loss(out: Any) -> Any:
-    """Mean square error of an MLP, mean cross-entropy of a T5's own input tokens."""
+    """Return the mean square error, or a language model's mean cross-entropy of its own input tokens."""
     if out.ndim == 2:
-        return jnp.mean((out - jnp.asarray(GOALS, out.dtype)) ** 2)
+        goals = jnp.resize(jnp.asarray(GOALS, out.dtype), out.shape)
+        return jnp.mean((out - goals) ** 2)
     picked = jnp.take_along_axis(out, jnp.asarray(TARGET)[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(out, axis=-1) - picked)
 
 
 def network(config: Any, dtype: Any = jnp.float64) -> Any:
-    """Random parameters of a size at which every array matters: norm scales and biases away from one and zero."""
+    """Return random parameters of a size at which every array matters: norm scales and biases away from one and zero."""
     rng = np.random.default_rng(SOURCE_SEED)
-    if isinstance(config, fc.MLPConfig):
-        params: Any = mlp.init(config.sizes, seed=SOURCE_SEED, dtype=dtype)
-    else:
-        params = init(config, SOURCE_SEED, dtype=dtype)
+    params: Any = (
+        mlp.init(config.sizes, seed=SOURCE_SEED, dtype=dtype)
+        if isinstance(config, fc.MLPConfig)
+        else init(config, SOURCE_SEED, dtype=dtype)
+    )
+    larger = 10.0 if isinstance(config, fc.LlamaConfig | fc.GPT2Config) else 1.0
 
     def perturb(path: Any, leaf: Any) -> Any:
         if leaf.ndim == 1:
             return leaf + jnp.asarray(0.3 * rng.standard_normal(leaf.shape), dtype)
-        return 0.3 * leaf if getattr(path[-2], "key", "") == "lm_head" else leaf
+        return (0.3 if getattr(path[-2], "key", "") == "lm_head" else larger) * leaf
 
     return jax.tree_util.tree_map_with_path(perturb, params)
 
@@ -94,9 +112,7 @@ def cases() -> list[tuple[str, float, str]]:
     for operator in GROWTH_OPERATORS.values():
         for noise in (0.0, NOISE) if operator.noisy else (0.0,):
             found += [
-                (operator.name, noise, name)
-                for name, config in CONFIGS.items()
-                if isinstance(config, operator.architectures)
+                (operator.name, noise, name) for name, config in CONFIGS.items() if operator.takes_network(config)
             ]
     return found
 
@@ -108,8 +124,13 @@ def measured(operator: str, noise: float, name: str) -> Measured:
         return measure(params, CONFIGS[name], operator, outputs, loss, factor=2, seed=SEED, noise=noise)
 
 
+def exported(name: str) -> bool:
+    """Return whether files hold networks of this kind."""
+    return architecture(CONFIGS[name]).files is not None
+
+
 def export_error(operator: str, noise: float, name: str) -> float:
-    """The largest |difference| of a logit between transformers' T5 and ours, over the largest logit, in float32.
+    """Return the largest |difference| of a logit between transformers and us, over the largest logit, in float32.
 
     Raises:
       ImportError: PyTorch or transformers is not installed.
@@ -117,7 +138,7 @@ def export_error(operator: str, noise: float, name: str) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other packages do while they are imported is not ours
         import torch
-        from transformers import T5ForConditionalGeneration
+        from transformers import AutoModelForCausalLM, T5ForConditionalGeneration
         from transformers.utils import logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -126,12 +147,15 @@ def export_error(operator: str, noise: float, name: str) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         fc.save_pretrained(pathlib.Path(folder) / "grown", params, config)
-        model = T5ForConditionalGeneration.from_pretrained(f"{folder}/grown", attn_implementation="eager").eval()
+        t5 = isinstance(config, fc.T5Config)
+        kind = T5ForConditionalGeneration if t5 else AutoModelForCausalLM
+        model = kind.from_pretrained(f"{folder}/grown", attn_implementation="eager").eval()
         with torch.no_grad():
             ids, decoder_ids = (torch.tensor(x).long() for x in (SOURCE, TARGET))
-            theirs = model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=decoder_ids
-            ).logits.numpy()
+            given = {"input_ids": decoder_ids}
+            if t5:
+                given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": decoder_ids}
+            theirs = model(**given).logits.numpy()
     ours = np.asarray(_outputs(params, config))
     return float(np.abs(theirs - ours).max() / np.abs(ours).max())
 
@@ -155,7 +179,7 @@ def collect(*, exports: bool) -> list[dict[str, Any]]:
     rows = []
     for operator, noise, name in cases():
         found = measured(operator, noise, name)
-        error = export_error(operator, noise, name) if exports and isinstance(CONFIGS[name], fc.T5Config) else None
+        error = export_error(operator, noise, name) if exports and exported(name) else None
         rows.append(
             {
                 "operator": operator,
@@ -201,19 +225,21 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 return next(iter(answers.values()))
             return ", ".join(f"{name}: {value}" for name, value in answers.items())
 
-        exported = [row["export"] <= EXPORT_TOLERANCE for row in own if row["export"] is not None]
-        has_t5 = any(isinstance(CONFIGS[row["network"]], fc.T5Config) for row in own)
+        right = [row["export"] <= EXPORT_TOLERANCE for row in own if row["export"] is not None]
+        files = any(exported(row["network"]) for row in own)
+        chains = [not exported(row["network"]) for row in own]
+        networks = "all" if len(own) == len(CONFIGS) else "MLP, convolutions" if all(chains) else "transformers"
         lines.append(
             "| "
             + " | ".join(
                 [
                     title,
                     GROWTH_OPERATORS[own[0]["operator"]].grows,
-                    "T5, MLP" if len(own) == len(CONFIGS) else ("T5" if has_t5 else "MLP"),
+                    networks,
                     cell(lambda row: _yes(row["properties"].function_preserving)),
                     cell(lambda row: row["properties"].breaks_symmetry),
                     cell(lambda row: row["properties"].keeps_dynamics),
-                    (_yes(all(exported)) if exported else "not measured") if has_t5 else "– (no T5)",
+                    (_yes(all(right)) if right else "not measured") if files else "– (no files)",
                 ]
             )
             + " |"

@@ -3,7 +3,7 @@ from .checkpoints.pretrained import save_pretrained as save_pretrained
 from .errors import InputError as InputError
 from .growth import GROWTH_OPERATORS as GROWTH_OPERATORS
 from .growth import ConvConfig as ConvConfig
-from .growth import FusionMap as FusionMap
+from .growth import GrowthMap as GrowthMap
 from .growth import MLPConfig as MLPConfig
 from .growth import calibrate as calibrate
 from .growth import fuse as fuse
@@ -15,5 +15,6 @@ from .growth import rate_factors as rate_factors
 from .models.decoder import GPT2Config as GPT2Config
 from .models.decoder import Llama3Rope as Llama3Rope
 from .models.decoder import LlamaConfig as LlamaConfig
+from .models.decoder import Qwen2Config as Qwen2Config
 from .models.t5 import T5Config as T5Config
 from .models.t5 import forward as forward

@@ -41,11 +41,16 @@ def _to_disk(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder beside ``path``, which must be absent or empty; renames it to ``path`` on success."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside ``path``; renames it to ``path`` on success.
+
+    ``path`` must be absent or an empty folder. With ``replace`` it may be any folder: it is moved aside, and removed when
+    the new one has its name.
+    """
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not replace)):
         raise FileExistsError(f"{path} exists and is not an empty folder; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
+    aside = None
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
@@ -53,11 +58,19 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         for inside in (temporary, *temporary.rglob("*")):
             _to_disk(inside)
         if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
+            aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, aside)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if aside is not None:
+                os.replace(aside, path)
+            raise
         _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside is not None and path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

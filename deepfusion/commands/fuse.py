@@ -18,8 +18,8 @@ from deepfusion.terminal import working
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fusion_core.checkpoints import Deviation, FusionPlan
-    from fusion_core.checkpoints.stream import FusedTensor
+    from fusion_core.checkpoints import Deviation, Recipe
+    from fusion_core.checkpoints.stream import GrownTensor
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -75,7 +75,7 @@ def fuse(
 
         if not dry_run:
             checkpoints.check_output(out)
-        recipe = checkpoints.plan_fusion(
+        recipe = checkpoints.fusion_recipe(
             sources,
             numbers,
             dtype=dtype,
@@ -89,7 +89,7 @@ def fuse(
         print(json.dumps(_facts(recipe))) if as_json else _print_recipe(recipe)
         return
     with _byte_bar(recipe.nbytes) as report:
-        measured = checkpoints.write_fusion(recipe, out, probe=probe, report=report)
+        measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:
         print(json.dumps({"out": str(out), **_facts(recipe), "deviation": measured and dataclasses.asdict(measured)}))
         return
@@ -132,7 +132,7 @@ def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
         yield lambda name, count: progress.update(task, description=escape(name), advance=count)
 
 
-def _facts(recipe: FusionPlan) -> dict[str, Any]:
+def _facts(recipe: Recipe) -> dict[str, Any]:
     return {
         "sources": [str(source.folder) for source in recipe.sources],
         "weights": list(recipe.weights),
@@ -161,14 +161,14 @@ def _facts(recipe: FusionPlan) -> dict[str, Any]:
     }
 
 
-def _size(recipe: FusionPlan) -> str:
+def _size(recipe: Recipe) -> str:
     files = f"{len(recipe.shards)} file{'s' if len(recipe.shards) > 1 else ''}"
     return f"{recipe.parameters:,} parameters, {recipe.nbytes:,} bytes in {files}"
 
 
-def _print_recipe(recipe: FusionPlan) -> None:
+def _print_recipe(recipe: Recipe) -> None:
     """Print a line for all tensors of one rule, scale and shape, named by the last part of their names that differs."""
-    lines: dict[tuple[str, ...], list[FusedTensor]] = {}
+    lines: dict[tuple[str, ...], list[GrownTensor]] = {}
     for tensor in recipe.tensors:
         sources = " + ".join("×".join(map(str, entry.shape)) for entry in tensor.entries)
         scales = "" if set(tensor.rule.scales) == {1.0} else ", ".join(f"{scale:.4g}" for scale in tensor.rule.scales)

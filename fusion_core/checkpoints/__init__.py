@@ -7,6 +7,7 @@ from fusion_core.checkpoints.comparison import Difference as Difference
 from fusion_core.checkpoints.comparison import compare as compare
 from fusion_core.checkpoints.description import describe as describe
 from fusion_core.checkpoints.fuse import check_output as check_output
-from fusion_core.checkpoints.fuse import write_fusion as write_fusion
-from fusion_core.checkpoints.plan import FusionPlan as FusionPlan
-from fusion_core.checkpoints.plan import plan_fusion as plan_fusion
+from fusion_core.checkpoints.fuse import write_recipe as write_recipe
+from fusion_core.checkpoints.recipe import Recipe as Recipe
+from fusion_core.checkpoints.recipe import fusion_recipe as fusion_recipe
+from fusion_core.checkpoints.recipe import growth_recipe as growth_recipe

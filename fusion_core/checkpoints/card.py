@@ -1,55 +1,61 @@
-"""The model card of a fused checkpoint: what was fused, how, and what was measured."""
+"""The model card of a grown checkpoint: what was fused or grown, how, and what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fusion_core.checkpoints.comparison import Deviation
-from fusion_core.checkpoints.plan import FusionPlan
+from fusion_core.checkpoints.recipe import Recipe
+from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.provenance import versions
 
 
-def model_card(plan: FusionPlan, measured: Deviation | None, copied: Sequence[str]) -> str:
-    """README.md in Hugging Face's form. The sources appear by their folders' names, not by their paths."""
+def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]) -> str:
+    """Return README.md in Hugging Face's form. The sources appear by their folders' names, not by their paths."""
     kinds: dict[str, list[int]] = {}
-    for tensor in plan.tensors:
+    for tensor in recipe.tensors:
         kinds.setdefault(tensor.kind, []).append(tensor.size)
+    names = ", ".join(source.folder.resolve().name for source in recipe.sources)
+    if recipe.operator is None:
+        title = f"Fusion of {names}"
+        what = f"whose outputs are the weighted mean of {len(recipe.sources)} sources' (Mazzawi et al., Deep Fusion, ICML 2024)"
+    else:
+        title = f"{names}, grown by {recipe.operator}"
+        what = f"grown by {recipe.operator} ({GROWTH_OPERATORS[recipe.operator].source})"
     lines = [
         "---",
         "tags:",
         "- deepfusion",
         "- merge",
         "---",
-        f"# Fusion of {', '.join(source.folder.resolve().name for source in plan.sources)}",
+        f"# {title}",
         "",
-        f"One network of {plan.parameters:,} parameters whose outputs are the weighted mean of "
-        f"{len(plan.sources)} sources' (Mazzawi et al., Deep Fusion, ICML 2024), written by deepfusion "
-        f"{versions()['deepfusion']}.",
+        f"One network of {recipe.parameters:,} parameters {what}, written by deepfusion {versions()['deepfusion']}.",
         "",
         "| source | weight | parameters |",
         "|---|---|---|",
     ]
-    for source, weight in zip(plan.sources, plan.weights, strict=True):
+    for source, weight in zip(recipe.sources, recipe.weights, strict=True):
         lines.append(f"| {source.folder.resolve().name} | {weight:.6g} | {source.parameters:,} |")
     lines += ["", "| tensors | number | parameters |", "|---|---|---|"]
     lines += [f"| {kind} | {len(sizes)} | {sum(sizes):,} |" for kind, sizes in kinds.items()]
     noise = (
-        f"on every weight that reads activations, of standard deviation {plan.noise:g} in units of its root mean square, "
-        f"seed {plan.seed}; it cancels over the copies"
-        if plan.noise
+        f"on every weight that reads activations, of standard deviation {recipe.noise:g} in units of its root mean square, "
+        f"seed {recipe.seed}; it cancels over the copies"
+        if recipe.noise
         else "none"
     )
     norm = (
-        f"calibrated (plain, with one factor per source and norm fitted to {plan.calibrated_on} tokens of text)"
-        if plan.calibrated_on
+        f"calibrated (plain, with one factor per source and norm fitted to {recipe.calibrated_on} tokens of text)"
+        if recipe.calibrated_on
         else "plain (every norm sees the sources' streams together)"
     )
     lines += [
         "",
         f"- norm mode: {norm}",
         f"- noise: {noise}",
-        f"- dtype: {', '.join(plan.dtypes).lower()}",
-        f"- the mean is {plan.exactness}",
+        f"- dtype: {', '.join(recipe.dtypes).lower()}",
+        f"- {'the mean' if recipe.operator is None else 'the function'} is {recipe.exactness}",
     ]
     if measured is None:
         lines.append("- deviation from the mean: not measured")

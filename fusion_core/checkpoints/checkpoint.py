@@ -189,7 +189,7 @@ class LazyParams(dict[str, Any]):
     """A network's nested parameters whose arrays are read, as float32, each time they are asked for.
 
     A function of params that is called outside jit so needs one tensor at a time in memory. A node's ``"path"`` is its
-    keys, as ``fusion_core.growth.calibration`` marks norms.
+    keys, as ``fusion_core.growth.norms`` marks norms.
     """
 
     def __init__(self, reader: Reader, tensors: Mapping[str, Entry], prefix: str = "") -> None:

@@ -16,8 +16,7 @@ from fusion_core.checkpoints.checkpoint import Checkpoint, LazyParams
 from fusion_core.checkpoints.ranges import FLOATS, Entry, Reader
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
 from fusion_core.errors import InputError
-from fusion_core.growth.calibration import Moments, Path, with_paths
-from fusion_core.growth.networks import norm_moments
+from fusion_core.growth.norms import Moments, Path, norm_moments, with_paths
 from fusion_core.models.registry import Batch
 from fusion_core.models.units import nested
 from fusion_core.text.tokenizer import Tokenizer
@@ -62,7 +61,7 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
 
 
 def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict[Path, Moments]:
-    """What every norm sees on the batch (``fusion_core.growth.networks.norm_moments``), with memory as ``logits_of``."""
+    """What every norm sees on the batch (``fusion_core.growth.norms.norm_moments``), with memory as ``logits_of``."""
     with Reader() as reader:
         tokens = jax.tree.map(jnp.asarray, batch)
         if checkpoint.parameters < small:

@@ -1,4 +1,4 @@
-"""Fusing checkpoint folders: one pass over the tensors, and a folder that appears whole or not at all."""
+"""Fusing and growing checkpoint folders: one pass over the tensors, and a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fusion_core import atomic
 from fusion_core.checkpoints.card import model_card
 from fusion_core.checkpoints.checkpoint import open_checkpoint
 from fusion_core.checkpoints.comparison import Deviation, deviation_from_mean
-from fusion_core.checkpoints.plan import FusionPlan
 from fusion_core.checkpoints.ranges import Reader
+from fusion_core.checkpoints.recipe import Recipe
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.checkpoints.write import write_shards
 from fusion_core.errors import InputError
@@ -22,30 +22,32 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "f
 
 
 def check_output(out: pathlib.Path) -> None:
-    """Refuses an output folder that is there and not empty."""
+    """Raise InputError if the output folder is there and not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; choose another name or remove it")
 
 
-def write_fusion(
-    plan: FusionPlan,
+def write_recipe(
+    recipe: Recipe,
     out: str | pathlib.Path,
     *,
     probe: bool = True,
     report: Callable[[str, int], None] = lambda name, count: None,
 ) -> Deviation | None:
-    """Writes the fused checkpoint: weights, configuration, tokenizer and model card. The folder appears whole or not at all.
+    """Write the checkpoint of a recipe: weights, configuration, tokenizer and model card.
+
+    The folder appears whole or not at all.
 
     Memory: a few rows of one tensor at a time; with ``probe``, one tensor as float32.
 
     Args:
-      plan: of ``plan_fusion``.
+      recipe: of ``fusion_recipe`` or ``growth_recipe``.
       out: folder to write; absent or empty.
-      probe: measure the deviation from the mean of the sources on a small batch of random tokens, for the model card.
+      probe: whether to measure, for the model card, the deviation from the mean of the sources on a few random tokens.
       report: called with what is being done and the bytes of weights just written.
 
     Returns:
-      The measured deviation; None without ``probe``.
+      The measured deviation, or None without ``probe``.
 
     Raises:
       InputError: a source has entries that are not finite or cannot be read, ``out`` is not empty, or the disk is full.
@@ -54,28 +56,28 @@ def write_fusion(
     check_output(out)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
-    if free < plan.nbytes:
+    if free < recipe.nbytes:
         raise InputError(
-            f"{out} needs {plan.nbytes:,} bytes, but the disk has {free:,} free; make room or choose another"
+            f"{out} needs {recipe.nbytes:,} bytes, but the disk has {free:,} free; make room or choose another"
         )
     try:
         with atomic.new_folder(out) as folder, Reader() as reader:
-            write_shards(folder, plan.shards, reader, report)
-            files = architecture(plan.config).files
+            write_shards(folder, recipe.shards, reader, report)
+            files = architecture(recipe.config).files
             assert files is not None
-            values = files.write_config(plan.config) | {"dtype": TORCH_NAMES[next(iter(plan.dtypes))]}
+            values = files.write_config(recipe.config) | {"dtype": TORCH_NAMES[next(iter(recipe.dtypes))]}
             (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            copied = copy_tokenizer([source.folder for source in plan.sources], folder)
+            copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
             measured = None
             if probe:
                 report("measuring the deviation from the mean", 0)
-                measured = deviation_from_mean(plan.sources, plan.weights, open_checkpoint(folder))
-            (folder / "README.md").write_text(model_card(plan, measured, copied), encoding="utf-8")
+                measured = deviation_from_mean(recipe.sources, recipe.weights, open_checkpoint(folder))
+            (folder / "README.md").write_text(model_card(recipe, measured, copied), encoding="utf-8")
             return measured
     except OSError as error:
         # a full disk, a quota, a limit on the size of files, no permission
         where = error.filename or out
         raise InputError(
-            f"{out} could not be written ({error.strerror}: {where}); it takes {plan.nbytes:,} bytes of weights. Nothing was "
+            f"{out} could not be written ({error.strerror}: {where}); it takes {recipe.nbytes:,} bytes of weights. Nothing was "
             "left behind; make room or choose another place"
         ) from None

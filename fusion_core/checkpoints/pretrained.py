@@ -15,21 +15,21 @@ import safetensors.numpy
 
 from fusion_core import atomic
 from fusion_core.checkpoints.checkpoint import open_checkpoint
-from fusion_core.checkpoints.ranges import WEIGHTS, Reader
+from fusion_core.checkpoints.ranges import INDEX, WEIGHTS, Reader
 from fusion_core.errors import InputError
 from fusion_core.models.registry import MODEL_TYPES, architecture, layouts
 from fusion_core.models.units import by_name, nested
 
 
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """Reads the checkpoint folder of a T5, Llama or GPT-2 in Hugging Face's layout.
+    """Read the checkpoint folder of a T5, Llama, Qwen2 or GPT-2 in Hugging Face's layout.
 
-    Copies of the embedding that are saved beside it are passed over, and so are buffers of old files; Llamas and GPT-2s
-    without ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
+    Copies of the embedding that are saved beside it are passed over, and so are buffers of old files; decoders without
+    ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
 
     Returns:
       ``(params, config)``; params is a nested dict of arrays in Hugging Face's names, config a ``T5Config``,
-      ``LlamaConfig`` or ``GPT2Config``.
+      ``LlamaConfig``, ``Qwen2Config`` or ``GPT2Config``.
 
     Raises:
       InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite; a copy of the
@@ -42,7 +42,7 @@ def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
 
 
 def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(values of config.json, tensors by name), checked."""
+    """Return (values of config.json, tensors by name), checked."""
     files = architecture(config).files
     if files is None:
         known = ", ".join(record.config.__name__ for record in MODEL_TYPES.values())
@@ -65,17 +65,32 @@ def _write(folder: pathlib.Path, values: dict[str, Any], tensors: dict[str, np.n
 
 
 def write_pretrained(folder: pathlib.Path, params: dict[str, Any], config: Any) -> None:
-    """Writes into an existing folder what ``save_pretrained`` writes into a new one."""
+    """Write into an existing folder what ``save_pretrained`` writes into a new one."""
     _write(folder, *_contents(params, config))
 
 
-def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: Any) -> None:
-    """Writes a checkpoint folder that transformers reads. The folder appears whole or not at all.
+def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: Any, *, overwrite: bool = False) -> None:
+    """Write a checkpoint folder that transformers reads. The folder appears whole or not at all.
+
+    Args:
+      path: of the folder.
+      params, config: the network.
+      overwrite: whether a checkpoint that is there is replaced, whole: nothing of the old folder stays.
 
     Raises:
       InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
-      FileExistsError: ``path`` exists and is not an empty folder.
+      FileExistsError: ``path`` exists and is not an empty folder, and ``overwrite`` is false; or it holds no checkpoint.
     """
-    contents = _contents(params, config)  # before there is a folder
-    with atomic.new_folder(pathlib.Path(path)) as folder:
+    contents, path = _contents(params, config), pathlib.Path(path)  # checked before there is a folder
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise FileExistsError(
+                f"{path} exists and is not an empty folder; choose another name or remove it, or pass overwrite=True to "
+                "replace the checkpoint in it"
+            )
+        if not (path / "config.json").is_file() or not any((path / name).is_file() for name in (WEIGHTS, INDEX)):
+            raise FileExistsError(
+                f"{path} exists and holds no checkpoint, so that it is not overwritten; choose another name or remove it"
+            )
+    with atomic.new_folder(path, replace=overwrite) as folder:
         _write(folder, *contents)

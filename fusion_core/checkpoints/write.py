@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fusion_core.checkpoints.ranges import INDEX, WEIGHTS, Reader
-from fusion_core.checkpoints.stream import FusedTensor
+from fusion_core.checkpoints.stream import GrownTensor
 
 
-def plan_shards(tensors: Sequence[FusedTensor], largest: int) -> dict[str, list[FusedTensor]]:
+def split_into_shards(tensors: Sequence[GrownTensor], largest: int) -> dict[str, list[GrownTensor]]:
     """File name -> its tensors, in their order; each file has at most ``largest`` bytes of tensors, or one tensor."""
-    shards: list[list[FusedTensor]] = [[]]
+    shards: list[list[GrownTensor]] = [[]]
     room = largest
     for tensor in tensors:
         if tensor.nbytes > room and shards[-1]:
@@ -31,7 +31,7 @@ def plan_shards(tensors: Sequence[FusedTensor], largest: int) -> dict[str, list[
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
 
 
-def header(tensors: Sequence[FusedTensor]) -> bytes:
+def header(tensors: Sequence[GrownTensor]) -> bytes:
     """The first bytes of a safetensors file, its length included; padded so that the tensors begin at a multiple of 8."""
     facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -53,7 +53,7 @@ def _write(handle: int, data: Any, position: int) -> None:
 
 def write_shards(
     folder: pathlib.Path,
-    shards: dict[str, list[FusedTensor]],
+    shards: dict[str, list[GrownTensor]],
     reader: Reader,
     report: Callable[[str, int], None] = lambda name, count: None,
     threads: int | None = None,
@@ -71,7 +71,7 @@ def write_shards(
     """
     stop = threading.Event()
 
-    def write_tensor(handle: int, tensor: FusedTensor, position: int) -> None:
+    def write_tensor(handle: int, tensor: GrownTensor, position: int) -> None:
         for part in tensor.rows(reader):
             if stop.is_set():
                 return

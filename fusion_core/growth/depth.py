@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fusion_core.errors import InputError
-from fusion_core.growth.linear import Params
-from fusion_core.growth.maps import Growth, Request
-from fusion_core.growth.units import Config
-from fusion_core.models.mlp import MLPConfig
-from fusion_core.models.t5.config import T5Config
+from fusion_core.growth.maps import Block, GrowthMap, Rule
+from fusion_core.growth.options import Growth, Options
+from fusion_core.models.registry import architecture, layouts, parameter_shapes
+from fusion_core.models.units import Config, Layout, Params, Stack, by_name, is_norm
 
-STACKS = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
+HIDDEN_LAYERS = "the number of hidden-to-hidden layers"
 
 
-def grown_depths(config: Config, request: Request, depths: dict[str, int], *, multiple: bool = False) -> dict[str, int]:
-    """The grown depth of every part, checked: above the present one, and a multiple of it where that is needed."""
-    wanted = request.depth
+class Layers(NamedTuple):
+    """The layers of a grown stack.
+
+    Attributes:
+      sources: for each layer the small network's one that it copies.
+      new: whether it is one more.
+    """
+
+    sources: np.ndarray
+    new: np.ndarray
+
+
+def grown_depths(config: Config, options: Options, *, multiple: bool = False) -> dict[str, int]:
+    """Return the grown number of repeated layers of every stack, by its field.
+
+    Args:
+      config: of the small network.
+      options: with a factor or a depth.
+      multiple: whether the depths must be multiples of the present ones.
+
+    Raises:
+      InputError: a depth is not above the present one, or no multiple of it where that is needed.
+    """
+    residual = architecture(config).stream is not None
+    present = {s.field if residual else HIDDEN_LAYERS: len(s.repeated) for s in architecture(config).stacks(config)}
+    wanted = options.depth
     if isinstance(wanted, dict):
-        if not wanted or not wanted.keys() <= depths.keys() or isinstance(config, MLPConfig):
-            raise InputError(
-                f"depth is {wanted!r}; give a number of layers, or for a T5 the fields that grow, of "
-                f"{', '.join(STACKS.values())}: {{'num_layers': 8}}"
-            )
-        grown = depths | wanted
+        if not residual or not wanted or not wanted.keys() <= present.keys():
+            fields = f", or the fields that grow, of {', '.join(present)}: {{'{next(iter(present))}': 8}}"
+            raise InputError(f"depth is {wanted!r}; give a number of layers{fields if residual else ''}")
+        grown = present | wanted
     else:
-        grown = {name: wanted or (request.factor or 1) * depth for name, depth in depths.items()}
+        grown = {name: wanted or (options.factor or 1) * depth for name, depth in present.items()}
         wanted = grown
-    for name, depth in depths.items():
+    for name, depth in present.items():
         if name in wanted and grown[name] <= depth:
             raise InputError(f"depth is {grown[name]}, but {name} is {depth} already; give a larger one")
         if multiple and grown[name] % depth:
@@ -42,105 +65,119 @@ def grown_depths(config: Config, request: Request, depths: dict[str, int], *, mu
     return grown
 
 
-def _t5_blocks(config: T5Config, sources: dict[str, np.ndarray], silent: dict[str, np.ndarray]) -> Growth:
-    """Grown block i is a copy of block ``sources[stack][i]``; the ``silent`` ones add nothing to the stream."""
-
-    def block(params: Params, stack: str, i: int) -> Params:
-        copied = jax.tree.map(lambda x: x, params[stack]["block"][str(sources[stack][i])])
-        for layer in copied["layer"].values():
-            for name, part in layer.items():
-                if i > 0 and isinstance(part, dict):
-                    # the first block's position bias is used by all blocks of the stack
-                    part.pop("relative_attention_bias", None)
-                for last in ("o", "wo"):
-                    if silent[stack][i] and last in part:
-                        layer[name][last] = {"weight": jnp.zeros_like(part[last]["weight"])}
-        return copied
-
-    def embed(params: Params) -> Params:
-        grown = dict(params)
-        for stack in STACKS:
-            blocks = {str(i): block(params, stack, i) for i in range(len(sources[stack]))}
-            grown[stack] = {**params[stack], "block": blocks}
-        return grown
-
-    encoder, decoder = (len(sources[stack]) for stack in STACKS)
-    return Growth(dataclasses.replace(config, num_layers=encoder, num_decoder_layers=decoder), embed)
+def deepened(config: Config, layers: Mapping[str, Layers]) -> Config:
+    """Return the configuration with other layers in its stacks, by their fields."""
+    changes: dict[str, object] = {}
+    for field, (sources, _) in layers.items():
+        widths = getattr(config, field)
+        chain = isinstance(widths, tuple)
+        changes[field] = (widths[0], *(widths[s + 1] for s in sources)) if chain else len(sources)
+    return dataclasses.replace(config, **changes)
 
 
-def stacking(config: Config, request: Request) -> Growth:
-    """Copies of all layers on top of them."""
-    if isinstance(config, MLPConfig):
-        hidden = config.sizes[1:-1]
-        if len(hidden) < 2 or len(set(hidden)) > 1:
-            raise InputError(
-                f"stacking copies the layers between equal hidden widths, but the hidden widths are {hidden}; give an MLP of "
-                "at least two hidden layers, all of one width, or use net2net_depth"
-            )
-        depth = len(hidden) - 1
-        grown = grown_depths(config, request, {"the number of hidden-to-hidden layers": depth}, multiple=True)
-        copies = next(iter(grown.values())) // depth
+def depth_map(config: Config, layers: Mapping[str, Layers], *, silent: bool) -> GrowthMap:
+    """Return the map that copies layers.
 
-        def embed(params: Params) -> Params:
-            first, *middle, last = params["layers"]
-            return {"layers": [first, *middle * copies, last]}
+    Args:
+      config: of the small network.
+      layers: of every stack, by its field.
+      silent: whether new layers are zero where they write to the stream, or everywhere if they have none.
+    """
+    record, grown = architecture(config), deepened(config, layers)
 
-        return Growth(MLPConfig((config.sizes[0], hidden[0], *hidden[1:] * copies, config.sizes[-1])), embed)
-    depths = {name: getattr(config, name) for name in STACKS.values()}
-    grown = grown_depths(config, request, depths, multiple=True)
-    sources = {stack: np.arange(grown[name]) % depths[name] for stack, name in STACKS.items()}
-    return _t5_blocks(config, sources, {stack: np.zeros(len(index), bool) for stack, index in sources.items()})
+    def rule(name: str, layout: Layout) -> Rule:
+        block, new = Block(0, name), False
+        for stack in record.stacks(grown):
+            split = stack.split(name)
+            if split is not None:
+                sources, is_new = layers[stack.field]
+                new = bool(is_new[split[0]])
+                zero = silent and new and _writes(record.stream, name, layout)
+                block = Block(0, stack.join(int(sources[split[0]]), split[1]), 0.0 if zero else 1.0)
+        return Rule((block,), (None,) * len(layout.shape), layout.shape, new)
 
-
-def _spread(small: int, grown: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source of every grown layer, whether it is new): each layer is followed by its new ones, as evenly as may be."""
-    sources = np.arange(grown) * small // grown
-    return sources, np.concatenate([[False], np.diff(sources) == 0])
+    rules = [rule(name, layout) for name, layout in layouts(grown).items()]
+    tree = jax.tree.unflatten(jax.tree.structure(record.arrays(grown)), rules)
+    return GrowthMap(tree, parameter_shapes(config), grown)
 
 
-def identity_layers(config: Config, request: Request) -> Growth:
-    """Copies of blocks whose output projections are zero, each after its source."""
-    depths = {name: getattr(config, name) for name in STACKS.values()}
-    grown = grown_depths(config, request, depths)
-    spread = {stack: _spread(depths[name], grown[name]) for stack, name in STACKS.items()}
-    return _t5_blocks(
-        config, {s: index for s, (index, _) in spread.items()}, {s: new for s, (_, new) in spread.items()}
-    )
+def _writes(stream: str | None, name: str, layout: Layout) -> bool:
+    """Return whether an array adds to the stream, or, if there is none, true."""
+    if stream is None:
+        return True
+    made = layout.number(reads=False)
+    axis = None if made is None else layout.axes[made]
+    return axis is not None and not isinstance(axis, int) and axis.space.name == stream and not is_norm(name)
 
 
-def net2net_depth(config: Config, request: Request) -> Growth:
-    """Identity layers after hidden ones; the identity is a constant, so it is no part of the linear map."""
-    hidden = config.sizes[1:-1]
-    if request.factor is not None and len(hidden) < 2:
+def stacking(config: Config, options: Options) -> Growth:
+    """Return copies of all layers on top of them."""
+    record = architecture(config)
+    if record.stream is None:
+        _check_equal_widths(config, record.stacks(config)[0])
+    grown = grown_depths(config, options, multiple=True)
+    layers = {}
+    for stack, depth in zip(record.stacks(config), grown.values(), strict=True):
+        before, after = np.arange(stack.repeated.start), np.arange(stack.repeated.stop, stack.layers)
+        repeated = stack.repeated.start + np.arange(depth) % len(stack.repeated)
+        sources = np.concatenate([before, repeated, after])
+        new = np.zeros(len(sources), bool)
+        new[stack.repeated.stop : stack.repeated.start + depth] = True
+        layers[stack.field] = Layers(sources, new)
+    mapping = depth_map(config, layers, silent=False)
+    return Growth(mapping.config, mapping)
+
+
+def _check_equal_widths(config: Config, stack: Stack) -> None:
+    hidden = getattr(config, stack.field)[1 : stack.repeated.stop + 1]
+    if len(hidden) < 2 or len(set(hidden)) > 1:
         raise InputError(
-            "factor multiplies the number of hidden-to-hidden layers, of which this MLP has none; give depth"
+            f"stacking copies the layers between equal hidden widths, but the hidden widths are {hidden}; give a network of "
+            "at least two hidden layers, all of one width, or use net2net_depth"
         )
-    grown = grown_depths(config, request, {"the number of hidden-to-hidden layers": len(hidden) - 1})
-    sources, new = _spread(len(hidden), next(iter(grown.values())) + 1)
-    widths = [hidden[i] for i in sources]
 
-    def identity(width: int, layer: Params, scale: float) -> Params:
-        dtype = layer["weight"].dtype
-        return {"weight": jnp.eye(width, dtype=dtype) * jnp.asarray(scale, dtype), "bias": jnp.zeros(width, dtype)}
 
-    def embed(params: Params) -> Params:
-        *layers, last = params["layers"]
-        return {
-            "layers": [
-                identity(width, last, 0.0) if is_new else layers[i]
-                for i, is_new, width in zip(sources, new, widths, strict=True)
-            ]
-            + [last]
-        }
+def _spread(small: int, grown: int) -> Layers:
+    """Return each layer followed by its new ones, as evenly as may be."""
+    sources = np.arange(grown) * small // grown
+    return Layers(sources, np.concatenate([[False], np.diff(sources) == 0]))
+
+
+def identity_layers(config: Config, options: Options) -> Growth:
+    """Return copies of residual blocks that write nothing to the stream, each after its source."""
+    grown = grown_depths(config, options)
+    stacks = architecture(config).stacks(config)
+    mapping = depth_map(config, {s.field: _spread(s.layers, grown[s.field]) for s in stacks}, silent=True)
+    return Growth(mapping.config, mapping)
+
+
+def net2net_depth(config: Config, options: Options) -> Growth:
+    """Return identity layers after hidden ones; the identity is a constant, so it is no part of the linear map."""
+    (stack,) = architecture(config).stacks(config)
+    hidden = stack.repeated.stop
+    if options.factor is not None and not stack.repeated:
+        raise InputError(
+            "factor multiplies the number of hidden-to-hidden layers, of which this network has none; give depth"
+        )
+    depth = grown_depths(config, options)[HIDDEN_LAYERS]
+    sources, new = _spread(hidden, depth + 1)
+    after = np.arange(hidden, stack.layers)
+    layers = Layers(np.concatenate([sources, after]), np.concatenate([new, np.zeros(len(after), bool)]))
+    mapping = depth_map(config, {stack.field: layers}, silent=True)
+    rules = by_name(mapping.rules)
+    for name, rule in rules.items():
+        if rule.new and any(side % 2 == 0 for side in rule.shape[2:]):
+            raise InputError(f"net2net_depth needs kernels with a middle, but {name} has the shape {rule.shape}")
 
     def finish(params: Params) -> Params:
-        *layers, last = params["layers"]
-        return {
-            "layers": [
-                identity(width, layer, 1.0) if is_new else layer
-                for layer, is_new, width in zip(layers, new, widths, strict=True)
-            ]
-            + [last]
-        }
+        return jax.tree.map(lambda rule, leaf: _identity(leaf) if rule.new else leaf, mapping.rules, params)
 
-    return Growth(MLPConfig((config.sizes[0], *widths, config.sizes[-1])), embed, finish)
+    return Growth(mapping.config, mapping, finish)
+
+
+def _identity(leaf: Array) -> Array:
+    """Return the identity in the place of a matrix or, in the middle of its kernel, of a convolution; zero for a bias."""
+    if leaf.ndim < 2:
+        return jnp.zeros_like(leaf)
+    middle = tuple(side // 2 for side in leaf.shape[2:])
+    return jnp.zeros_like(leaf).at[(..., *middle)].set(jnp.eye(leaf.shape[0], dtype=leaf.dtype))

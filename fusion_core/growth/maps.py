@@ -1,102 +1,227 @@
-"""What an operator makes of a configuration: the grown configuration, the linear map, and what is drawn on top of it."""
+r"""The linear map of a growth, ``Θ = J θ``, of one network or of several.
+
+One rule for each grown array says where its entries come from. From the rules follow J, and everything that must agree
+with it: noise, learning-rate factors, optimizer states, the streaming of files. The transpose is that of JAX, and the
+pseudo-inverse one division by a diagonal:
+
+* several networks: no small entry goes to two places, so that J Jᵀ is diagonal and ``J⁺ = Jᵀ (J Jᵀ)⁻¹``;
+* one network: no grown entry holds two small ones, so that JᵀJ is diagonal and ``J⁺ = (JᵀJ)⁻¹ Jᵀ``.
+
+Where the diagonal is zero, so is J⁺. Sources: theory.md, section 3; docs/fusion.md.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
-from fusion_core.errors import InputError
-from fusion_core.growth.linear import Params
-from fusion_core.growth.units import Config, Units
+from fusion_core.growth.units import Run, Selection
+from fusion_core.models.units import Config, Params, by_name
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """How far to grow; one of factor, width and depth is given.
+class Block(NamedTuple):
+    """What one part of a grown array is made of.
 
     Attributes:
-      factor: multiple of the widths, or of the depth.
-      width: the grown widths (an MLP's hidden ones, or a T5's by field).
-      depth: the grown number of layers, or that of some of a T5's stacks by field.
-      seed: of all draws; None where none was given.
-      noise: of symmetry-breaking noise, in units of the root mean square of each array; 0: none.
-
-    Raises:
-      InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.
+      network: number of the small network; None if the part is drawn, and so zero in J.
+      name: of the small array.
+      scale: factor on it.
+      weight: of the part's outputs in the mean; 1 if the outputs are no mean.
     """
 
-    # whatever the user passed: checked below, with a message that says what is wanted
-    factor: Any = None
-    width: Any = None
-    depth: Any = None
-    seed: Any = None
-    noise: Any = 0.0
-
-    def __post_init__(self) -> None:
-        depths = self.depth if isinstance(self.depth, dict) else {"depth": self.depth}
-        given = [
-            ("factor", self.factor, 2),
-            *((name, value, 1) for name, value in depths.items()),
-            ("seed", self.seed, 0),
-        ]
-        for name, value, least in given:
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
-        noise = self.noise
-        if not isinstance(noise, int | float) or isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
-            raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")
+    network: int | None
+    name: str
+    scale: float = 1.0
+    weight: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+class Placement(NamedTuple):
+    """Where one block of one part goes in the grown array: ``grown[put] = scale · small[take]``.
+
+    Attributes:
+      source: number of the part.
+      take: a range along every axis of the small array.
+      put: a range along every axis of the grown array, of the same lengths.
+      scale: factor on the block.
+    """
+
+    source: int
+    take: tuple[slice, ...]
+    put: tuple[slice, ...]
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule:
+    """How small arrays become one grown array.
+
+    Attributes:
+      blocks: of its parts.
+      axes: for each axis where its entries come from; None if the axis is common and keeps its length. Entries are filled
+        where the parts along all axes agree: two axes with parts give a block-diagonal matrix, one a concatenation, none a
+        sum of the parts. An axis that reads copies of a unit divides by their number.
+      shape: of the grown array.
+      new: whether it is of a layer that the small network does not have.
+    """
+
+    blocks: tuple[Block, ...]
+    axes: tuple[Selection | None, ...]
+    shape: tuple[int, ...]
+    new: bool = False
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Factor of each part."""
+        return tuple(block.scale for block in self.blocks)
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Numbers of the axes whose entries belong to parts."""
+        return tuple(i for i, axis in enumerate(self.axes) if axis is not None and axis.part is not None)
+
+    def axis(self, *, reads: bool) -> int | None:
+        """Return the number of the axis that reads copies or parts, or that makes them; None if there is none."""
+        return next((i for i, axis in enumerate(self.axes) if axis is not None and axis.reads is reads), None)
+
+    @property
+    def filled(self) -> int:
+        """Number of entries of the parts' arrays: those that J can make different from zero, if each goes to one place."""
+        return sum(math.prod(t.stop - t.start for t in p.take) for p in self.placements())
+
+    def rescaled(self, factors: Sequence[float]) -> Rule:
+        """Return the rule with each part's scale multiplied by a factor."""
+        blocks = [b._replace(scale=b.scale * float(f)) for b, f in zip(self.blocks, factors, strict=True)]
+        return dataclasses.replace(self, blocks=tuple(blocks))
+
+    def placements(self) -> list[Placement]:
+        """Return the blocks, part by part; where no axis belongs to parts, they lie on each other and are added."""
+        return self._placements(self.scales, True, 1)
+
+    def _placements(self, factors: Sequence[float], divide: bool | None, power: int) -> list[Placement]:
+        found = []
+        for part, factor in enumerate(factors):
+            along_axes = [
+                [Run(slice(0, length), slice(0, length), 1)] if axis is None else axis.runs(part)
+                for axis, length in zip(self.axes, self.shape, strict=True)
+            ]
+            divides = [axis is not None and axis.reads is divide for axis in self.axes]
+            for runs in itertools.product(*along_axes):
+                copies = math.prod(run.copies for run, by in zip(runs, divides, strict=True) if by)
+                take, put = tuple(run.take for run in runs), tuple(run.put for run in runs)
+                found.append(Placement(part, take, put, factor / copies**power))
+        return found
+
+    def embed(self, arrays: Sequence[Array | None]) -> Array:
+        """Return the grown array from those of the parts; None for a part that is drawn."""
+        return self.placed(arrays, self.scales, divide=True)
+
+    def placed(
+        self, arrays: Sequence[Array | None], factors: Sequence[float], *, divide: bool | None, power: int = 1
+    ) -> Array:
+        """Return the parts' arrays at their places.
+
+        Args:
+          arrays: one a part.
+          factors: on each.
+          divide: by the numbers of copies to the ``power``, along the axis that reads them (true) or makes them (false).
+          power: of the numbers.
+        """
+        if len(self.blocks) > 1:
+            return self._several(arrays, factors, divide, power)
+        (array,), (factor,) = arrays, factors
+        assert array is not None
+        if factor == 0:
+            return jnp.zeros(self.shape, array.dtype)
+        for number, axis in enumerate(self.axes):
+            if axis is None:
+                continue
+            array = jnp.take(array, axis.taken, axis=number)
+            if axis.copies is not None and axis.reads is divide:
+                array = array * along(1 / axis.copies**power, number, array)
+        return array if factor == 1 else factor * array
+
+    def _several(
+        self, arrays: Sequence[Array | None], factors: Sequence[float], divide: bool | None, power: int
+    ) -> Array:
+        present = [array for array in arrays if array is not None]
+        if not self.own:
+            return sum(f * array for f, array in zip(factors, arrays, strict=True) if array is not None)  # type: ignore[return-value]
+        grown = jnp.zeros(self.shape, jnp.result_type(*present))
+        for part, take, put, scale in self._placements(factors, divide, power):
+            array = arrays[part]
+            if array is not None:
+                grown = grown.at[put].set(scale * array[take])
+        return grown
+
+
+def along(values: np.ndarray, number: int, array: Array) -> Array:
+    """Return one value for each entry along an axis, in the dtype of the array and ready to be multiplied with it."""
+    return jnp.asarray(values, array.dtype).reshape([-1 if i == number else 1 for i in range(array.ndim)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class GrowthMap:
-    r"""The linear part J of a growth ``Θ = J θ + c``; all three are pure, jit-able functions of one tree.
+    """The linear map J of a growth; each direction is a pure function that can be jitted.
 
-    The transpose is derived from ``embed``. Every grown entry is a multiple of one small entry, or zero, so that JᵀJ is
-    diagonal, ``JᵀJ = diag(Jᵀ J 1)``, and the pseudo-inverse is ``J⁺ = (JᵀJ)⁻¹ Jᵀ`` (zero where an entry is dropped).
-
-    ``bea.GrowthEvent.of(m)`` is the same event in theory's terms.
+    ``bea.GrowthEvent.of(mapping)`` is the same event in theory's terms.
 
     Attributes:
-      embed: J; ``small params -> grown params``, linear.
-      shapes: of the small network's arrays.
+      rules: the grown network's tree, with a ``Rule`` at every leaf.
+      shapes: trees of shapes, a tuple of one for each of several networks; or the one tree of a single network. What
+        ``embed`` takes and the others return is like it.
       config: of the grown network.
+      weights: of the networks in the mean; they sum to 1.
     """
 
-    embed: Callable[[Params], Params]
+    rules: Params
     shapes: Params
     config: Config
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def several(self) -> bool:
+        """Whether it maps a tuple of networks, rather than one."""
+        return isinstance(self.shapes, tuple)
+
+    def embed(self, small: Params) -> Params:
+        """Return J θ: the grown parameters."""
+        return self.each(lambda rule, arrays: rule.embed(arrays), list(small) if self.several else [small])
+
+    def each(self, function: Callable[[Rule, list[Any]], Any], networks: Sequence[Params]) -> Params:
+        """Return the tree of ``function(rule, leaves of its parts)``; a part that is drawn has None.
+
+        Args:
+          function: of one grown array.
+          networks: a tree like the parameters for each network.
+        """
+        named = [by_name(network) for network in networks]
+
+        def leaf(rule: Rule) -> Any:
+            return function(rule, [None if b.network is None else named[b.network][b.name] for b in rule.blocks])
+
+        return jax.tree.map(leaf, self.rules)
 
     def transpose(self, grown: Params) -> Params:
-        """Jᵀ: ``⟨J u, v⟩ = ⟨u, Jᵀ v⟩``."""
-        return jax.linear_transpose(self.embed, self._filled(grown, jax.ShapeDtypeStruct))(grown)[0]
+        """Return Jᵀ Θ: ``⟨J u, v⟩ = ⟨u, Jᵀ v⟩``. It maps the grown loss's gradient to that along the small networks."""
+        dtype = jnp.result_type(*jax.tree.leaves(grown))
+        small = jax.tree.map(lambda struct: jax.ShapeDtypeStruct(struct.shape, dtype), self.shapes)
+        return jax.linear_transpose(self.embed, small)(grown)[0]
 
     def pinv(self, grown: Params) -> Params:
-        """J⁺, with ``J⁺ J = 1`` wherever no entry is dropped."""
-        gram = self.transpose(self.embed(self._filled(grown, jnp.ones)))
-        return jax.tree.map(lambda x, d: x / jnp.where(d == 0, 1, d), self.transpose(grown), gram)
-
-    def _filled(self, grown: Params, fill: Callable[..., Any]) -> Params:
+        """Return J⁺ Θ, the solution of least squares and least norm; ``J⁺ J = 1`` wherever J loses nothing."""
         dtype = jnp.result_type(*jax.tree.leaves(grown))
-        return jax.tree.map(lambda struct: fill(struct.shape, dtype), self.shapes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Growth:
-    """An operator at work on one configuration.
-
-    Attributes:
-      config: of the grown network.
-      embed: J; None: nothing of the source is kept.
-      finish: ``(J θ, or θ where J is None) -> Θ``: adds what is drawn.
-      units: for each space that is copied, the source of each grown unit; empty where no unit is copied.
-    """
-
-    config: Config
-    embed: Callable[[Params], Params] | None
-    finish: Callable[[Params], Params] = lambda grown: grown
-    units: Units = dataclasses.field(default_factory=dict)
+        divided = lambda tree, by: jax.tree.map(lambda x, d: x / jnp.where(d == 0, 1, d), tree, by)
+        tree = grown if self.several else self.shapes
+        # the barrier: XLA would otherwise compute the diagonal while it compiles
+        ones = jax.lax.optimization_barrier(jax.tree.map(lambda x: jnp.ones(x.shape, dtype), tree))
+        if self.several:
+            return self.transpose(divided(grown, self.embed(self.transpose(ones))))
+        return divided(self.transpose(grown), self.transpose(self.embed(ones)))

@@ -1,13 +1,17 @@
-r"""An optimizer's moments of one array across a growth, from the array's fusion rule.
+r"""An optimizer's moments of one array across a growth, from the array's rule.
 
-A source's gradient g reaches the fused array, which holds ``s_i`` times its parameters and whose outputs count ``w_i``, as
-``a_i g`` with ``a_i = w_i / s_i``: first moments are multiplied with ``a_i``, second ones with ``a_i²``. Between the
-sources of a block-diagonal matrix, block (i, j), from j into i, has the gradient ``a_i δ_i x_jᵀ``:
+A small gradient g reaches the grown entries times a, with ``a_i = w_i / s_i`` for part i of a fusion (which holds ``s_i``
+times its parameters and whose outputs count ``w_i``), divided by the number of copies of a unit for what makes it: first
+moments are multiplied with a, second ones with a². This is exact where copies get equal gradients. Between the parts of a
+block-diagonal matrix, block (i, j), from j into i, has the gradient ``a_i δ_i x_jᵀ``:
 
 * for equal copies it is the source's own, times ``a_i``: known exactly;
 * for different sources the first moment starts at zero and the second, which must not (Adam's first update of an entry
   is of full size otherwise), at the product of the row means of i and the column means of j, over the geometric mean of
   the two sources' means: what a gradient of independent ``δ_i`` and ``x_j`` would have.
+
+Estimates, too, are the moments of what is not copied: a new layer's begin at zero and at the second moments of the layer
+that it copies (their mean, if the shapes differ), those of a part that is drawn at zero and at the source's.
 
 Source: docs/t5_fusion.md, Optimizer state; factored moments: Shazeer and Stern (2018).
 """
@@ -22,86 +26,142 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.growth.linear import Rule
+from fusion_core.growth.maps import Rule, along
+from fusion_core.growth.units import Selection
 
 # Second moments are factored in the two largest axes when the smaller has at least this many entries. T5's own 128
 # would leave our small networks unfactored, and only factored moments give a grown network's new entries an estimate.
 MIN_DIM_TO_FACTOR = 8
 
-Shapes = Sequence[tuple[int, ...]]
-Factored = tuple[Any, Any, Any]  # v_row, v_col, v of optax.FactoredState
 
-
-def gradient_factors(rule: Rule, weights: Sequence[float]) -> list[float]:
-    """a_i of every source."""
-    return [w / s for w, s in zip(weights, rule.scales, strict=True)]
+def gradient_factors(rule: Rule) -> list[float]:
+    """Return a_i of every part."""
+    return [block.weight / block.scale if block.scale else 1.0 for block in rule.blocks]
 
 
 def _axes(rule: Rule) -> tuple[int, int]:
-    """(axis written, axis read) of a rule with two axes."""
-    reads = rule.axes[1] if rule.reads is None else rule.reads
-    return next(axis for axis in rule.axes if axis != reads), reads
+    """Return the numbers of the axes that are made and read, of a rule with two axes of parts."""
+    reads = rule.axis(reads=True)
+    assert reads is not None
+    return next(axis for axis in rule.own if axis != reads), reads
+
+
+def _selection(rule: Rule, number: int) -> Selection:
+    selection = rule.axes[number]
+    assert selection is not None
+    return selection
 
 
 def _of_copies(rule: Rule, factors: Sequence[float], moment: Array) -> Array:
-    """All blocks of a matrix between equal copies: block (i, j) is ``factors[i]`` times the source's."""
-    write, read = _axes(rule)
-    ones = (1.0,) * len(factors)
-
-    def along(axis: int, scales: Sequence[float], block: Array) -> Array:
-        packed = tuple(pack for pack in rule.packed if pack[0] == axis)
-        return Rule((axis,), tuple(scales), packed).embed([block] * len(factors))
-
-    return along(write, factors, along(read, ones, moment))
+    """Return all blocks of a matrix between equal copies: block (i, j) is ``factors[i]`` times the source's."""
+    made, _ = _axes(rule)
+    part = _selection(rule, made).part
+    assert part is not None
+    return spread(rule, moment) * along(np.asarray(factors)[part], made, moment)
 
 
-def first_moment(rule: Rule, weights: Sequence[float], moments: Sequence[Array], *, copies: bool) -> Array:
-    """The fused array's mean gradient from the sources' (the equation is the module's)."""
-    factors = gradient_factors(rule, weights)
-    if not rule.axes:
-        return dataclasses.replace(rule, scales=tuple(weights)).embed(moments)
-    if copies and len(rule.axes) == 2:
+def spread(rule: Rule, array: Array) -> Array:
+    """Return one part's array with each entry at all of its copies' places, unchanged, between the parts too.
+
+    A new array of another shape is filled with the mean.
+    """
+    for number, axis in enumerate(rule.axes):
+        if axis is not None:
+            array = jnp.take(array, axis.taken, axis=number)
+    return array if array.shape == rule.shape else jnp.full(rule.shape, jnp.mean(array))
+
+
+def first_moment(rule: Rule, moments: Sequence[Array | None], *, copies: bool) -> Array:
+    """Return the grown array's mean gradient from the parts' (the equation is the module's)."""
+    factors = gradient_factors(rule)
+    if rule.new:
+        return jnp.zeros(rule.shape, next(m.dtype for m in moments if m is not None))
+    if not rule.own and len(rule.blocks) > 1:
+        return rule.placed(moments, [block.weight for block in rule.blocks], divide=None)
+    if copies and len(rule.own) == 2 and moments[0] is not None and all(m is not None for m in moments):
         return _of_copies(rule, factors, moments[0])
-    return dataclasses.replace(rule, scales=tuple(factors)).embed(moments)
+    return rule.placed(moments, factors, divide=False)
 
 
-def _between(rule: Rule, moments: Sequence[Array]) -> Array:
-    """Row means times column means over the geometric mean of the means, in every block."""
-    if rule.packed:
-        # each of the packed arrays has row and column means of its own
-        (axis, count), *_ = rule.packed
+def _between(packed: tuple[int, int], write: int, read: int, moments: Sequence[Array]) -> Array:
+    """Return row means times column means over the geometric mean of the means, in every block.
+
+    Args:
+      packed: (axis, number of arrays packed along it), each of which has row and column means of its own.
+      write, read: the axes.
+      moments: of the sources.
+    """
+    axis, count = packed
+    if count > 1:
         parts = zip(*(jnp.split(moment, count, axis) for moment in moments), strict=True)
-        return jnp.concatenate([_between(dataclasses.replace(rule, packed=()), part) for part in parts], axis)
-    write, read = _axes(rule)
+        return jnp.concatenate([_between((axis, 1), write, read, part) for part in parts], axis)
     roots = [jnp.sqrt(jnp.mean(moment, axis=(write, read), keepdims=True)) for moment in moments]
 
     def means(kept: int, over: int) -> Array:
         found = [jnp.mean(moment, axis=over, keepdims=True) for moment in moments]
-        # a source without any gradient has mean zero over mean zero: zero
+        # avoid 0/0 for a source without gradients
         safe = [mean / jnp.where(root > 0, root, 1) for mean, root in zip(found, roots, strict=True)]
         return jnp.concatenate(safe, axis=kept)
 
     return means(write, read) * means(read, write)
 
 
-def second_moment(rule: Rule, weights: Sequence[float], moments: Sequence[Array], *, copies: bool) -> Array:
-    """The fused array's mean squared gradient from the sources' (the equation is the module's)."""
-    squares = [factor**2 for factor in gradient_factors(rule, weights)]
-    scaled = [square * moment for square, moment in zip(squares, moments, strict=True)]
-    if not rule.axes:
-        return sum(w * v for w, v in zip(weights, scaled, strict=True))  # type: ignore[return-value]
-    if len(rule.axes) < 2:
-        return dataclasses.replace(rule, scales=(1.0,) * len(scaled)).embed(scaled)
+def second_moment(rule: Rule, moments: Sequence[Array | None], *, copies: bool) -> Array:
+    """Return the grown array's mean squared gradient from the parts' (the equation is the module's)."""
+    present = next(m for m in moments if m is not None)
+    known = [present if m is None else m for m in moments]
+    if rule.new:
+        return spread(rule, known[0])
+    squares = [factor**2 for factor in gradient_factors(rule)]
+    if not rule.own and len(rule.blocks) > 1:
+        return sum(b.weight * s * m for b, s, m in zip(rule.blocks, squares, known, strict=True))  # type: ignore[return-value]
+    if len(rule.own) < 2:
+        return rule.placed(known, squares, divide=False, power=2)
     if copies:
-        return _of_copies(rule, squares, moments[0])
-    fused = _between(rule, scaled)
-    for source, take, put, _ in rule.placements([moment.shape for moment in moments]):
-        fused = fused.at[put].set(scaled[source][take])
-    return fused
+        return _of_copies(rule, squares, known[0])
+    scaled = [square * moment for square, moment in zip(squares, known, strict=True)]
+    write, read = _axes(rule)
+    packed = next(((i, a.packed) for i in (write, read) if (a := _selection(rule, i)).packed > 1), (write, 1))
+    grown = _between(packed, write, read, scaled)
+    for part, take, put, _ in rule.placements():
+        grown = grown.at[put].set(scaled[part][take])
+    return grown
+
+
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """The second moments of one array: factored in two axes, or whole.
+
+    Attributes:
+      v_row, v_col: means over the larger and over the smaller of the two largest axes; one zero if not factored.
+      v: the whole; one zero if factored.
+      shape: of the array.
+    """
+
+    v_row: Any
+    v_col: Any
+    v: Any
+    shape: tuple[int, ...]
+
+    def whole(self) -> Array:
+        """Return the second moments that the factors stand for: ``row · column / mean(row)``."""
+        axes = factored_axes(self.shape)
+        if axes is None:
+            return self.v
+        row, col = jnp.expand_dims(self.v_row, axes[1]), jnp.expand_dims(self.v_col, axes[0])
+        mean = jnp.mean(row, axis=axes[0], keepdims=True)
+        return row * col / jnp.where(mean > 0, mean, 1)
+
+    def mean_over(self, axis: int, kept: int) -> Array:
+        """Return the second moments averaged over one axis, whatever is factored."""
+        axes = factored_axes(self.shape)
+        if axes is not None and set(axes) == {axis, kept}:
+            return self.v_row if axes[0] == kept else self.v_col
+        return jnp.mean(self.whole(), axis=axis)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """(axis that ``v_row`` keeps, axis that ``v_col`` keeps): optax's rule; None: not factored."""
+    """Return (axis that ``v_row`` keeps, axis that ``v_col`` keeps), by optax's rule; None if not factored."""
     if len(shape) < 2:
         return None
     order = np.argsort(shape)
@@ -110,52 +170,34 @@ def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return int(order[-2]), int(order[-1])
 
 
-def _mean_over(axis: int, kept: int, shape: tuple[int, ...], moment: Factored) -> Array:
-    """A source's second moments averaged over one axis, whatever it has factored itself."""
-    v_row, v_col, v = moment
-    axes = factored_axes(shape)
-    if axes is None:
-        return jnp.mean(v, axis=axis)
-    if set(axes) == {axis, kept}:
-        return v_row if axes[0] == kept else v_col
-    row, col = jnp.expand_dims(v_row, axes[1]), jnp.expand_dims(v_col, axes[0])
-    mean = jnp.mean(row, axis=axes[0], keepdims=True)
-    return jnp.mean(row * col / jnp.where(mean > 0, mean, 1), axis=axis)
+def factored_moment(rule: Rule, moments: Sequence[Factored | None], *, copies: bool) -> Factored:
+    """Return Adafactor's second moments of one grown array from those of its parts.
 
-
-def factored_moment(
-    rule: Rule, weights: Sequence[float], shapes: Shapes, moments: Sequence[Factored], *, copies: bool
-) -> Factored:
-    """(v_row, v_col, v) of one fused array from those of its sources.
-
-    Concatenated row and column means are estimates for all blocks, the new ones too.
+    For different sources row and column means are concatenated, which gives the blocks between them an estimate.
     """
-    placeholder = jnp.zeros((1,), moments[0][2].dtype)
-    found = factored_axes(rule.fused_shape(shapes))
+    present = next(m for m in moments if m is not None)
+    known = [present if m is None else m for m in moments]
+    placeholder = jnp.zeros((1,), present.v.dtype)
+    found = factored_axes(rule.shape)
     if found is None:
-        # every source is smaller still, so it has the whole of v
-        return placeholder, placeholder, second_moment(rule, weights, [v for _, _, v in moments], copies=copies)
-
-    squares = [factor**2 for factor in gradient_factors(rule, weights)]
-
-    def along(kept: int, over: int) -> Array:
-        parts = [_mean_over(over, kept, shape, moment) for shape, moment in zip(shapes, moments, strict=True)]
-        down = lambda axis: axis - (axis > over)
-        left = Rule(
-            tuple(down(axis) for axis in rule.axes if axis != over),
-            rule.scales,
-            tuple((down(axis), count) for axis, count in rule.packed if axis != over),
-            None if rule.reads in (None, over) else down(rule.reads),
-        )
-        if copies and len(rule.axes) == 2 and kept == _axes(rule)[1]:
-            # a column of the matrix goes through the blocks of all copies that are written
-            mean = sum(squares) / len(squares)
-            return dataclasses.replace(left, scales=(mean,) * len(parts)).embed(parts)
-        if left.axes:
-            return second_moment(left, weights, parts, copies=copies)
-        # the kept axis is common to all sources, and the mean goes over the entries of all of them
-        sizes = [shape[over] if over in rule.axes else 1 for shape in shapes]
-        return sum(n * a * part for n, a, part in zip(sizes, squares, parts, strict=True)) / sum(sizes)  # type: ignore
-
+        whole = second_moment(rule, [m.whole() for m in known], copies=copies)
+        return Factored(placeholder, placeholder, whole, rule.shape)
     row, col = found
-    return along(row, col), along(col, row), placeholder
+    if copies or len(rule.blocks) == 1 or not rule.own:
+        whole = second_moment(rule, [m.whole() for m in known], copies=copies)
+        return Factored(jnp.mean(whole, axis=col), jnp.mean(whole, axis=row), placeholder, rule.shape)
+    v_row, v_col = _concatenated(rule, known, row, col), _concatenated(rule, known, col, row)
+    return Factored(v_row, v_col, placeholder, rule.shape)
+
+
+def _concatenated(rule: Rule, moments: Sequence[Factored], kept: int, over: int) -> Array:
+    """Return the means over one axis of the moments of different sources."""
+    parts = [moment.mean_over(over, kept) for moment in moments]
+    drop = lambda values: tuple(value for i, value in enumerate(values) if i != over)
+    left = dataclasses.replace(rule, axes=drop(rule.axes), shape=drop(rule.shape))
+    if left.own:
+        return second_moment(left, parts, copies=False)
+    # the kept axis is common to all sources, and the mean goes over the entries of all of them
+    sizes = [moment.shape[over] if over in rule.own else 1 for moment in moments]
+    squares = [factor**2 for factor in gradient_factors(rule)]
+    return sum(n * a * part for n, a, part in zip(sizes, squares, parts, strict=True)) / sum(sizes)  # type: ignore

@@ -12,7 +12,6 @@ noise of its own; the gradients of the copies separate as soon as the rows of bl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -20,14 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.growth.linear import FusionMap, Params, Rule
+from fusion_core.growth.maps import GrowthMap, Rule
+from fusion_core.growth.units import Selection, first_copies
+from fusion_core.models.units import Params
 
 OffDiagonal = Literal["zero", "random", "antisymmetric"]
 OFF_DIAGONAL: tuple[OffDiagonal, ...] = ("zero", "random", "antisymmetric")
 
 
 def copy_generators(seed: int, array: int, copies: int) -> list[np.random.Generator]:
-    """One generator a copy for the noise of array number ``array``: what reads copy b is drawn from (seed, array, b).
+    """Return one generator a copy for the noise of array number ``array``: what reads copy b is drawn from (seed, array, b).
 
     So the noise can be drawn a few rows at a time along any axis, and is the same whatever their number.
     """
@@ -35,59 +36,86 @@ def copy_generators(seed: int, array: int, copies: int) -> list[np.random.Genera
 
 
 def cancelling(blocks: np.ndarray) -> np.ndarray:
-    """Draws [copies, ...], less their mean over the copies, at the standard deviation that they had; float64."""
+    """Return draws [copies, ...], less their mean over the copies, at the standard deviation that they had; float64."""
     copies = len(blocks)
     wide = blocks.astype(np.float64)
     return math.sqrt(copies / (copies - 1)) * (wide - wide.mean(axis=0))
 
 
-def _antisymmetric(shape: tuple[int, ...], rule: Rule, seed: int, array: int) -> np.ndarray:
-    """The noise of one array, whose blocks along the axis that it reads sum to zero."""
-    axis, copies = rule.reads, len(rule.scales)
-    assert axis is not None
-    block = (*shape[:axis], shape[axis] // copies, *shape[axis + 1 :])
+def _antisymmetric(rule: Rule, axis: int, seed: int, array: int) -> np.ndarray:
+    """Return the noise of one array, whose blocks along the axis that it reads sum to zero."""
+    selection = rule.axes[axis]
+    assert selection is not None
+    copies = _copies(selection)
+    block = (*rule.shape[:axis], rule.shape[axis] // copies, *rule.shape[axis + 1 :])
     drawn = [random.standard_normal(block, np.float32) for random in copy_generators(seed, array, copies)]
     return np.concatenate(list(cancelling(np.stack(drawn))), axis=axis)
 
 
-def _between(
-    shape: tuple[int, ...], rule: Rule, shapes: Sequence[tuple[int, ...]], seed: int, array: int
-) -> np.ndarray:
-    """Normal numbers with zeros where a source's own block stands."""
-    drawn = np.random.default_rng((seed, array)).standard_normal(shape)
-    for placement in rule.placements(shapes):
+def _copies(selection: Selection) -> int:
+    """Return the number of whole copies that lie one after the other along an axis."""
+    return len(selection.taken) // len(np.unique(selection.taken))
+
+
+def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
+    """Return normal numbers with zeros where a source's own block stands."""
+    drawn = np.random.default_rng((seed, array)).standard_normal(rule.shape)
+    for placement in rule.placements():
         drawn[placement.put] = 0
     return drawn
 
 
 def with_noise(
-    mapping: FusionMap, fused: Params, kind: Literal["random", "antisymmetric"], noise: float, seed: int
+    mapping: GrowthMap, grown: Params, kind: Literal["random", "antisymmetric"], noise: float, seed: int
 ) -> Params:
-    """The fused parameters with noise in them.
-
-    ``"random"``: normal entries in the blocks between sources. ``"antisymmetric"``: for equal copies, normal entries that
-    cancel, in all blocks of every array that reads copies; the function stays, to the rounding of the parameters' dtype.
+    """Return the grown parameters with noise in them.
 
     Args:
-      mapping: of the fusion.
-      fused: what it gave.
+      mapping: of a fusion, or of an operator that copies all units equally often, copy after copy.
+      grown: what it gave.
+      kind: ``"random"``: normal entries in the blocks between sources. ``"antisymmetric"``: for equal copies, normal
+        entries that cancel, in all blocks of every array that reads copies; the function stays, to the rounding of the
+        parameters' dtype.
       noise: standard deviation of the noise's entries, in units of the root mean square of the sources' entries in the
         same array (each source's times its scale).
       seed: of the draws; array i draws from (seed, i, ...) whatever the others' sizes.
     """
-    leaves, treedef = jax.tree.flatten(fused)
-    rules = jax.tree.leaves(mapping.rules)
+    leaves, treedef = jax.tree.flatten(grown)
     noisy = []
-    for i, (rule, leaf, shapes) in enumerate(zip(rules, leaves, mapping.leaf_shapes(), strict=True)):
-        if (rule.reads is None) if kind == "antisymmetric" else (len(rule.axes) < 2):
+    for i, (rule, leaf) in enumerate(zip(jax.tree.leaves(mapping.rules), leaves, strict=True)):
+        reads = rule.axis(reads=True)
+        if (reads is None) if kind == "antisymmetric" else (len(rule.own) < 2):
             noisy.append(leaf)
             continue
-        antisymmetric = kind == "antisymmetric"
-        drawn = (
-            _antisymmetric(leaf.shape, rule, seed, i) if antisymmetric else _between(leaf.shape, rule, shapes, seed, i)
-        )
+        drawn = _between(rule, seed, i) if reads is None or kind == "random" else _antisymmetric(rule, reads, seed, i)
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        filled = sum(math.prod(shape) for shape in shapes)
-        size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / filled)
+        size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / rule.filled)
         noisy.append((wide + size * jnp.asarray(drawn, wide.dtype)).astype(leaf.dtype))
     return jax.tree.unflatten(treedef, noisy)
+
+
+def copy_noise(mapping: GrowthMap, grown: Params, size: float, seed: int) -> Params:
+    """Return the grown parameters with Net2Net's noise: on what makes the second and later copies of a unit.
+
+    It moves the function a little.
+
+    Args:
+      mapping: of an operator that copies units.
+      grown: what it gave.
+      size: standard deviation of the noise's entries, in units of the root mean square of the array's.
+      seed: of the draws.
+    """
+    rng = np.random.default_rng((seed, 1))  # not the stream that chose the units
+
+    def leaf(rule: Rule, array: Array) -> Array:
+        number = rule.axis(reads=False)
+        selection = None if number is None else rule.axes[number]
+        if number is None or selection is None or array.ndim < 2:
+            return array
+        later = first_copies(selection.taken) != np.arange(len(selection.taken))
+        drawn = np.moveaxis(np.moveaxis(rng.standard_normal(array.shape), number, -1) * later, -1, number)
+        wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        rms = jnp.sqrt(jnp.sum(wide * wide) / jnp.maximum(jnp.count_nonzero(wide), 1))
+        return array + (size * rms).astype(array.dtype) * jnp.asarray(drawn, array.dtype)
+
+    return jax.tree.map(leaf, mapping.rules, grown)

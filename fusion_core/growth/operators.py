@@ -1,145 +1,274 @@
-r"""The operators: which axis of which weight is a source's. Each takes the weights of the mean and returns a ``Rule``.
-
-A fused network holds its sources side by side: every vector of activations is the concatenation ``(x_1, ..., x_k)``. An
-array's rule follows from what it reads and what it writes:
-
-===================== ========================== ============================
-it reads              it writes the sources'     it writes the common outputs
-===================== ========================== ============================
-the common inputs     ``dense_in``: rows stacked
-the sources'          ``dense``: block-diagonal  ``dense_out``: columns, ``w_i``
-nothing (a bias)      ``bias``: concatenated     ``bias_out``: weighted sum
-===================== ========================== ============================
-
-Matrices are out × in, as in PyTorch's ``Linear``; ``conv1d`` is GPT-2's in × out. Convolutions (out × in × height ×
-width) follow the same rules, as their first two axes are a matrix's. Attention's heads are ranges of the rows of q, k, v,
-so q, k, v and o are ``dense``: source i's heads read its stream and write to it. Elementwise functions, gates and the
-softmax of a head need no rule.
-
-An architecture is a table from ``"name.weight"`` to an operator (``rules_of``); the tables of common blocks stand below.
-Source: Mazzawi et al. (2024); docs/fusion.md.
-"""
+"""The registry of growth operators, and the two functions that apply one: ``grow`` and ``growth_map``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
-from fusion_core.growth.linear import FusionMap, Params, Rule
-
-Weights = tuple[float, ...]
-Operator = Callable[[Weights], Rule]
-Table = Mapping[str, Operator]
-
-
-def _ones(weights: Weights) -> tuple[float, ...]:
-    return (1.0,) * len(weights)
-
-
-def embedding(weights: Weights) -> Rule:
-    """Token or position embedding (tokens × width): concatenated over the width."""
-    return Rule((1,), _ones(weights))
+from fusion_core.errors import InputError
+from fusion_core.growth import copying, depth, random
+from fusion_core.growth.fuse import check_params
+from fusion_core.growth.maps import GrowthMap
+from fusion_core.growth.options import Growth, Options
+from fusion_core.models.registry import architecture, parameter_shapes
+from fusion_core.models.units import Config, Params
 
 
-def dense_in(weights: Weights) -> Rule:
-    """A matrix or convolution that reads the common inputs: stacked over its outputs."""
-    return Rule((0,), _ones(weights))
+@dataclasses.dataclass(frozen=True)
+class Properties:
+    """What an operator does, on every architecture that it takes; the tests measure it (docs/growth_operators.md).
 
-
-def dense(weights: Weights) -> Rule:
-    """A matrix or convolution from the sources' activations to the sources' activations: block-diagonal."""
-    return Rule((0, 1), _ones(weights), reads=1)
-
-
-def dense_out(weights: Weights) -> Rule:
-    """A matrix from the sources' activations to the common outputs (an untied head): side by side, times wᵢ."""
-    return Rule((1,), weights, reads=1)
-
-
-def conv1d(weights: Weights) -> Rule:
-    """``dense`` in GPT-2's orientation, in × out."""
-    return Rule((0, 1), _ones(weights), reads=0)
-
-
-def packed_conv1d(count: int) -> Operator:
-    """``conv1d`` whose outputs are ``count`` arrays one after the other (q, k and v in one)."""
-    return lambda weights: Rule((0, 1), _ones(weights), ((1, count),), reads=0)
-
-
-def bias(weights: Weights) -> Rule:
-    """A bias on the sources' activations: concatenated."""
-    return Rule((0,), _ones(weights))
-
-
-def packed_bias(count: int) -> Operator:
-    """``bias`` of ``packed_conv1d``."""
-    return lambda weights: Rule((0,), _ones(weights), ((0, count),))
-
-
-def bias_out(weights: Weights) -> Rule:
-    """A bias on the common outputs: the weighted mean."""
-    return Rule((), weights)
-
-
-def per_head(weights: Weights) -> Rule:
-    """Relative attention bias (buckets × heads): concatenated over the heads."""
-    return Rule((1,), _ones(weights))
-
-
-def norm(weights: Weights) -> Rule:
-    """Scale or bias of RMSNorm and LayerNorm: concatenated."""
-    return Rule((0,), _ones(weights))
-
-
-def final_norm(weights: Weights) -> Rule:
-    """Scale or bias of the norm before a tied head: it carries wᵢ, since the embedding cannot (the input reads it too)."""
-    return Rule((0,), weights)
-
-
-ATTENTION: Table = dict.fromkeys(("q.weight", "k.weight", "v.weight", "o.weight"), dense)
-RELATIVE_ATTENTION: Table = {**ATTENTION, "relative_attention_bias.weight": per_head}
-# query heads share key and value heads in order, and so do the fused ones if every source has the same ratio
-GROUPED_QUERY_ATTENTION: Table = {
-    **dict.fromkeys([f"{n}_proj.weight" for n in "qkvo"], dense),
-    **dict.fromkeys([f"{n}_proj.bias" for n in "qkvo"], bias),
-}
-PACKED_ATTENTION: Table = {
-    "c_attn.weight": packed_conv1d(3),
-    "c_attn.bias": packed_bias(3),
-    "c_proj.weight": conv1d,
-    "c_proj.bias": bias,
-}
-FEED_FORWARD: Table = {"wi.weight": dense, "wo.weight": dense}
-GATED_FEED_FORWARD: Table = {"wi_0.weight": dense, "wi_1.weight": dense, "wo.weight": dense}
-RMS_NORM: Table = {"norm.weight": norm}
-LAYER_NORM: Table = {"norm.weight": norm, "norm.bias": norm}
-CONVOLUTION: Table = {"weight": dense, "bias": bias}
-
-
-def table_map(table: Table, shapes: Sequence[Params], weights: Weights) -> FusionMap:
-    """The fusion map of a table, for trees whose arrays it names by their last two keys (or their last one).
-
-    Args:
-      table: operator of each array.
-      shapes: a tree of shapes a source.
-      weights: of the mean.
+    Attributes:
+      function_preserving: the grown network's outputs are the small one's, to rounding.
+      breaks_symmetry: copies of a unit get different gradients: of all units ("yes"), some ("in part"), none ("no"); or no
+        unit is copied ("no copies").
+      keeps_dynamics: the outputs go on with the velocity that they had under gradient descent: with unchanged learning
+        rates ("yes"), with those of ``growth_rate_factors`` ("with factors"), or not ("no").
     """
 
-    def rule(path: tuple[Any, ...], _: Any) -> Rule:
-        return table[".".join(str(part.key) for part in path[-2:])](weights)
-
-    rules = jax.tree_util.tree_map_with_path(rule, shapes[0])
-    return FusionMap(rules=rules, shapes=tuple(shapes), weights=weights)
+    function_preserving: bool
+    breaks_symmetry: Literal["yes", "in part", "no", "no copies"]
+    keeps_dynamics: Literal["yes", "with factors", "no"]
 
 
-def replace_scales(mapping: FusionMap, scales: Mapping[tuple[str, ...], Sequence[float]]) -> FusionMap:
-    """The map with other scales at the paths given."""
+@dataclasses.dataclass(frozen=True)
+class GrowthOperator:
+    """A way to grow a network.
 
-    def rule(path: tuple[Any, ...], old: Rule) -> Rule:
-        found = scales.get(tuple(part.key for part in path if hasattr(part, "key")))
-        return old if found is None else Rule(old.axes, tuple(found), old.packed, old.reads)
+    Attributes:
+      name: under which ``grow`` knows it.
+      summary: one line.
+      source: of the method.
+      grows: what becomes larger.
+      takes: which of ``grow``'s factor, width and depth it takes.
+      build: ``(config, options) -> Growth``, pure.
+      properties: without noise.
+      networks: which it takes: all, those with a residual stream, or those whose layers read each other alone ("chain").
+      noisy: with noise; None if it takes none.
+      random: whether it draws even without noise.
+      refusal: for networks that it does not take, why, and what to use.
+    """
 
-    rules = jax.tree_util.tree_map_with_path(rule, mapping.rules)
-    return FusionMap(rules=rules, shapes=mapping.shapes, weights=mapping.weights)
+    name: str
+    summary: str
+    source: str
+    grows: Literal["width", "depth", "width or depth"]
+    takes: tuple[str, ...]
+    build: Callable[[Config, Options], Growth]
+    properties: Properties
+    networks: Literal["all", "residual", "chain"] = "all"
+    noisy: Properties | None = None
+    random: bool = False
+    refusal: str = ""
+
+    def takes_network(self, config: Config) -> bool:
+        """Return whether it grows networks of this kind."""
+        kind = "chain" if architecture(config).stream is None else "residual"
+        return self.networks in ("all", kind)
+
+
+_OPERATORS = (
+    GrowthOperator(
+        name="deep_fusion",
+        summary="self-fusion: k copies side by side, zeros between them, the outputs averaged",
+        source="Mazzawi et al. (2024)",
+        grows="width",
+        takes=("factor",),
+        build=copying.deep_fusion,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(True, "yes", "no"),
+    ),
+    GrowthOperator(
+        name="hypercloning",
+        summary="every unit k times, every weight that reads copies divided by k",
+        source="Samragh et al. (2024)",
+        grows="width",
+        takes=("factor",),
+        build=copying.hypercloning,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(True, "yes", "no"),
+    ),
+    GrowthOperator(
+        name="net2net_width",
+        summary="new units are copies of random ones, outgoing weights divided by the number of copies",
+        source="Chen, Goodfellow & Shlens (2016)",
+        grows="width",
+        takes=("factor", "width"),
+        build=copying.net2net_width,
+        properties=Properties(True, "no", "with factors"),
+        noisy=Properties(False, "yes", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="aki",
+        summary="advanced knowledge initialization: as hypercloning, but new units are made by the layer above",
+        source="Chen et al. (2022), bert2BERT",
+        grows="width",
+        takes=("factor",),
+        build=copying.aki,
+        properties=Properties(False, "in part", "no"),
+    ),
+    GrowthOperator(
+        name="random_off_diagonal",
+        summary="self-fusion whose off-diagonal blocks are random as in a network from scratch",
+        source="Mazzawi et al. (2024), as an initialization to compare with",
+        grows="width",
+        takes=("factor",),
+        build=random.random_off_diagonal,
+        properties=Properties(False, "yes", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="random_block",
+        summary="fusion with k − 1 networks from scratch",
+        source="a baseline",
+        grows="width",
+        takes=("factor",),
+        build=random.random_block,
+        properties=Properties(False, "no copies", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="random_init",
+        summary="the large network from scratch",
+        source="a baseline",
+        grows="width or depth",
+        takes=("factor", "width", "depth"),
+        build=random.random_init,
+        properties=Properties(False, "no copies", "no"),
+        random=True,
+    ),
+    GrowthOperator(
+        name="stacking",
+        summary="copies of all layers on top of them",
+        source="Gong et al. (2019), StackedBERT",
+        grows="depth",
+        takes=("factor", "depth"),
+        build=depth.stacking,
+        properties=Properties(False, "no copies", "no"),
+    ),
+    GrowthOperator(
+        name="identity_layers",
+        summary="copies of residual blocks with zero output projections, each after its source",
+        source="Wu et al. (2024), LLaMA Pro; the idea is Net2Net's",
+        grows="depth",
+        networks="residual",
+        takes=("factor", "depth"),
+        build=depth.identity_layers,
+        properties=Properties(True, "no copies", "no"),
+        refusal="it has no residual blocks that could add nothing; use net2net_depth",
+    ),
+    GrowthOperator(
+        name="net2net_depth",
+        summary="identity layers between ReLU layers",
+        source="Chen, Goodfellow & Shlens (2016)",
+        grows="depth",
+        networks="chain",
+        takes=("factor", "depth"),
+        build=depth.net2net_depth,
+        properties=Properties(True, "no copies", "no"),
+        refusal="its layers are residual blocks, and identity blocks are those that add nothing; use identity_layers",
+    ),
+)
+
+GROWTH_OPERATORS: dict[str, GrowthOperator] = {operator.name: operator for operator in _OPERATORS}
+
+
+def growth_of(config: Config, operator: str, options: Options) -> Growth:
+    """Return the operator applied to a configuration, after all checks. Raises InputError as ``grow``."""
+    known = GROWTH_OPERATORS.get(operator)
+    if known is None:
+        raise InputError(f"no growth operator is named {operator!r}; there are {', '.join(GROWTH_OPERATORS)}")
+    if not known.takes_network(config):
+        raise InputError(f"{operator} does not take a {type(config).__name__}: {known.refusal}")
+    given = [name for name in ("factor", "width", "depth") if getattr(options, name) is not None]
+    if len(given) != 1 or given[0] not in known.takes:
+        raise InputError(
+            f"{operator} got {' and '.join(given) or 'no size'}; give exactly one of {', '.join(known.takes)}"
+        )
+    noise = options.noise
+    if noise and known.noisy is None:
+        noisy = ", ".join(name for name, other in GROWTH_OPERATORS.items() if other.noisy)
+        raise InputError(f"{operator} takes no noise, but noise is {noise!r}; leave it out, or use one of {noisy}")
+    if options.seed is None and (known.random or noise):
+        raise InputError(f"{operator} draws at random here, but seed is None; give an integer, such as seed=0")
+    return known.build(config, options)
+
+
+def grow(
+    params: Params,
+    config: Config,
+    operator: str,
+    *,
+    factor: Any = None,
+    width: Any = None,
+    depth: Any = None,
+    seed: Any = None,
+    noise: Any = 0.0,
+) -> tuple[Params, Config]:
+    r"""Return one network grown by the named operator.
+
+    .. math:: \Theta = J\,\theta + c
+
+    with the operator's linear map J (``growth_map``) and what it draws, c, which is zero for most.
+
+    Args:
+      params: of the small network, a tree of arrays as ``config`` says.
+      config: of any architecture of ``fusion_core.models.registry``.
+      operator: a name in ``GROWTH_OPERATORS``.
+      factor: an integer k ≥ 2. Width operators multiply all hidden widths by it (of a T5: d_model, d_ff and num_heads); depth
+        operators the number of layers of each stack, or of hidden-to-hidden layers.
+      width: in its place, the grown widths, by field: ``{"d_ff": 96}``; or all hidden ones of an MLP, ``(16, 16)``.
+      depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers; or, by field, of those
+        stacks that grow: ``{"num_layers": 8}``.
+      seed: of what is drawn; needed where something is.
+      noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
+        function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
+
+    Returns:
+      ``(params, config)`` of the grown network, in the dtype of params.
+
+    Raises:
+      InputError: the operator is unknown or does not take this architecture; a size, the seed or the noise is no such; the
+        params are not those of the configuration, or not finite.
+    Source: that of the operator, ``GROWTH_OPERATORS[operator].source``.
+    """
+    growth = growth_of(config, operator, Options(factor, width, depth, seed, noise))
+    check_params(1, params, parameter_shapes(config))
+    # floats of Python and NumPy arrays become arrays here, so that operators may index and update
+    params = jax.tree.map(jnp.asarray, params)
+    return growth.finish(params if growth.mapping is None else growth.mapping.embed(params)), growth.config
+
+
+def growth_map(
+    config: Config, operator: str, *, factor: Any = None, width: Any = None, depth: Any = None, seed: Any = None
+) -> GrowthMap:
+    """Return the linear map J of an operator, with its transpose and its pseudo-inverse, from the configuration alone.
+
+    What is drawn on top of it (noise, random blocks, the identities of ``net2net_depth``) does not depend on the network and
+    is no part of it.
+
+    Args:
+      config, operator, factor, width, depth, seed: as ``grow`` takes them.
+
+    Raises:
+      InputError: as ``grow``; and for ``random_init``, which keeps nothing of the network.
+    """
+    growth = growth_of(config, operator, Options(factor, width, depth, seed))
+    if growth.mapping is None:
+        raise InputError(f"{operator} has no linear map: the grown network does not depend on the small one")
+    return growth.mapping
+
+
+def copied_units(
+    config: Config, operator: str, *, factor: Any = None, width: Any = None, depth: Any = None, seed: Any = None
+) -> dict[str, Any]:
+    """Return for each space of units (hidden layer, stream, heads) which small unit each grown one is a copy of.
+
+    Empty where no unit is copied within its layer. Arguments and errors as for ``growth_map``.
+    """
+    return dict(growth_of(config, operator, Options(factor, width, depth, seed)).units)

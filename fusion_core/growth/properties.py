@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.growth.grow import GROWTH_OPERATORS, Properties, copied_units, grow
-from fusion_core.growth.growth_rates import growth_rate_factors
-from fusion_core.growth.linear import Params
-from fusion_core.growth.units import Config, Units, axes, by_name, entries, first_copies
+from fusion_core.growth.operators import GROWTH_OPERATORS, Properties, copied_units, grow
+from fusion_core.growth.rates import growth_rate_factors
+from fusion_core.growth.units import Units, entries, first_copies
+from fusion_core.models.registry import layouts
+from fusion_core.models.units import Axis, Config, Params, by_name
 
 SAME_GRADIENT = 1e-3  # relative difference of the gradients of copies above which they separate
 SAME_VELOCITY = 1e-3  # of the ratio of velocities from 1, and of their cosine
 
-UPDATES: dict[str, Callable[[Array], Array]] = {
+FIRST_UPDATES: dict[str, Callable[[Array], Array]] = {
     "sgd": lambda g: g,
     "adam": lambda g: g / jnp.sqrt(g * g + 1e-60),  # its first step; where the gradient is zero nothing moves
 }
@@ -67,7 +68,7 @@ class Measured:
     with_factors: dict[str, Velocity]
 
     def properties(self, tolerance: float) -> Properties:
-        """The measured properties; outputs count as equal within ``tolerance`` times their scale."""
+        """Return the measured properties; outputs count as equal within ``tolerance`` times their scale."""
         separate = [value > SAME_GRADIENT for value in self.separation.values()]
         symmetry: Literal["yes", "in part", "no", "no copies"] = "in part"
         if not separate:
@@ -90,7 +91,7 @@ def _probe(
     params: Params,
     direction: Params,
 ) -> tuple[Array, Params, Array]:
-    """Outputs, gradient of the loss, and the outputs' derivative along a direction: one compilation a configuration."""
+    """Return outputs, the loss's gradient and the outputs' derivative along a direction; compiled once a configuration."""
     function = lambda p: outputs(p, config)
     value, along = jax.jvp(function, (params,), (direction,))
     return value, jax.grad(lambda p: loss(function(p)))(params), along
@@ -106,7 +107,7 @@ def measure(
     noise: float = 0.0,
     **sizes: Any,
 ) -> Measured:
-    """Grows the network and measures what became of its function, its copies and its velocity.
+    """Grow the network and measure what became of its function, its copies and its velocity.
 
     Args:
       params, config: of the small network; float64 to tell rounding from a wrong formula.
@@ -124,7 +125,7 @@ def measure(
     out, grads, _ = _probe(outputs, loss, grown_config, grown, zeros(grown))
 
     def velocity(name: str, at: Params, of: Config, gradients: Params, factors: Params | None) -> np.ndarray:
-        update = jax.tree.map(lambda g: -UPDATES[name](g), gradients)
+        update = jax.tree.map(lambda g: -FIRST_UPDATES[name](g), gradients)
         if factors is not None:
             update = jax.tree.map(lambda r, u: jnp.asarray(r, u.dtype) * u, factors, update)
         return np.asarray(_probe(outputs, loss, of, at, update)[2])
@@ -140,28 +141,30 @@ def measure(
         difference=float(jnp.abs(out - small_out).max()),
         scale=float(jnp.abs(small_out).max()),
         separation=_separation(grown_config, copied_units(config, operator, **sizes), grads),
-        velocities={name: against(name, None) for name in UPDATES},
+        velocities={name: against(name, None) for name in FIRST_UPDATES},
         with_factors={
             name: against(name, growth_rate_factors(params, config, operator, name, **sizes))
-            for name in UPDATES
+            for name in FIRST_UPDATES
             if has_factors
         },
     )
 
 
 def _separation(config: Config, units: Units, grads: Params) -> dict[str, float]:
+    """Return, for each space of copied units, the largest relative difference of the gradients of a unit's copies."""
     found = dict.fromkeys(units, 0.0)
     leaves = by_name(grads)
-    for name, owned in axes(config).items():
-        for number, axis in enumerate(owned):
-            if axis is None or axis.space not in units:
+    for name, layout in layouts(config).items():
+        for number, axis in enumerate(layout.axes):
+            if not isinstance(axis, Axis) or axis.space.name not in units:
                 continue
             gradient = np.moveaxis(np.asarray(leaves[name]), number, 0)
-            first = first_copies(entries(units[axis.space], axis.block))
+            index = entries(units[axis.space.name], axis.block)
+            first = first_copies(np.concatenate([j * len(index) + index for j in range(axis.packed)]))
             copies = first != np.arange(len(first))
             originals = gradient[first[copies]]
             size = float(np.linalg.norm(originals))
             if size > 0:
                 difference = float(np.linalg.norm(gradient[copies] - originals)) / size
-                found[axis.space] = max(found[axis.space], difference)
+                found[axis.space.name] = max(found[axis.space.name], difference)
     return found

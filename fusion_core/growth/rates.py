@@ -1,37 +1,83 @@
-r"""Learning rates across a fusion: the factors with which the function goes on at the velocity that it had.
+r"""Learning rates across a growth: the factors with which the function goes on at the velocity that it had.
 
-For k equal copies one array of the fused network has N blocks that train, ``N = k^(number of axes that belong to a
-source)``, and by the symmetry between copies every block, the off-diagonal ones of a hidden matrix too, gets the same
-gradient: ``a = w/s`` times the source's, since the loss sees ``w`` times a source's outputs and the array holds ``s``
-times its parameters. Moving all blocks by u therefore changes the function as moving the source's array by ``N a u``
-does. An optimizer's update is proportional to (gradient)^p · (root mean square of the parameter)^q, and the fused
-array's root mean square is ``ρ = s √(k/N)`` of the source's, as k of the N blocks are filled. The velocity is kept by
-the factor
+Let a small entry have N grown entries that get one and the same gradient, a times the small one's. For k equal copies in a
+fusion these are all blocks, the off-diagonal ones of a hidden matrix too: ``N = k^(number of axes that belong to parts)``,
+``a = w/s``, as the loss sees w times a part's outputs and the array holds s times its parameters. For n copies of a unit
+by replication, whose outputs are divided by n, N is the product of the numbers along the axes and ``a = 1/n`` for what
+makes the units. Moving all N by u changes the function as moving the small entry by ``N a u`` does. An optimizer's update
+is proportional to (gradient)^p · (root mean square of the parameter)^q, and the grown array's root mean square is ρ times
+the small one's. The velocity is kept by the factor
 
 .. math:: r = \frac{1}{N a \cdot a^p \rho^q}
 
 with (p, q) = (1, 0) for gradient descent, (0, 0) for Adam, (0, 1) for Adafactor. For an MLP these are the width factors of
-the maximal-update parametrization (Yang & Hu 2021). Source: theory.md, section 5.
+the maximal-update parametrization (Yang & Hu 2021). Deepening has no such factors: the gradients of the old layers stay,
+and the new layers begin to move the function too. Source: theory.md, section 5.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from fusion_core.errors import InputError
-from fusion_core.growth.linear import Params, Rule
-from fusion_core.growth.networks import fusion_map
+from fusion_core.growth.fuse import fusion_map
+from fusion_core.growth.maps import Rule
+from fusion_core.growth.operators import GROWTH_OPERATORS, grow, growth_map
+from fusion_core.models.units import Config, Params
 
 # optimizer -> (p, q): its update goes as gradient^p · rms(parameter)^q
 UPDATES: dict[str, tuple[int, int]] = {"sgd": (1, 0), "adam": (0, 0), "adafactor": (0, 1)}
 
 
+def _check_optimizer(optimizer: str) -> None:
+    if optimizer not in UPDATES:
+        raise InputError(f"no rate factors for the optimizer {optimizer!r}; there are factors for {', '.join(UPDATES)}")
+
+
+def _numbers(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """Return N, and the number of copies by which the gradient is divided, for every entry, as far as they differ."""
+    number, divided = np.ones([1] * len(rule.shape)), np.ones([1] * len(rule.shape))
+    for i, axis in enumerate(rule.axes):
+        if axis is None:
+            continue
+        shape = [-1 if j == i else 1 for j in range(len(rule.shape))]
+        number = number * np.bincount(axis.taken)[axis.taken].reshape(shape)
+        if axis.copies is not None and not axis.reads:
+            divided = divided * axis.copies.reshape(shape)
+    return number, divided
+
+
+def _size_ratio(rule: Rule) -> float:
+    """Return ρ, where the entries of a part's array are of one size."""
+    if not rule.own and len(rule.blocks) > 1:
+        return math.fsum(rule.scales)  # a sum of equal terms is the term
+    placements = rule.placements()
+    squares = (p.scale**2 * math.prod(t.stop - t.start for t in p.take) for p in placements)
+    return math.sqrt(math.fsum(squares) / math.prod(rule.shape))
+
+
+def _factor(rule: Rule, optimizer: str, measured: Callable[[], float] | None = None) -> float | np.ndarray:
+    """Return r of one array: a number, or an array where copies are unequal in number."""
+    p, q = UPDATES[optimizer]
+    number, divided = _numbers(rule)
+    gradient = rule.blocks[0].weight / rule.blocks[0].scale / divided
+    equal = bool(np.ptp(number) == 0 and np.ptp(divided) == 0)
+    ratio = 1.0 if not q else _size_ratio(rule) if equal or measured is None else measured()
+    factor = 1 / (number * gradient * gradient**p * ratio**q)
+    return float(factor.flat[0]) if np.ptp(factor) == 0 else np.broadcast_to(factor, rule.shape)
+
+
 def rate_factors(
-    params: Params, config: Any, copies: int, optimizer: Literal["sgd", "adam", "adafactor"] | str
+    params: Params, config: Config, copies: int, optimizer: Literal["sgd", "adam", "adafactor"] | str
 ) -> Params:
-    """Factors on the learning rate of every array with which fusion keeps the velocity of the function.
+    """Return factors on the learning rate of every array with which fusion keeps the velocity of the function.
 
     Exact for equal copies, to first order in the rate, where all blocks train: gradient descent in general, Adam and
     Adafactor once their moments are the fused network's own (theirs times the square of the gradient's factor, off the
@@ -51,8 +97,7 @@ def rate_factors(
     """
     if not isinstance(copies, int) or isinstance(copies, bool) or copies < 2:
         raise InputError(f"copies is {copies!r}; fusion takes at least two copies")
-    if optimizer not in UPDATES:
-        raise InputError(f"no rate factors for the optimizer {optimizer!r}; there are factors for {', '.join(UPDATES)}")
+    _check_optimizer(optimizer)
     mapping = fusion_map([config] * copies)
     found: object = jax.tree.structure(params)
     wanted: object = jax.tree.structure(mapping.rules)
@@ -60,13 +105,58 @@ def rate_factors(
         raise InputError(
             f"params have the tree {found}, but the configuration's is {wanted}; pass the two of one network"
         )
-    p, q = UPDATES[optimizer]
-    weight = mapping.weights[0]
+    return jax.tree.map(lambda rule: _factor(rule, optimizer), mapping.rules)
 
-    def factor(rule: Rule) -> float:
-        blocks, scale = copies ** len(rule.axes), rule.scales[0]
-        gradient = weight / scale
-        filled = scale * (copies / blocks) ** 0.5 if rule.axes else 1.0  # a sum of equal terms is the term
-        return 1 / (blocks * gradient * gradient**p * filled**q)
 
-    return jax.tree.map(factor, mapping.rules)
+def growth_rate_factors(
+    params: Params,
+    config: Config,
+    operator: str,
+    optimizer: str,
+    *,
+    factor: Any = None,
+    width: Any = None,
+    depth: Any = None,
+    seed: Any = None,
+) -> Params:
+    """Return factors on the learning rate of every array with which the growth keeps the velocity of the function.
+
+    Exact to first order in the rate, without noise, under the conditions of ``rate_factors``, which this is for
+    ``deep_fusion``; for Adafactor only where all units have the same number of copies.
+
+    Args:
+      params: of the small network.
+      config, operator, factor, width, depth, seed: as ``grow`` took them.
+      optimizer: ``"sgd"``, ``"adam"`` or ``"adafactor"``.
+
+    Returns:
+      A tree like the grown params: a float for each array, or an array of its shape where units have different numbers
+      of copies.
+
+    Raises:
+      InputError: as ``grow``; an unknown optimizer; an operator of whose new entries not all are copies.
+    """
+    _check_optimizer(optimizer)
+    sizes = {"factor": factor, "width": width, "depth": depth, "seed": seed}
+    grown, _ = grow(params, config, operator, **sizes)
+    if GROWTH_OPERATORS[operator].properties.keeps_dynamics != "with factors":
+        with_factors = [o.name for o in GROWTH_OPERATORS.values() if o.properties.keeps_dynamics == "with factors"]
+        raise InputError(
+            f"no rate factors for {operator}: its new entries move the function on their own; there are factors for "
+            f"{', '.join(with_factors)}"
+        )
+    rms: Callable[[Array], Array] = lambda x: jnp.sqrt(jnp.mean(x * x))
+
+    def leaf(rule: Rule, large: Array, small: list[Array]) -> float | np.ndarray:
+        return _factor(rule, optimizer, lambda: float(rms(large) / rms(small[0])))
+
+    mapping = growth_map(config, operator, **sizes)
+    parts = mapping.each(lambda rule, arrays: _Parts(arrays), [params])
+    return jax.tree.map(lambda rule, large, own: leaf(rule, large, own.arrays), mapping.rules, grown, parts)
+
+
+class _Parts:
+    """The small arrays of one grown array, as one leaf of a tree."""
+
+    def __init__(self, arrays: list[Array]) -> None:
+        self.arrays = arrays

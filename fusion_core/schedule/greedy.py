@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 import bea
 from fusion_core.errors import InputError
-from fusion_core.growth import FusionMap
+from fusion_core.growth import GrowthMap
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
-from fusion_core.train.optimizer import fuse_states, preconditioner
+from fusion_core.train.optimizer import grow_states, preconditioner
 from fusion_core.train.step import Batch, TrainState, displacement
 
 # (params, batch) -> mean loss
@@ -63,11 +63,11 @@ class GrowthMeter:
       factors: factors on the sources' rates after the growth, a tree like the grown params.
     """
 
-    def __init__(self, small: TrainedNetwork, grown: TrainedNetwork, mapping: FusionMap, factors: Params) -> None:
+    def __init__(self, small: TrainedNetwork, grown: TrainedNetwork, mapping: GrowthMap, factors: Params) -> None:
         self._flops = small.step_flops, grown.step_flops
         self._small_terms, self._grown_terms = jax.jit(_own_terms(small)), jax.jit(_own_terms(grown))
         self._joint_terms = jax.jit(_joint_terms(small, grown, mapping))
-        self._fuse = jax.jit(lambda states: fuse_states(mapping, states, factors))
+        self._fuse = jax.jit(lambda states: grow_states(mapping, states, factors))
 
     def measure(
         self, states: Sequence[TrainState], updates: Sequence[Batch], probes: Sequence[Batch]
@@ -146,7 +146,7 @@ def _own_terms(network: TrainedNetwork) -> Callable[..., tuple[dict[str, Array],
     return terms
 
 
-def _joint_terms(small: TrainedNetwork, grown: TrainedNetwork, mapping: FusionMap) -> Callable[..., dict[str, Array]]:
+def _joint_terms(small: TrainedNetwork, grown: TrainedNetwork, mapping: GrowthMap) -> Callable[..., dict[str, Array]]:
     """The terms in which the small phase is seen from the grown space."""
     event = bea.GrowthEvent.of(mapping)
 

@@ -17,9 +17,8 @@ from fusion_core.train.metrics import Record as Record
 from fusion_core.train.optimizer import adafactor as adafactor
 from fusion_core.train.optimizer import adamw as adamw
 from fusion_core.train.optimizer import clipped as clipped
-from fusion_core.train.optimizer import fuse_optimizer_state as fuse_optimizer_state
-from fusion_core.train.optimizer import fuse_states as fuse_states
-from fusion_core.train.optimizer import fuse_states as grow_states  # noqa: F401
+from fusion_core.train.optimizer import grow_optimizer_state as grow_optimizer_state
+from fusion_core.train.optimizer import grow_states as grow_states
 from fusion_core.train.optimizer import preconditioner as preconditioner
 from fusion_core.train.run import Cadence as Cadence
 from fusion_core.train.run import Training as Training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,16 @@ import jax.numpy as jnp
 import optax
 
 from fusion_core.errors import InputError
-from fusion_core.growth.linear import FusionMap, Params
-from fusion_core.growth.moments import MIN_DIM_TO_FACTOR, factored_moment, first_moment, second_moment
+from fusion_core.growth.maps import GrowthMap, Rule
+from fusion_core.growth.moments import (
+    MIN_DIM_TO_FACTOR,
+    Factored,
+    factored_moment,
+    first_moment,
+    second_moment,
+    spread,
+)
+from fusion_core.models.units import Params
 from fusion_core.train.step import TrainState
 
 
@@ -62,61 +71,68 @@ def preconditioner(
     return jax.tree.map(lambda u, g: -u / g, updates, probe)
 
 
-def fuse_states(
-    mapping: FusionMap, states: Sequence[TrainState], factors: Params, *, copies: bool = False
+def grow_states(
+    mapping: GrowthMap, states: Sequence[TrainState], factors: Params, *, copies: bool = False
 ) -> TrainState:
-    """The training state of the fused network: parameters by J, moments by ``fuse_optimizer_state``, step of the first.
+    """Return the training state after a growth: parameters by J, moments by ``grow_optimizer_state``, step of the first.
 
     Args:
-      mapping: of the fusion.
-      states: of the sources.
-      factors: on the first source's learning rates, a scalar an array (``fusion_core.rate_factors``).
-      copies: the sources are equal.
+      mapping: of a fusion, or of a growth operator.
+      states: of the networks that it takes; one for an operator.
+      factors: on the first network's learning rates, a tree like the grown parameters: a scalar or an array an array
+        (``fusion_core.rate_factors``, ``fusion_core.growth_rate_factors``). A new layer has the rates of the one it copies.
+      copies: whether the networks are equal.
+
+    Raises:
+      InputError: as ``grow_optimizer_state``.
     """
+    networks = [state.params for state in states]
+
+    def rate(rule: Rule, parts: list[Any]) -> Any:
+        return spread(rule, parts[0]) if jnp.ndim(parts[0]) else parts[0]
+
+    rates = mapping.each(rate, [states[0].rates] * len(states))
     return TrainState(
-        params=mapping.embed([state.params for state in states]),
-        opt_state=fuse_optimizer_state(mapping, [state.opt_state for state in states], copies=copies),
+        params=mapping.embed(tuple(networks) if mapping.several else networks[0]),
+        opt_state=grow_optimizer_state(mapping, [state.opt_state for state in states], copies=copies),
         step=states[0].step,
-        rates=jax.tree.map(lambda factor, rate: (factor * rate).astype(rate.dtype), factors, states[0].rates),
+        rates=jax.tree.map(lambda factor, r: (factor * r).astype(r.dtype), factors, rates),
     )
 
 
-def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: bool = False) -> Any:
-    """The optimizer state of the fused network: moments by the gradients' map, step counts of the first.
+def grow_optimizer_state(mapping: GrowthMap, states: Sequence[Any], *, copies: bool = False) -> Any:
+    """Return the optimizer state after a growth: moments by the gradients' map, step counts of the first network.
 
-    For k copies the fused gradient is known: every block of a hidden matrix, the off-diagonal ones too, gets w of the
-    source's, an array scaled by s gets w/s of it; second moments get the square. For different sources the blocks between
-    them are estimates (``fusion_core.growth.moments``).
+    Where copies get equal gradients, the grown ones are known: for k copies in a fusion every block of a hidden matrix, the
+    off-diagonal ones too, gets w/s of the source's, for n copies of a unit 1/n; second moments get the square. The rest is
+    estimated: blocks between different sources, new layers, parts that are drawn (``fusion_core.growth.moments``).
 
     Args:
-      mapping: of the fusion.
-      states: of one optax optimizer, one a source: Adam and those built on it, Adafactor, momentum, or none of these.
-      copies: the sources are equal, parameters and states: off-diagonal moments are exact rather than estimated.
+      mapping: of a fusion, or of a growth operator.
+      states: of one optax optimizer, one a network: Adam and those built on it, Adafactor, momentum, or none of these.
+      copies: whether the networks are equal, parameters and states: off-diagonal moments are then exact. Those of one
+        network always are.
 
     Raises:
       InputError: a state holds arrays of a kind that is not known here.
     """
-    treedef: Any = jax.tree.structure(mapping.rules)
-    rules, shapes, weights = jax.tree.leaves(mapping.rules), mapping.leaf_shapes(), mapping.weights
+    copies = copies or not mapping.several
+    shapes = list(mapping.shapes) if mapping.several else [mapping.shapes]
+    trees: list[Any] = [jax.tree.structure(tree) for tree in shapes]
 
-    def each(f: Callable[..., Any], trees: Sequence[Params]) -> Params:
-        leaves = zip(*(treedef.flatten_up_to(tree) for tree in trees), strict=True)
-        return treedef.unflatten(
-            [f(rule, weights, list(moments), copies=copies) for rule, moments in zip(rules, leaves, strict=True)]
-        )
+    def each(f: Callable[..., Any], moments: Sequence[Params]) -> Params:
+        return mapping.each(lambda rule, parts: f(rule, parts, copies=copies), moments)
 
     def factored(parts: Sequence[optax.FactoredState]) -> optax.FactoredState:
-        per_source = [
-            list(zip(*(treedef.flatten_up_to(t) for t in (s.v_row, s.v_col, s.v)), strict=True)) for s in parts
-        ]
-        fused = [
-            factored_moment(rule, weights, leaf_shapes, moments, copies=copies)
-            for rule, leaf_shapes, moments in zip(rules, shapes, zip(*per_source, strict=True), strict=True)
-        ]
-        v_row, v_col, v = (treedef.unflatten(leaves) for leaves in zip(*fused, strict=True))
+        wrapped = []
+        for state, tree, network in zip(parts, trees, shapes, strict=True):
+            leaves = zip(*(tree.flatten_up_to(t) for t in (state.v_row, state.v_col, state.v, network)), strict=True)
+            wrapped.append(tree.unflatten([Factored(row, col, v, struct.shape) for row, col, v, struct in leaves]))
+        grown = each(factored_moment, wrapped)
+        v_row, v_col, v = (jax.tree.map(operator.attrgetter(name), grown) for name in ("v_row", "v_col", "v"))
         return optax.FactoredState(count=parts[0].count, v_row=v_row, v_col=v_col, v=v)
 
-    def fuse(parts: Sequence[Any], owner: str = "") -> Any:
+    def grow(parts: Sequence[Any], owner: str = "") -> Any:
         first = parts[0]
         if isinstance(first, optax.FactoredState):
             return factored(parts)
@@ -128,8 +144,8 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: b
         if isinstance(first, optax.EmaState):
             return optax.EmaState(count=first.count, ema=each(first_moment, [s.ema for s in parts]))
         if isinstance(first, tuple):
-            fused = [fuse(fields, type(first).__name__) for fields in zip(*parts, strict=True)]
-            return type(first)(*fused) if hasattr(first, "_fields") else tuple(fused)
+            grown = [grow(fields, type(first).__name__) for fields in zip(*parts, strict=True)]
+            return type(first)(*grown) if hasattr(first, "_fields") else tuple(grown)
         if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(first)):
             raise InputError(
                 f"an optimizer state of type {owner or type(first).__name__} holds arrays that no growth rule is known for; "
@@ -137,4 +153,4 @@ def fuse_optimizer_state(mapping: FusionMap, states: Sequence[Any], *, copies: b
             )
         return first
 
-    return fuse(states)
+    return grow(states)

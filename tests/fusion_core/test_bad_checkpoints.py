@@ -36,7 +36,7 @@ def refused(good, bad, message):
     """Fusing says ``message`` in one line, and leaves neither the output nor anything temporary."""
     before = sorted(path.name for path in good.parent.iterdir())
     with pytest.raises(fc.InputError, match=message) as caught:
-        files.write_fusion(files.plan_fusion([good, bad]), good.parent / "out", probe=False)
+        files.write_recipe(files.fusion_recipe([good, bad]), good.parent / "out", probe=False)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in good.parent.iterdir()) == before
 
@@ -184,7 +184,7 @@ def test_tokenizers_that_say_the_same_in_other_words_are_equal(good, bad):
     tokenizer(good)
     tokenizer(bad, truncation={"max_length": 5})
     (bad / "tokenizer.json").write_text(json.dumps(json.loads((bad / "tokenizer.json").read_text()), indent=3))
-    files.plan_fusion([good, bad])
+    files.fusion_recipe([good, bad])
 
 
 # the output
@@ -195,7 +195,7 @@ def test_an_output_folder_that_is_not_empty_is_refused_and_kept(good, tmp_path):
     out.mkdir()
     (out / "mine").write_text("precious")
     with pytest.raises(fc.InputError, match="exists and is not an empty folder"):
-        files.write_fusion(files.plan_fusion([good, good]), out, probe=False)
+        files.write_recipe(files.fusion_recipe([good, good]), out, probe=False)
     assert [path.name for path in out.iterdir()] == ["mine"]
 
 
@@ -249,4 +249,4 @@ def test_a_folder_that_may_not_be_written_is_refused(good, bad, monkeypatch):
 )
 def test_options_that_make_no_sense_are_refused(good, options, message):
     with pytest.raises(fc.InputError, match=message):
-        files.plan_fusion([good, good], **options)
+        files.fusion_recipe([good, good], **options)

@@ -242,9 +242,51 @@ def test_an_unknown_tensor_is_refused(saved):
 
 def test_an_existing_folder_is_not_overwritten(tied, saved):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    with pytest.raises(FileExistsError, match="exists and is not an empty folder; choose another name or remove it"):
+    with pytest.raises(
+        FileExistsError, match=r"is not an empty folder; .* pass overwrite=True to replace the checkpoint"
+    ):
         fc.save_pretrained(saved, *tied)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+def test_a_checkpoint_is_overwritten_whole_where_that_is_asked_for(tied, saved):
+    (saved / "README.md").write_text("of the old one")
+    params = jax.tree.map(lambda x: x + 1, tied[0])
+    fc.save_pretrained(saved, params, tied[1], overwrite=True)
+    assert_equal_trees(fc.load_pretrained(saved)[0], params)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_without_a_checkpoint_is_never_overwritten(tied, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds no checkpoint, so that it is not overwritten"):
+        fc.save_pretrained(tmp_path / "mine", *tied, overwrite=True)
+    assert (tmp_path / "mine" / "config.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_failure_while_overwriting_keeps_the_old_checkpoint(tied, saved, monkeypatch, step):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    replace = os.replace
+
+    def fail(source, target):
+        if pathlib.Path(target) == saved and pathlib.Path(source, "config.json").read_text() == "new":
+            raise OSError("no space left on device")
+        replace(source, target)
+
+    def overwrite():
+        with atomic.new_folder(saved, replace=True) as temporary:
+            (temporary / "config.json").write_text("new")
+            if step == "write":
+                raise OSError("no space left on device")
+            monkeypatch.setattr(os, "replace", fail)
+
+    with pytest.raises(OSError, match="no space"):
+        overwrite()
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
 def test_an_empty_folder_may_be_written_into(tied, tmp_path):

@@ -1,7 +1,6 @@
 """Fusion of files: the same as in memory, bit for bit, whatever the shards, dtypes and pieces."""
 
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,9 @@ import fusion_core as fc
 from fusion_core import checkpoints as files
 from fusion_core.checkpoints import batches, comparison, ranges, stream
 from fusion_core.growth import Rule
-from fusion_core.models.units import by_name
+from fusion_core.growth.maps import Block
+from fusion_core.growth.units import Selection, beside
+from fusion_core.models.units import Space, by_name
 from fusion_core.text import train_tokenizer
 from tests.strategies.checkpoints import in_shards, replace_tensors, saved_decoder, saved_t5, tensors_of
 from tests.strategies.decoders import KINDS as DECODERS
@@ -27,7 +28,7 @@ NARROW = {"d_model": 12, "num_heads": 3, "d_ff": 10}
 
 def fused(folders, out, **options):
     """Plans and writes without a probe; the tensors that the safetensors library reads."""
-    files.write_fusion(files.plan_fusion(folders, **options), out, probe=False)
+    files.write_recipe(files.fusion_recipe(folders, **options), out, probe=False)
     return tensors_of(out)
 
 
@@ -71,8 +72,9 @@ def test_decoders_saved_in_old_ways_fuse_alike(tmp_path, kind):
     tensors = {
         name.split(".", 1)[1] if not name.startswith("lm_head") else name: x for name, x in tensors_of(a).items()
     }
-    embedding = "embed_tokens.weight" if kind.startswith("llama") else "wte.weight"
-    buffer = "layers.0.self_attn.rotary_emb.inv_freq" if kind.startswith("llama") else "h.0.attn.bias"
+    gpt2 = kind.startswith("gpt2")
+    embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
+    buffer = "h.0.attn.bias" if gpt2 else "layers.0.self_attn.rotary_emb.inv_freq"
     tensors.setdefault("lm_head.weight", tensors[embedding])
     replace_tensors(a, tensors | {buffer: np.ones(3, np.uint8)})
     assert_same(fused([a, a], tmp_path / "c"), wanted)
@@ -156,18 +158,40 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused_and_nothing_is_left(tmp_
 
 # what the rules can say, beyond T5
 
+
+def rule(axes, scales, shapes, packed=None):
+    """Blocks side by side along ``axes``; ``packed``: (axis, number of arrays in it)."""
+    grown, selections = list(shapes[0]), [None] * len(shapes[0])
+    for axis in axes:
+        count = packed[1] if packed and packed[0] == axis else 1
+        sizes = [Space("units", shape[axis] // count, "").makes(packed=count) for shape in shapes]
+        selections[axis], grown[axis] = beside(tuple(sizes)), sum(shape[axis] for shape in shapes)
+    return Rule(tuple(Block(i, "x", scale) for i, scale in enumerate(scales)), tuple(selections), tuple(grown))
+
+
+def copied(units):
+    """Rows and columns copied as ``units`` says, those that are read divided by the number of copies."""
+    index = np.asarray(units)
+    counts = np.bincount(index)[index]
+    axes = (Selection(index, copies=counts), Selection(index, copies=counts, reads=True))
+    return Rule((Block(0, "x"),), axes, (len(index), len(index)))
+
+
 RULES = {
-    "block-diagonal": (Rule((0, 1), (1.0, 1.0, 0.5)), [(4, 3), (2, 5), (3, 1)]),
-    "rows": (Rule((0,), (1.0, 1.0)), [(4, 3), (2, 3)]),
-    "columns, scaled": (Rule((1,), (0.25, 0.75)), [(4, 3), (4, 2)]),
-    "vector": (Rule((0,), (1.0, 2.0)), [(5,), (3,)]),
-    "sum": (Rule((), (0.25, 0.5, 0.25)), [(7,), (7,), (7,)]),
-    "sum of matrices": (Rule((), (0.25, 0.75)), [(7, 2), (7, 2)]),
-    "scalar": (Rule((), (0.25, 0.75)), [(), ()]),
-    "packed columns": (Rule((0, 1), (1.0, 1.0), packed=((1, 3),)), [(2, 6), (3, 9)]),
-    "packed rows": (Rule((0, 1), (1.0, 0.5), packed=((0, 3),)), [(6, 2), (9, 3)]),
-    "three axes": (Rule((0, 2), (1.0, 1.0)), [(2, 3, 2), (1, 3, 4)]),
+    "block-diagonal": ((0, 1), (1.0, 1.0, 0.5), [(4, 3), (2, 5), (3, 1)]),
+    "rows": ((0,), (1.0, 1.0), [(4, 3), (2, 3)]),
+    "columns, scaled": ((1,), (0.25, 0.75), [(4, 3), (4, 2)]),
+    "vector": ((0,), (1.0, 2.0), [(5,), (3,)]),
+    "sum": ((), (0.25, 0.5, 0.25), [(7,), (7,), (7,)]),
+    "sum of matrices": ((), (0.25, 0.75), [(7, 2), (7, 2)]),
+    "scalar": ((), (0.25, 0.75), [(), ()]),
+    "packed columns": ((0, 1), (1.0, 1.0), [(2, 6), (3, 9)], (1, 3)),
+    "packed rows": ((0, 1), (1.0, 0.5), [(6, 2), (9, 3)], (0, 3)),
+    "three axes": ((0, 2), (1.0, 1.0), [(2, 3, 2), (1, 3, 4)]),
 }
+RULES = {name: (rule(axes, scales, shapes, *packed), shapes) for name, (axes, scales, shapes, *packed) in RULES.items()}
+RULES["copies"] = (copied([0, 1, 2, 0, 1, 2]), [(3, 3)])
+RULES["copies of some"] = (copied([0, 1, 2, 2, 0, 2]), [(3, 3)])
 
 
 def entries_of(folder, blocks):
@@ -184,7 +208,7 @@ def test_rows_are_those_of_the_rule_in_memory_whatever_the_number_at_a_time(tmp_
     rule, shapes = RULES[case]
     rng = np.random.default_rng(0)
     blocks = [np.asarray(rng.standard_normal(shape), np.float32) for shape in shapes]
-    tensor = stream.FusedTensor("x", rule, entries_of(tmp_path, blocks), "F32")
+    tensor = stream.GrownTensor("x", rule, entries_of(tmp_path, blocks), "F32")
     with ranges.Reader() as reader:
         parts = [part.copy() for part in tensor.rows(reader, chunk)]
     wanted = np.asarray(rule.embed([jnp.asarray(block) for block in blocks]))
@@ -216,15 +240,15 @@ def test_an_entry_that_is_not_finite_is_seen_by_its_bits(code):
 def test_noise_is_that_of_fuse_in_memory_whatever_the_rows_at_a_time(tmp_path, kind, chunk, monkeypatch):
     a = saved_t5(tmp_path / "a", kind) if kind.startswith("v") else saved_decoder(tmp_path / "a", kind)
     wanted, _ = in_memory([a, a, a], off_diagonal="antisymmetric", noise=0.3, seed=1)
-    monkeypatch.setattr(stream.FusedTensor.rows, "__defaults__", (chunk,))
-    plan = files.plan_fusion([a, a, a], noise=0.3, seed=1)
-    assert plan.equal
-    measured = files.write_fusion(plan, tmp_path / "c", probe=chunk > 100)
+    monkeypatch.setattr(stream.GrownTensor.rows, "__defaults__", (chunk,))
+    recipe = files.fusion_recipe([a, a, a], noise=0.3, seed=1)
+    assert recipe.equal
+    measured = files.write_recipe(recipe, tmp_path / "c", probe=chunk > 100)
     found, clean = tensors_of(tmp_path / "c"), in_memory([a, a, a])[0]
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=2e-6, err_msg=name)
     noisy = {name for name in found if (found[name] != clean[name]).any()}
-    assert noisy == {tensor.name for tensor in plan.tensors if tensor.rule.reads is not None}
+    assert noisy == {tensor.name for tensor in recipe.tensors if tensor.rule.axis(reads=True) is not None}
     assert len(noisy) >= 4
     if measured is not None:
         assert measured.largest < 2e-4 * measured.spread
@@ -244,12 +268,46 @@ def test_noise_depends_on_seed_and_name_alone(tmp_path):
 
 def test_a_copy_of_a_checkpoint_is_the_same_network_and_another_is_not(tmp_path):
     a, b, c = saved_t5(tmp_path / "a"), in_shards(saved_t5(tmp_path / "b")), saved_t5(tmp_path / "c", seed=1)
-    assert files.plan_fusion([a, b]).equal
-    assert files.plan_fusion([a, b]).exactness.startswith("exact")
-    assert not files.plan_fusion([a, c]).equal
-    assert files.plan_fusion([a, c]).exactness.startswith("not exact")
+    assert files.fusion_recipe([a, b]).equal
+    assert files.fusion_recipe([a, b]).exactness.startswith("exact")
+    assert not files.fusion_recipe([a, c]).equal
+    assert files.fusion_recipe([a, c]).exactness.startswith("not exact")
     with pytest.raises(fc.InputError, match="only where the sources are one network"):
-        files.plan_fusion([a, c], noise=0.1)
+        files.fusion_recipe([a, c], noise=0.1)
+
+
+# growth by an operator
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "sizes"),
+    [
+        ("v1.0", "hypercloning", {"factor": 2}),
+        ("v1.1", "aki", {"factor": 2}),
+        ("v1.0", "deep_fusion", {"factor": 3}),
+        ("v1.1", "identity_layers", {"depth": {"num_layers": 4}}),
+        ("llama, tied", "net2net_width", {"width": {"intermediate_size": 17, "num_key_value_heads": 2}, "seed": 1}),
+        ("gpt2", "hypercloning", {"factor": 2}),
+        ("qwen2", "stacking", {"factor": 2}),
+    ],
+)
+def test_a_file_is_grown_as_in_memory_bit_for_bit(tmp_path, kind, operator, sizes):
+    two = {"num_layers": 2, "num_decoder_layers": 2}
+    a = saved_t5(tmp_path / "a", kind, **two) if kind.startswith("v") else saved_decoder(tmp_path / "a", kind)
+    params, config = fc.grow(*fc.load_pretrained(a), operator, **sizes)
+    recipe = files.growth_recipe(a, operator, **sizes)
+    files.write_recipe(recipe, tmp_path / "b", probe=operator == "hypercloning")
+    assert_same(tensors_of(tmp_path / "b"), {name: np.asarray(leaf) for name, leaf in by_name(params).items()})
+    assert fc.load_pretrained(tmp_path / "b")[1] == config
+    card = (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
+    assert f"# a, grown by {operator}" in card
+    assert f"the function is {'not ' if operator in ('aki', 'stacking') else ''}kept" in card
+
+
+@pytest.mark.parametrize("operator", ["random_init", "random_block"])
+def test_weights_that_are_drawn_are_not_streamed(tmp_path, operator):
+    with pytest.raises(fc.InputError, match=f"{operator} draws weights, which cannot be streamed"):
+        files.growth_recipe(saved_t5(tmp_path / "a"), operator, factor=2, seed=0)
 
 
 # calibrated norms
@@ -264,20 +322,20 @@ def test_calibrated_norms_are_those_of_fuse_in_memory(tmp_path, kind):
     else:
         a, b = (saved_decoder(tmp_path / "ab"[i], kind, i, i, **size) for i in range(2))
     tokenizer.save(b)
-    plan = files.plan_fusion([a, b], norm="calibrated", calibration=TEXTS, seed=2)
-    files.write_fusion(plan, tmp_path / "c")
-    batch = comparison.text_batch(plan.sources, TEXTS, 16, 2)
-    assert plan.calibrated_on == batch["targets"].size > 50
+    recipe = files.fusion_recipe([a, b], norm="calibrated", calibration=TEXTS, seed=2)
+    files.write_recipe(recipe, tmp_path / "c")
+    batch = comparison.text_batch(recipe.sources, TEXTS, 16, 2)
+    assert recipe.calibrated_on == batch["targets"].size > 50
     wanted = in_memory([a, b], norm="calibrated", calibration=batch)[0]
     plain, found = in_memory([a, b])[0], tensors_of(tmp_path / "c")
     for name, tensor in found.items():
         np.testing.assert_allclose(tensor, wanted[name], rtol=1e-5, err_msg=name)
         assert (tensor != plain[name]).any() == norm_scale(name), name
-    assert f"calibrated (plain, with one factor per source and norm fitted to {plan.calibrated_on} tokens" in (
+    assert f"calibrated (plain, with one factor per source and norm fitted to {recipe.calibrated_on} tokens" in (
         tmp_path / "c" / "README.md"
     ).read_text(encoding="utf-8")
     # what no compiled pass can hold is computed one tensor at a time
-    lazy, compiled = (comparison.moments_of(plan.sources[0], batch, small=n) for n in (0, 10**9))
+    lazy, compiled = (comparison.moments_of(recipe.sources[0], batch, small=n) for n in (0, 10**9))
     assert lazy.keys() == compiled.keys()
     for path in lazy:
         np.testing.assert_allclose(lazy[path].variance, compiled[path].variance, rtol=1e-4)
@@ -293,8 +351,8 @@ def norm_scale(name):
 
 def test_the_deviation_is_that_of_the_logits_in_memory(tmp_path):
     a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1)
-    plan = files.plan_fusion([a, b], [0.25, 0.75])
-    measured = files.write_fusion(plan, tmp_path / "c")
+    recipe = files.fusion_recipe([a, b], [0.25, 0.75])
+    measured = files.write_recipe(recipe, tmp_path / "c")
     opened = [files.open_checkpoint(folder) for folder in (a, b, tmp_path / "c")]
     batch = batches.probe(opened[0].config, 0)
     ids = jnp.asarray(batch["encoder_ids"]), jnp.asarray(batch["decoder_ids"])
@@ -425,11 +483,10 @@ def test_a_folder_is_described_by_its_headers(tmp_path):
     assert (unknown["supported"], unknown["parameters"]) == (False, facts["parameters"])
 
 
-def test_the_plan_counts_what_is_written(tmp_path):
+def test_the_recipe_counts_what_is_written(tmp_path):
     a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1, **NARROW)
-    plan = files.plan_fusion([a, b], dtype="bf16")
+    recipe = files.fusion_recipe([a, b], dtype="bf16")
     found = fused([a, b], tmp_path / "c", dtype="bf16")
-    assert plan.parameters == sum(tensor.size for tensor in found.values())
-    assert plan.nbytes == sum(tensor.nbytes for tensor in found.values())
-    assert {t.name: t.shape for t in plan.tensors} == {name: tensor.shape for name, tensor in found.items()}
-    assert plan.bytes_read == sum(math.prod(t.shape) * 4 for folder in (a, b) for t in tensors_of(folder).values())
+    assert recipe.parameters == sum(tensor.size for tensor in found.values())
+    assert recipe.nbytes == sum(tensor.nbytes for tensor in found.values())
+    assert {t.name: t.shape for t in recipe.tensors} == {name: tensor.shape for name, tensor in found.items()}

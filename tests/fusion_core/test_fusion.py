@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
-from fusion_core.growth import Rule, fused_config
+from fusion_core.growth import fused_config
 from fusion_core.models.registry import parameter_shapes
+from tests.strategies import decoders
 from tests.strategies.networks import (
     STYLES,
     batch_of,
@@ -108,7 +109,8 @@ def maps():
         "mlp": (mlps, [0.2, 0.3, 0.5]),
         "v1.0": ([narrow("v1.0", 4, 1, 3), narrow("v1.0", 6, 2, 5)], None),
         "v1.1": ([narrow("v1.1", 4, 1, 3), narrow("v1.1", 6, 2, 5)], [0.25, 0.75]),
-    }
+        "conv": ([fc.ConvConfig(channels, 3, 4) for channels in ((2, 3, 1), (2, 1, 2))], [0.3, 0.7]),
+    } | {kind: ([decoders.small(kind, i) for i in range(2)], [0.3, 0.7]) for kind in decoders.KINDS}
 
 
 @pytest.fixture(scope="module", params=sorted(maps()))
@@ -138,6 +140,10 @@ def assert_trees_close(found, wanted, tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), found, wanted)
 
 
+def test_the_map_has_the_shapes_of_the_fused_configuration(mapped):
+    assert shape_tree(mapped["Ju"]) == shape_tree(parameter_shapes(mapped["mapping"].config))
+
+
 def test_the_fusion_map_is_linear(mapped):
     assert_trees_close(mapped["both"], mapped["apart"], 1e-13)
 
@@ -150,7 +156,7 @@ def test_the_transpose_is_the_adjoint(mapped):
 def test_the_pseudo_inverse_undoes_fusion_where_it_is_injective(mapped):
     """Everywhere but in averaged biases."""
     for source, found in zip(mapped["u"], mapped["back"], strict=True):
-        keep = lambda tree: jax.tree.map(lambda rule, x: x if rule.axes else (), mapped["mapping"].rules, tree)
+        keep = lambda tree: jax.tree.map(lambda rule, x: x if rule.own else (), mapped["mapping"].rules, tree)
         assert_trees_close(keep(found), keep(source), 1e-13)
 
 
@@ -159,10 +165,11 @@ def test_the_pseudo_inverse_projects(mapped):
 
 
 def test_the_pseudo_inverse_of_an_averaged_bias_is_the_least_norm_one():
-    rule = Rule((), (0.25, 0.75))
-    J = np.array([[0.25, 0.75]])
-    found = rule.pinv(jnp.asarray([2.0]), [(1,), (1,)])
-    np.testing.assert_allclose(np.concatenate(found), np.linalg.pinv(J) @ [2.0], rtol=1e-6)
+    config = fc.MLPConfig((1, 1, 1))
+    mapping = fc.fusion_map([config] * 2, [0.25, 0.75])
+    fused = jax.tree.map(lambda struct: 2.0 * jnp.ones(struct.shape), parameter_shapes(mapping.config))
+    found = [source["layers"][1]["bias"] for source in mapping.pinv(fused)]
+    np.testing.assert_allclose(np.concatenate(found), np.linalg.pinv([[0.25, 0.75]]) @ [2.0], rtol=1e-6)
 
 
 # T5
@@ -223,13 +230,6 @@ def test_the_fused_configuration_adds_widths_and_keeps_the_rest():
     assert dataclasses.replace(fused, d_model=16, num_heads=2, d_ff=24) == a
 
 
-def test_fused_arrays_have_the_shapes_of_the_fused_configuration():
-    configs = [tiny("v1.0"), tiny("v1.0", d_model=10, num_heads=3, d_ff=7)]
-    networks = [(random_t5(c, i), c) for i, c in enumerate(configs)]
-    fused = jax.eval_shape(lambda: fc.fuse(networks)[0])
-    assert shape_tree(fused) == shape_tree(parameter_shapes(fused_config(configs)))
-
-
 def test_hidden_blocks_between_different_sources_are_zero():
     config = tiny("v1.0")
     fused, _ = fc.fuse([(random_t5(config, i), config) for i in range(2)])
@@ -287,7 +287,7 @@ def test_unequal_mlp_depths_are_refused_and_what_is_said_to_do_makes_them_equal(
 
 
 def test_mlps_of_other_inputs_or_outputs_are_refused():
-    with pytest.raises(fc.InputError, match=r"\(2, 1\) and \(4, 1\)"):
+    with pytest.raises(fc.InputError, match=r"networks 1 and 2: sizes\[0\] is 2 and 4; it must agree"):
         fc.fuse([MLP, (random_mlp((4, 3, 1), 0), fc.MLPConfig((4, 3, 1)))])
 
 
@@ -318,7 +318,7 @@ def test_networks_of_different_kinds_are_refused():
 
 
 def test_a_configuration_without_rules_is_refused():
-    with pytest.raises(fc.InputError, match="no fusion rules for a configuration of type dict"):
+    with pytest.raises(fc.InputError, match="no architecture has a configuration of type dict; there are T5Config"):
         fc.fuse([(MLP[0], {}), (MLP[0], {})])
 
 

@@ -15,7 +15,7 @@ from fusion_core.growth import fused_config
 from fusion_core.models.t5 import init
 from fusion_core.schedule import GrowthDecision, GrowthMeter, TrainedNetwork, factors_by_name, greedy_decision
 from fusion_core.schedule.greedy import TRUST, WINDOW
-from fusion_core.train import TrainState, adafactor, displacement, fuse_states, init_state, preconditioner
+from fusion_core.train import TrainState, adafactor, displacement, grow_states, init_state, preconditioner
 from tests.strategies.networks import random_mlp
 from toy_models import mlp
 
@@ -83,7 +83,7 @@ def measured(meter, states):
 
 @pytest.fixture(scope="module")
 def fused(states):
-    return fuse_states(MAPPING, states, FACTORS)
+    return grow_states(MAPPING, states, FACTORS)
 
 
 @jax.jit

@@ -9,12 +9,14 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.growth import operators
-from fusion_core.growth.linear import FusionMap
-from fusion_core.train import adafactor, displacement, fuse_optimizer_state, fuse_states, init_state
-from tests.fusion_core.test_operators import structs
+from fusion_core.growth.maps import Block, GrowthMap, Rule
+from fusion_core.growth.units import beside
+from fusion_core.models.decoder import model
+from fusion_core.models.registry import parameter_shapes
+from fusion_core.models.units import Space, by_name
+from fusion_core.train import adafactor, displacement, grow_optimizer_state, grow_states, init_state
 from tests.strategies import decoders
-from tests.strategies.networks import random_mlp
+from tests.strategies.networks import random_mlp, shape_tree
 from toy_models import mlp
 
 SIZES = (3, 9, 8, 2)  # from 8 on, Adafactor factors
@@ -82,7 +84,7 @@ def test_the_grown_state_of_copies_is_what_the_grown_network_accumulates(name, w
     """Collect moments, then grow: the same as growing and then collecting them; off the diagonal too."""
     k, params, batches = len(weights), source(), [data(0), data(1)]
     mapping = fc.fusion_map([CONFIG] * k, weights)
-    found = fuse_optimizer_state(mapping, [accumulated(name, params, batches)] * k, copies=True)
+    found = grow_optimizer_state(mapping, [accumulated(name, params, batches)] * k, copies=True)
     wanted = accumulated(name, mapping.embed([params] * k), batches)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     tolerance = 1e-9
@@ -100,7 +102,7 @@ def test_between_different_sources_second_moments_are_off_by_the_predicted_facto
     slope = jax.jit(jax.grad(lambda p: jnp.sum(mlp.forward(p, x) * jnp.asarray([1.0, -2.0]))))
     grads = [slope(p) for p in sources]
     state = lambda g: optax.ScaleByAdamState(jnp.asarray(1), g, jax.tree.map(jnp.square, g))
-    found = fuse_optimizer_state(mapping, [state(g) for g in grads])
+    found = grow_optimizer_state(mapping, [state(g) for g in grads])
     wanted = state(slope(mapping.embed(sources)))
     ours, theirs = (np.asarray(s.nu["layers"][1]["weight"]) for s in (found, wanted))
     np.testing.assert_allclose(ours[:8, :9], theirs[:8, :9], rtol=1e-9)
@@ -115,37 +117,125 @@ def test_between_different_sources_second_moments_are_off_by_the_predicted_facto
     assert not np.asarray(found.mu["layers"][1]["weight"])[:8, 9:].any()
 
 
+def alone(sizes):
+    """The map of one square matrix, in × out, of sources of these sizes."""
+    struct = [jax.ShapeDtypeStruct((n, n), jnp.float64) for n in sizes]
+    spaces = [Space("units", n, "") for n in sizes]
+    axes = (beside(tuple(space.reads() for space in spaces)), beside(tuple(space.makes() for space in spaces)))
+    rule = Rule(tuple(Block(i, "w", 1.0, 0.5) for i in range(2)), axes, (sum(sizes), sum(sizes)))
+    return GrowthMap({"w": rule}, tuple({"w": x} for x in struct), None, (0.5, 0.5))
+
+
 def test_packed_moments_grow_part_by_part():
     """q, k and v of one array: their second moments between sources come from their own means."""
-    shapes = [{"c_attn": {"weight": (n, 3 * n)}} for n in (2, 3)]
-    mapping = operators.table_map(
-        {"c_attn.weight": operators.packed_conv1d(3)}, tuple(structs(list(shapes))), (0.5, 0.5)
-    )
-    rng = np.random.default_rng(0)
-    moments = [jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape)), tree) for tree in mapping.shapes]
+    configs = [decoders.small("gpt2", i) for i in range(2)]
+    mapping, rng = fc.fusion_map(configs), np.random.default_rng(0)
+    moments = [jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape)), tree) for tree in mapping.shapes]
     state = lambda m: optax.ScaleByAdamState(jnp.asarray(1), m, m)
-    fused = fuse_optimizer_state(mapping, [state(m) for m in moments]).nu["c_attn"]["weight"]
-    part = FusionMap({"w": operators.conv1d((0.5, 0.5))}, tuple(structs([{"w": (n, n)} for n in (2, 3)])), (0.5, 0.5))
-    for j in range(3):
-        own = [{"w": m["c_attn"]["weight"][:, n * j : n * (j + 1)]} for m, n in zip(moments, (2, 3), strict=True)]
-        alone = fuse_optimizer_state(part, [state(m) for m in own]).nu["w"]
-        np.testing.assert_allclose(fused[:, 5 * j : 5 * (j + 1)], alone, rtol=1e-12)
-    assert np.asarray(fused).all()
+    packed = lambda tree: np.split(tree["transformer"]["h"]["0"]["attn"]["c_attn"]["weight"], 3, axis=1)
+    grown = packed(grow_optimizer_state(mapping, [state(m) for m in moments]).nu)
+    for part, *own in zip(grown, *map(packed, moments), strict=True):
+        wanted = grow_optimizer_state(alone((8, 12)), [state({"w": jnp.asarray(m)}) for m in own]).nu["w"]
+        np.testing.assert_allclose(part, wanted, rtol=1e-12)
+        assert np.asarray(part).all()
 
 
 def test_factored_moments_of_convolutions_grow():
     """Adafactor factors the two channel axes; the kernel's axes stay."""
-    shapes = tuple({"w": (n, n + 1, 3, 3)} for n in (8, 10))
-    mapping = FusionMap({"w": operators.dense((0.5, 0.5))}, tuple(structs(list(shapes))), (0.5, 0.5))
-    optimizer, rng = OPTIMIZERS["adafactor"], np.random.default_rng(0)
+    configs = [fc.ConvConfig((2, n, n + 1), 3, 4) for n in (8, 10)]
+    mapping, optimizer, rng = fc.fusion_map(configs), OPTIMIZERS["adafactor"], np.random.default_rng(0)
     states = []
-    for tree in shapes:
-        g = {"w": jnp.asarray(rng.standard_normal(tree["w"]))}
+    for tree in mapping.shapes:
+        g = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), tree)
         states.append(optimizer.update(g, optimizer.init(g), g)[1])
-    found = fuse_optimizer_state(mapping, states)[0]
-    wanted = optimizer.init({"w": jnp.zeros((18, 20, 3, 3))})[0]
-    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
-    np.testing.assert_allclose(found.v_row["w"][:8], 0.25 * states[0][0].v_row["w"], rtol=1e-12)
+    found = grow_optimizer_state(mapping, states)[0]
+    wanted = jax.eval_shape(optimizer.init, jax.eval_shape(mapping.embed, mapping.shapes))[0]
+    assert shape_tree(found) == shape_tree(wanted)
+    hidden = lambda state: np.asarray(state.v_row["convolutions"][1]["weight"])
+    np.testing.assert_allclose(hidden(found)[:8], 0.25 * hidden(states[0][0]), rtol=1e-12)
+
+
+# Operators: their maps carry states as those of fusions do.
+
+GROWING = {"momentum": OPTIMIZERS["momentum"], "adam": OPTIMIZERS["adam"], "adafactor": OPTIMIZERS["adafactor"]}
+
+
+def close(found, wanted, err_msg=""):
+    assert found.shape == wanted.shape, err_msg
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9 * float(np.abs(wanted).max()), err_msg=err_msg)
+
+
+@pytest.mark.parametrize("operator", ["deep_fusion", "hypercloning", "net2net_width"])
+@pytest.mark.parametrize("name", GROWING)
+def test_the_state_that_an_operator_grows_is_what_the_grown_network_accumulates(name, operator):
+    if (name, operator) == ("adafactor", "net2net_width"):
+        pytest.skip("with unequal numbers of copies the factors are estimates")
+    params, batches = source(), [data(0), data(1)]
+    grown, _ = fc.grow(params, CONFIG, operator, factor=2, seed=0)
+    mapping = fc.growth_map(CONFIG, operator, factor=2, seed=0)
+    found = grow_optimizer_state(mapping, [accumulated(name, params, batches)])
+    wanted = accumulated(name, grown, batches)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(close, found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["llama, tied", "gpt2"])
+@pytest.mark.parametrize("operator", ["hypercloning", "identity_layers"])
+def test_adams_moments_of_a_decoder_grow_and_those_of_new_layers_begin_at_their_sources(kind, operator):
+    config = decoders.small(kind)
+    params, ids = decoders.random_params(config, 0, jnp.float64), decoders.tokens(config)
+
+    def state_of(params, config):
+        loss = lambda p: jnp.mean(jax.nn.logsumexp(model.forward(p, config, jnp.asarray(ids)), axis=-1) ** 2)
+        return OPTIMIZERS["adam"].update(jax.jit(jax.grad(loss))(params), OPTIMIZERS["adam"].init(params))[1]
+
+    grown, grown_config = fc.grow(params, config, operator, factor=2)
+    mapping, small = fc.growth_map(config, operator, factor=2), state_of(params, config)
+    found, wanted = grow_optimizer_state(mapping, [small])[0], state_of(grown, grown_config)[0]
+    rules, sources = by_name(mapping.rules), by_name(small[0].nu)
+    for name, rule in rules.items():
+        for moment in ("mu", "nu"):
+            ours, theirs = (by_name(getattr(state, moment))[name] for state in (found, wanted))
+            if not rule.new:
+                close(ours, theirs, name)
+        if rule.new:
+            assert not by_name(found.mu)[name].any()
+            np.testing.assert_array_equal(by_name(found.nu)[name], sources[rule.blocks[0].name])
+    assert any(rule.new for rule in rules.values()) == (operator == "identity_layers")
+
+
+def test_states_of_new_layers_of_other_shapes_begin_at_the_mean_of_their_sources():
+    config = fc.MLPConfig((3, 4, 2))
+    params = random_mlp(config.sizes, 0, jnp.float64)
+    state = init_state(params, OPTIMIZERS["adam"], 0.01)
+    moments = jax.tree.map(jnp.square, params)
+    state = state._replace(opt_state=(optax.ScaleByAdamState(jnp.asarray(1), moments, moments), *state.opt_state[1:]))
+    mapping = fc.growth_map(config, "net2net_depth", depth=1)
+    factors = jax.tree.map(lambda _: 1.0, mapping.rules)
+    grown = grow_states(mapping, [state], factors)
+    nu = grown.opt_state[0].nu["layers"]
+    assert shape_tree(grown.params) == shape_tree(parameter_shapes(mapping.config)) == shape_tree(grown.opt_state[0].nu)
+    np.testing.assert_allclose(nu[1]["weight"], np.full((4, 4), np.mean(moments["layers"][0]["weight"])))
+    np.testing.assert_array_equal(nu[2]["weight"], moments["layers"][1]["weight"])
+    assert not grown.opt_state[0].mu["layers"][1]["weight"].any()
+
+
+def test_rates_of_every_entry_are_carried_across_two_growths():
+    """Net2Net gives copies rates of their own; the next growth copies them with the units."""
+    params = source()
+    factors = fc.growth_rate_factors(params, CONFIG, "net2net_width", "sgd", width=(11, 9), seed=0)
+    once = grow_states(
+        fc.growth_map(CONFIG, "net2net_width", width=(11, 9), seed=0),
+        [init_state(params, OPTIMIZERS["sgd"], 0.5)],
+        factors,
+    )
+    assert once.rates["layers"][1]["weight"].shape == (9, 11)
+    config = fc.MLPConfig((3, 11, 9, 2))
+    ones = jax.tree.map(lambda _: 1.0, once.params)
+    twice = grow_states(fc.growth_map(config, "deep_fusion", factor=2), [once], ones)
+    np.testing.assert_array_equal(
+        twice.rates["layers"][1]["weight"], np.tile(once.rates["layers"][1]["weight"], (2, 2))
+    )
 
 
 def test_a_state_that_is_not_known_is_refused():
@@ -154,7 +244,7 @@ def test_a_state_that_is_not_known_is_refused():
     with pytest.raises(
         fc.InputError, match=r"an optimizer state of type ScaleByLionState holds arrays that no growth rule"
     ):
-        fuse_optimizer_state(fc.fusion_map([CONFIG] * 2), [state, state])
+        grow_optimizer_state(fc.fusion_map([CONFIG] * 2), [state, state])
 
 
 def slopes(name, state, batch):
@@ -171,7 +261,7 @@ def test_growing_in_the_middle_of_a_run_keeps_the_loss_and_its_slope(name):
     mapping = fc.fusion_map([CONFIG] * k)
     rates = fc.rate_factors(state.params, CONFIG, k, "sgd" if name == "momentum" else name)
     ones = jax.tree.map(lambda _: 1.0, rates)
-    with_factors, without = (fuse_states(mapping, [state] * k, f, copies=True) for f in (rates, ones))
+    with_factors, without = (grow_states(mapping, [state] * k, f, copies=True) for f in (rates, ones))
     assert int(with_factors.step) == int(state.step)
     assert float(value(with_factors.params, batch)) == pytest.approx(float(value(state.params, batch)), rel=1e-13)
     small = slopes(name, state, batch)
@@ -191,7 +281,7 @@ def test_growing_in_the_middle_of_a_run_keeps_the_loss_and_its_slope(name):
 
 def test_noise_between_copies_keeps_the_loss_and_nearly_its_slope():
     state, batch = trained("adam"), data()
-    quiet = fuse_states(
+    quiet = grow_states(
         fc.fusion_map([CONFIG] * 2), [state] * 2, fc.rate_factors(state.params, CONFIG, 2, "adam"), copies=True
     )
     grown, _ = fc.fuse([(state.params, CONFIG)] * 2, off_diagonal="antisymmetric", noise=0.02)
@@ -237,27 +327,3 @@ def test_steps_commute_with_growing_with_the_factors_and_are_off_by_the_predicte
     predicted = jax.jvp(lambda p: mlp.forward(p, batch[0]), (params,), (excess,))[1]
     h = 1e-5
     np.testing.assert_allclose(gap(h, ones) / h, predicted, rtol=1e-2, atol=1e-3 * float(np.abs(predicted).max()))
-
-
-@pytest.mark.parametrize("kind", ["llama", "llama, tied", "gpt2", "conv"])
-def test_the_factors_of_every_architecture_follow_from_its_rules(kind):
-    """The kinds of array of docs/fusion.md's table: first, hidden, last, and the final norm of a tied head."""
-    k = 3
-    config = fc.ConvConfig((2, 3, 4), 3, 5) if kind == "conv" else decoders.small(kind)
-    mapping = fc.fusion_map([config] * k)
-    params = jax.tree.map(lambda _: 0.0, mapping.rules)
-    table = {  # (number of axes, scale) -> factors
-        (1, 1.0): {"sgd": k, "adam": 1, "adafactor": 1},
-        (2, 1.0): {"sgd": 1, "adam": 1 / k, "adafactor": k**-0.5},
-    }
-    last = {"sgd": 1 / k, "adam": 1 / k, "adafactor": 1}
-    averaged = {"sgd": 1, "adam": 1, "adafactor": 1}
-    for optimizer in ("sgd", "adam", "adafactor"):
-        factors = fc.rate_factors(params, config, k, optimizer)
-        seen = set()
-        for rule, factor in zip(jax.tree.leaves(mapping.rules), jax.tree.leaves(factors), strict=True):
-            key = (len(rule.axes), rule.scales[0])
-            seen.add(len(rule.axes))
-            wanted = averaged if not rule.axes else table.get(key, last)
-            assert factor == pytest.approx(wanted[optimizer])
-        assert {1, 2} <= seen

@@ -14,13 +14,16 @@ import bea
 import fusion_core as fc
 from benchmarks import growth_operators as benchmark
 from fusion_core.growth import GROWTH_OPERATORS, copied_units
-from fusion_core.growth.units import axes, by_name, first_copies, spaces
-from fusion_core.models.registry import parameter_shapes
+from fusion_core.growth.units import first_copies
+from fusion_core.models import registry
+from fusion_core.models.registry import layouts, parameter_shapes, spaces
 from fusion_core.models.t5 import init
+from fusion_core.models.units import Axis, by_name
+from tests.strategies import decoders
 from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, shape_tree, tiny
 
 CASES = benchmark.cases()
-T5_CASES = [case for case in CASES if case[2] != "MLP"]
+EXPORTED = [case for case in CASES if benchmark.exported(case[2])]
 WITHOUT_TORCH = "the reference implementation is an extra: pip install 'deepfusion[parity]'"
 
 
@@ -45,8 +48,8 @@ def test_an_operator_has_the_properties_that_it_declares(rows, case):
     assert rows[case]["properties"] == declared, rows[case]["measured"]
 
 
-@pytest.mark.parametrize("case", T5_CASES, ids=label)
-def test_a_grown_t5_is_read_by_transformers_with_equal_logits(rows, case):
+@pytest.mark.parametrize("case", EXPORTED, ids=label)
+def test_a_grown_network_is_read_by_transformers_with_equal_logits(rows, case):
     if rows[case]["export"] is None:
         pytest.skip(WITHOUT_TORCH)
     assert rows[case]["export"] <= benchmark.EXPORT_TOLERANCE
@@ -77,16 +80,14 @@ def test_off_the_exact_cases_the_measured_differences_are_far_from_rounding(rows
 
 # The linear map.
 
-# all of them on an MLP; on a T5 those whose rules differ
+# all of them on an MLP; on the others those whose rules differ
+DIFFERENT = ("deep_fusion", "net2net_width", "aki", "identity_layers")
 LINEAR = [
     (name, network)
     for name, noise, network in CASES
     if noise == 0
     and name != "random_init"
-    and (
-        network == "MLP"
-        or (network == "T5 v1.0" and name in ("deep_fusion", "net2net_width", "aki", "identity_layers"))
-    )
+    and (network == "MLP" or (network in ("T5 v1.0", "Llama", "GPT-2") and name in DIFFERENT))
 ]
 
 
@@ -431,17 +432,34 @@ def test_rates_are_refused_where_there_are_none():
 # The table of axes.
 
 
-@pytest.mark.parametrize("config", [tiny("v1.0"), tiny("v1.1", num_decoder_layers=1), fc.MLPConfig((2, 3, 4, 1))])
-def test_every_axis_of_units_has_the_size_of_its_space(config):
-    sizes, shapes = spaces(config), by_name(parameter_shapes(config))
-    assert axes(config).keys() == shapes.keys()
-    used = set()
-    for name, owned in axes(config).items():
-        for axis, length in zip(owned, shapes[name].shape, strict=True):
-            if axis is not None:
-                assert sizes[axis.space] * axis.block == length, name
-                used.add(axis.space)
-    assert used == set(sizes)
+CONFIGS_OF_ALL = [
+    tiny("v1.0"),
+    tiny("v1.1", num_decoder_layers=1),
+    fc.MLPConfig((2, 3, 4, 1)),
+    fc.ConvConfig((2, 3, 4), 3, 5),
+    *[decoders.small(kind) for kind in decoders.KINDS],
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS_OF_ALL, ids=lambda config: type(config).__name__)
+def test_every_array_makes_or_reads_units_once_and_the_fields_count_them(config):
+    for name, layout in layouts(config).items():
+        axes = [axis for axis in layout.axes if isinstance(axis, Axis)]
+        assert len({axis.reads for axis in axes}) == len(axes), name
+        for axis in axes:
+            assert axis.space == spaces(config)[axis.space.name], name
+    for space in spaces(config).values():
+        counted = getattr(config, space.field)
+        assert space.size == (counted if space.position is None else counted[space.position])
+        for field, multiple in space.also:
+            assert getattr(config, field) == multiple * space.size
+
+
+@pytest.mark.parametrize("config", CONFIGS_OF_ALL, ids=lambda config: type(config).__name__)
+def test_the_start_of_every_network_has_the_shapes_of_its_configuration(config):
+    params = registry.init(config, 0)
+    assert shape_tree(params) == shapes_of(config)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 def test_first_copies():
@@ -506,6 +524,35 @@ def test_a_stream_with_grouped_norms_grows_in_whole_multiples_only():
         fc.grow({}, GROUPED, "random_init", width={"d_model": 24}, seed=0)
 
 
+# Decoders: heads come in groups, or packed.
+
+
+def test_copies_of_a_llamas_heads_keep_their_groups():
+    config = decoders.small("llama", 1)
+    grown, grown_config = fc.grow(
+        decoders.random_params(config, 0), config, "net2net_width", width={"num_key_value_heads": 3}, seed=0
+    )
+    assert (grown_config.num_attention_heads, grown_config.num_key_value_heads) == (6, 3)
+    small, large = (p["model"]["layers"]["0"]["self_attn"] for p in (decoders.random_params(config, 0), grown))
+    units = copied_units(config, "net2net_width", width={"num_key_value_heads": 3}, seed=0)["layers.0.heads"]
+    for name, block in (("q_proj", 2 * config.head_dim), ("k_proj", config.head_dim)):
+        old, new = (np.split(np.asarray(p[name]["weight"]), len(p[name]["weight"]) // block) for p in (small, large))
+        np.testing.assert_array_equal(new, [old[unit] for unit in units])
+
+
+def test_a_gpt2s_stream_does_not_grow_without_its_heads():
+    config = decoders.small("gpt2")
+    with pytest.raises(
+        fc.InputError, match=r"n_embd / n_head is 8 / 2 and 16 / 2; all heads of a GPT-2 are equally wide"
+    ):
+        fc.grow({}, config, "net2net_width", width={"n_embd": 16}, seed=0)
+
+
+def test_an_identity_convolution_needs_a_middle():
+    with pytest.raises(fc.InputError, match="net2net_depth needs kernels with a middle"):
+        fc.growth_map(fc.ConvConfig((2, 3, 3), 2, 4), "net2net_depth", depth=2)
+
+
 # What is refused. Nothing here is compiled.
 
 MLP = fc.MLPConfig((2, 3, 3, 1))
@@ -516,7 +563,7 @@ T5 = tiny("v1.0")
     ("config", "operator", "sizes", "message"),
     [
         (MLP, "net3net", {"factor": 2}, "no growth operator is named 'net3net'; there are deep_fusion, hypercloning"),
-        ({}, "stacking", {"factor": 2}, "configuration of type dict; pass a T5Config or an MLPConfig"),
+        ({}, "stacking", {"factor": 2}, "configuration of type dict; there are T5Config, LlamaConfig"),
         (MLP, "identity_layers", {"factor": 2}, "identity_layers does not take a MLPConfig: .* use net2net_depth"),
         (T5, "net2net_depth", {"factor": 2}, "net2net_depth does not take a T5Config: .* use identity_layers"),
         (MLP, "hypercloning", {"factor": 1}, "factor is 1; it must be an integer of at least 2"),
@@ -538,7 +585,7 @@ T5 = tiny("v1.0")
         (T5, "identity_layers", {"depth": {"num_layers": 2.0}}, "num_layers is 2.0; it must be an integer"),
         (T5, "stacking", {"depth": {"num_layers": 3}}, "cannot grow num_layers from 2 to 3"),
         (MLP, "net2net_depth", {"depth": {"num_layers": 3}}, "depth is {'num_layers': 3}; give a number of layers"),
-        (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make an MLP deeper"),
+        (MLP, "random_init", {"depth": 4, "seed": 0}, "random_init cannot make this network deeper"),
         (MLP, "net2net_width", {"width": (4,), "seed": 0}, r"width is \(4,\); give the 2 hidden widths"),
         (
             MLP,
@@ -553,7 +600,7 @@ T5 = tiny("v1.0")
             {"width": {"d_kv": 8}, "seed": 0},
             "give the fields that grow, of d_model, d_ff, num_heads",
         ),
-        (T5, "net2net_width", {"width": {"d_ff": 30.0}, "seed": 0}, "width of encoder.0.d_ff is 30.0"),
+        (T5, "net2net_width", {"width": {"d_ff": 30.0}, "seed": 0}, "width of d_ff is 30.0"),
         (
             T5,
             "net2net_width",

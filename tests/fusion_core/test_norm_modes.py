@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from fusion_core.growth import fused_config
-from fusion_core.growth.calibration import Moments, NormKind, norm_factors
-from fusion_core.models.norms import unit_layer, unit_rms
+from fusion_core.growth.norms import Moments, norm_factors
+from fusion_core.models.norms import NormKind, unit_layer, unit_rms
 from fusion_core.models.t5.model import shifted_right
 from tests.strategies import decoders
 from tests.strategies.networks import batch_of, logits, random_t5, tiny

@@ -1,4 +1,4 @@
-"""Every operator: its linear map, and noise between copies. Convolutions against a forward pass in NumPy."""
+"""Packed arrays, convolutions and noise between copies. Convolutions against a forward pass in NumPy."""
 
 import dataclasses
 
@@ -10,119 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
-from fusion_core.growth import fused_config, operators
-from fusion_core.growth.operators import table_map
+from fusion_core.growth import fused_config
 from fusion_core.models.registry import parameter_shapes
 from tests.fusion_core.test_fusion import mlp_output
-from tests.strategies.networks import inner, random_like, random_mlp, shape_tree
+from tests.strategies import decoders
+from tests.strategies.networks import random_like, random_mlp, shape_tree
 from toy_models import mlp
-
-
-def attention_shapes(d, inner, kv, names, bias=False):
-    shapes = {
-        names[0]: {"weight": (inner, d)},
-        names[1]: {"weight": (kv, d)},
-        names[2]: {"weight": (kv, d)},
-        names[3]: {"weight": (d, inner)},
-    }
-    if bias:
-        shapes = {name: {**node, "bias": node["weight"][:1]} for name, node in shapes.items()}
-    return shapes
-
-
-PROJECTIONS = [f"{n}_proj" for n in "qkvo"]
-# operator -> (its table, shapes of two sources of unequal widths); heads are 2 wide
-OPERATORS = {
-    "dense": ({"a.weight": operators.dense}, [{"a": {"weight": (3, 2)}}, {"a": {"weight": (1, 4)}}]),
-    "dense with bias": (
-        {"a.weight": operators.dense, "a.bias": operators.bias},
-        [{"a": {"weight": (3, 2), "bias": (3,)}}, {"a": {"weight": (1, 4), "bias": (1,)}}],
-    ),
-    "first dense": ({"a.weight": operators.dense_in}, [{"a": {"weight": (n, 3)}} for n in (2, 4)]),
-    "embedding": ({"e.weight": operators.embedding}, [{"e": {"weight": (5, n)}} for n in (2, 3)]),
-    "attention": (operators.ATTENTION, [attention_shapes(n, n, n, "qkvo") for n in (4, 2)]),
-    "relative attention": (
-        operators.RELATIVE_ATTENTION,
-        [attention_shapes(n, n, n, "qkvo") | {"relative_attention_bias": {"weight": (4, n // 2)}} for n in (4, 2)],
-    ),
-    "grouped-query attention": (
-        operators.GROUPED_QUERY_ATTENTION,
-        [attention_shapes(3, 4 * n, 2 * n, PROJECTIONS, bias=True) for n in (1, 2)],
-    ),
-    "packed attention": (
-        operators.PACKED_ATTENTION,
-        [
-            {"c_attn": {"weight": (n, 3 * n), "bias": (3 * n,)}, "c_proj": {"weight": (n, n), "bias": (n,)}}
-            for n in (2, 4)
-        ],
-    ),
-    "RMSNorm": (operators.RMS_NORM, [{"norm": {"weight": (n,)}} for n in (2, 3)]),
-    "LayerNorm": (operators.LAYER_NORM, [{"norm": {"weight": (n,), "bias": (n,)}} for n in (2, 3)]),
-    "feed-forward": (
-        operators.FEED_FORWARD,
-        [{"wi": {"weight": (m, n)}, "wo": {"weight": (n, m)}} for n, m in ((2, 4), (3, 5))],
-    ),
-    "gated feed-forward": (
-        operators.GATED_FEED_FORWARD,
-        [
-            {"wi_0": {"weight": (m, n)}, "wi_1": {"weight": (m, n)}, "wo": {"weight": (n, m)}}
-            for n, m in ((2, 4), (3, 5))
-        ],
-    ),
-    "untied head": ({"head.weight": operators.dense_out}, [{"head": {"weight": (5, n)}} for n in (2, 3)]),
-    "tied head": (
-        {"e.weight": operators.embedding, "norm.weight": operators.final_norm},
-        [{"e": {"weight": (5, n)}, "norm": {"weight": (n,)}} for n in (2, 3)],
-    ),
-    "convolution": (
-        {f"c.{name}": operator for name, operator in operators.CONVOLUTION.items()},
-        [{"c": {"weight": (m, n, 2, 3), "bias": (m,)}} for n, m in ((2, 3), (1, 2))],
-    ),
-}
-
-
-def structs(shapes):
-    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.tree.map(struct, shapes, is_leaf=lambda node: isinstance(node, tuple))
-
-
-def operator_map(name, weights):
-    table, shapes = OPERATORS[name]
-    return table_map(table, structs(shapes), weights)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_every_operator_has_its_adjoint_and_its_pseudo_inverse(name):
-    @settings(max_examples=3, derandomize=True, deadline=None)
-    @given(first=st.floats(0.1, 0.9), seed=st.integers(0, 999))
-    def check(first, seed):
-        mapping = operator_map(name, (first, 1 - first))
-        drawn = lambda shapes, *seeds: jax.tree.map(jnp.asarray, random_like(shapes, seeds))
-        u, v = (tuple(drawn(s, j, i, seed) for i, s in enumerate(mapping.shapes)) for j in range(2))
-        Ju, Jv = mapping.embed(u), mapping.embed(v)
-        both = mapping.embed(jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v))
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-        jax.tree.map(lambda c, a, b: close(c, 2 * a - 3 * b), both, Ju, Jv)
-        random = drawn(Ju, 7, seed)
-        assert inner(Ju, random) == pytest.approx(inner(u, mapping.transpose(random)), rel=1e-11, abs=1e-11)
-        jax.tree.map(close, mapping.pinv(Ju), u)
-
-    with jax.enable_x64(True):
-        check()
 
 
 def test_the_packed_parts_of_an_attention_are_fused_apart():
     """Fused q is the fusion of the sources' q, and so on; a concatenation of whole packs is another array."""
-    mapping = operator_map("packed attention", (0.5, 0.5))
-    sources = [jax.tree.map(jnp.asarray, random_like(s, i)) for i, s in enumerate(mapping.shapes)]
-    fused = np.asarray(mapping.embed(sources)["c_attn"]["weight"])
-    for part in range(3):
-        q = fused[:, 6 * part : 6 * (part + 1)]
-        for source, rows in zip(sources, (slice(0, 2), slice(2, 6)), strict=True):
-            n = rows.stop - rows.start
-            block = source["c_attn"]["weight"][:, n * part : n * (part + 1)]
-            np.testing.assert_allclose(q[rows, rows], block, rtol=1e-6)
-    assert np.count_nonzero(fused) == 3 * (4 + 16)
+    configs = [decoders.small("gpt2", i) for i in range(2)]
+    sources = [decoders.random_params(config, i) for i, config in enumerate(configs)]
+    attention = lambda params: np.asarray(params["transformer"]["h"]["0"]["attn"]["c_attn"]["weight"])
+    fused, first, second = map(attention, (fc.fusion_map(configs).embed(tuple(sources)), *sources))
+    for q, one, two in zip(*(np.split(array, 3, axis=1) for array in (fused, first, second)), strict=True):
+        np.testing.assert_array_equal(q, np.block([[one, np.zeros((8, 12))], [np.zeros((12, 8)), two]]))
 
 
 # Convolutional classifiers

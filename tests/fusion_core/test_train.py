@@ -23,8 +23,8 @@ from fusion_core.train import (
     TrainingDiverged,
     adafactor,
     displacement,
-    fuse_optimizer_state,
-    fuse_states,
+    grow_optimizer_state,
+    grow_states,
     init_state,
     load_state,
     preconditioner,
@@ -321,7 +321,7 @@ def test_the_fused_optimizer_state_of_copies_is_what_the_fused_network_accumulat
     params, config, optimizer, state = grower
     mapping = fc.fusion_map([config] * copies)
     fused, fused_config = mapping.embed([params] * copies), fc.growth.fused_config([config] * copies)
-    found = fuse_optimizer_state(mapping, [state] * copies)
+    found = grow_optimizer_state(mapping, [state] * copies)
     wanted = accumulated(optimizer, fused, fused_config)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
 
@@ -340,7 +340,7 @@ def test_the_fused_optimizer_state_of_unequal_sources_has_the_fused_networks_sha
     optimizer = adafactor()
     states = [optimizer.init(random_t5(c, i)) for i, c in enumerate(configs)]
     mapping = fc.fusion_map(configs, [0.3, 0.7])
-    found = jax.eval_shape(lambda: fuse_optimizer_state(mapping, states))
+    found = jax.eval_shape(lambda: grow_optimizer_state(mapping, states))
     shapes = fc.models.t5.parameter_shapes(fc.growth.fused_config(configs))
     wanted = jax.eval_shape(optimizer.init, shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), wanted)
@@ -351,7 +351,7 @@ def test_a_fused_training_state_keeps_the_step_and_scales_the_rates(grower):
     state = init_state(params, optimizer, 0.02)._replace(opt_state=opt_state, step=jnp.asarray(40, jnp.int32))
     mapping = fc.fusion_map([config] * 2)
     factors = jax.tree.unflatten(jax.tree.structure(params), range(1, 1 + len(jax.tree.leaves(params))))
-    fused = fuse_states(mapping, [state, state], factors)
+    fused = grow_states(mapping, [state, state], factors)
     assert int(fused.step) == 40
     for i, rate in enumerate(jax.tree.leaves(fused.rates), start=1):
         assert float(rate) == pytest.approx(0.02 * i)

@@ -14,7 +14,7 @@ LLAMAS = (
     {"hidden_size": 16, "intermediate_size": 10, "num_attention_heads": 4, "num_key_value_heads": 2},
 )
 GPT2S = ({"n_embd": 8, "n_inner": 12, "n_head": 2}, {"n_embd": 12, "n_inner": 10, "n_head": 3})
-KINDS = ("llama", "llama, tied", "gpt2", "gpt2, untied")
+KINDS = ("llama", "llama, tied", "qwen2", "gpt2", "gpt2, untied")
 
 logits = jax.jit(decoder.forward, static_argnums=1)
 
@@ -22,8 +22,10 @@ logits = jax.jit(decoder.forward, static_argnums=1)
 def small(kind: str, i: int = 0, **changes):
     """Configuration ``i`` of the kind; the untied Llama has all biases, and few rotary turns."""
     common = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2}
-    if kind.startswith("llama"):
+    if not kind.startswith("gpt2"):
         common |= {"num_hidden_layers": 1, "head_dim": 6, "rope_theta": 100.0, "tie_word_embeddings": "tied" in kind}
+        if kind.startswith("qwen2"):
+            return fc.Qwen2Config(**{**common, **LLAMAS[i], **changes})
         common |= {"attention_bias": kind == "llama", "mlp_bias": kind == "llama"}
         return fc.LlamaConfig(**{**common, **LLAMAS[i], **changes})
     common |= {"n_layer": 1, "n_positions": 20, "tie_word_embeddings": "untied" not in kind}

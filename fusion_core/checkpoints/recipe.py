@@ -1,4 +1,4 @@
-"""What a fusion of checkpoint folders will write, from configurations and headers alone."""
+"""Recipes: what a fusion or a growth of checkpoint folders will write, from configurations and headers alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 from fusion_core.checkpoints.checkpoint import Checkpoint, open_checkpoint, same_network
 from fusion_core.checkpoints.comparison import moments_of, text_batch
 from fusion_core.checkpoints.ranges import Reader
-from fusion_core.checkpoints.stream import FusedTensor, Noise
+from fusion_core.checkpoints.stream import GrownTensor, Noise
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
-from fusion_core.checkpoints.write import plan_shards
+from fusion_core.checkpoints.write import split_into_shards
 from fusion_core.errors import InputError
-from fusion_core.growth import fused_config, fusion_map
-from fusion_core.growth.agreement import NORM_MODES
-from fusion_core.growth.networks import calibrated_map
+from fusion_core.growth import GROWTH_OPERATORS, NORM_MODES, GrowthMap, fused_config, fusion_map
+from fusion_core.growth.norms import calibrated
+from fusion_core.growth.operators import growth_of
+from fusion_core.growth.options import Options
 from fusion_core.models.units import by_name
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -26,16 +27,17 @@ CALIBRATION_ROWS = 16  # windows of text, of at most 64 tokens each
 
 
 @dataclasses.dataclass(frozen=True)
-class FusionPlan:
-    """What a fusion of checkpoints will write; nothing is read but configurations and headers.
+class Recipe:
+    """What a fusion of checkpoints, or a growth of one, will write; only configurations and headers have been read.
 
     Attributes:
       sources: the checkpoints.
       weights: of their mean.
-      config: of the fused network.
-      tensors: of the fused network, in the order of its table.
+      config: of the grown network.
+      tensors: of the grown network, in the order of its table.
       shards: file name -> its tensors.
       equal: whether all sources are one network, bit for bit.
+      operator: the growth operator's name; None for a fusion.
       noise: standard deviation of the noise in units of each weight's root mean square; 0: none.
       seed: of the noise.
       calibrated_on: tokens that the norms' scales were fitted to; 0: plain norms.
@@ -44,12 +46,13 @@ class FusionPlan:
     sources: tuple[Checkpoint, ...]
     weights: tuple[float, ...]
     config: Any
-    tensors: tuple[FusedTensor, ...]
-    shards: dict[str, list[FusedTensor]]
+    tensors: tuple[GrownTensor, ...]
+    shards: dict[str, list[GrownTensor]]
     equal: bool
     noise: float
     seed: int
     calibrated_on: int = 0
+    operator: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -57,24 +60,23 @@ class FusionPlan:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    def bytes_read(self) -> int:
-        return sum(entry.nbytes for tensor in self.tensors for entry in tensor.entries)
-
-    @property
     def dtypes(self) -> dict[str, int]:
-        """dtype -> number of tensors, the most frequent first."""
+        """Number of tensors by dtype, the most frequent first."""
         names = [tensor.dtype for tensor in self.tensors]
         return dict(sorted(((name, names.count(name)) for name in set(names)), key=lambda pair: -pair[1]))
 
     @property
     def exactness(self) -> str:
-        """In a sentence: how far the fused network's outputs are the mean of the sources'."""
+        """A sentence on how far the grown network's outputs are the mean of the sources'."""
         rounded = {t.dtype for t in self.tensors} - {"F32", "F64"}
         rounding = f", up to rounding in {'/'.join(sorted(rounded)).lower()}" if rounded else ", up to rounding"
+        if self.operator is not None:
+            kept = GROWTH_OPERATORS[self.operator].properties.function_preserving
+            return f"kept{rounding}" if kept else "not kept: the operator changes it"
         if self.equal:
             noise = ", and the noise cancels over the copies" if self.noise else ""
             return f"exact: the sources are one network, so that the norms' statistics agree{noise}{rounding}"
@@ -96,7 +98,7 @@ def _common_dtype(codes: Sequence[str]) -> str:
     return "F64" if "F64" in codes else "F32"
 
 
-def plan_fusion(
+def fusion_recipe(
     folders: Sequence[str | pathlib.Path],
     weights: Sequence[float] | None = None,
     *,
@@ -106,13 +108,13 @@ def plan_fusion(
     noise: float | int = 0.0,
     seed: int = 0,
     largest_shard: int = SHARD,
-) -> FusionPlan:
-    """Opens the checkpoints, checks that they can be fused, and says what would be written.
+) -> Recipe:
+    """Return what fusing checkpoints would write, after all checks.
 
     Args:
       folders: of the sources, two or more; the same one twice is a self-fusion.
-      weights: of the sources in the mean; None: equal ones.
-      dtype: ``"bf16"``, ``"f16"`` or ``"f32"``; None: of each tensor what the sources have in common.
+      weights: of the sources in the mean; if None, equal ones.
+      dtype: ``"bf16"``, ``"f16"`` or ``"f32"``; if None, what the sources have in common, tensor by tensor.
       norm: ``"plain"`` or ``"calibrated"`` (``fusion_core.calibrate``); grouped norms have no place in these files.
       calibration: texts that calibrated norms are fitted to, with the tokenizer of the sources; 16 windows are taken.
       noise: standard deviation of function-preserving noise on every weight that reads a source's activations, in units of
@@ -123,14 +125,11 @@ def plan_fusion(
     Raises:
       InputError: a checkpoint is damaged, the networks or their tokenizers do not fit together, or an option is unknown.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"the dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    _check_format(dtype, largest_shard)
     if not math.isfinite(noise) or noise < 0:
         raise InputError(f"the noise is {noise}; it must be finite and not negative")
     if seed < 0:
         raise InputError(f"the seed is {seed}; it must not be negative")
-    if largest_shard < 1:
-        raise InputError(f"the largest shard is {largest_shard} bytes; it must be at least 1")
     if norm not in NORM_MODES:
         raise InputError(f"the norm mode is {norm!r}; it can be plain or calibrated")
     if norm == "grouped":
@@ -162,21 +161,74 @@ def plan_fusion(
         batch = text_batch(sources, calibration, CALIBRATION_ROWS, seed)
         calibrated_on = int(batch["targets"].size)
         watched = {source.folder: moments_of(source, batch) for source in opened.values()}
-        mapping = calibrated_map(configs, [watched[source.folder] for source in sources], weights)
-    tensors = []
-    for array, (name, rule) in enumerate(by_name(mapping.rules).items()):
-        entries = tuple(source.tensors[name] for source in sources)
-        code = DTYPES[dtype] if dtype else _common_dtype([entry.dtype for entry in entries])
-        added = Noise(float(noise), seed, array) if noise and rule.reads is not None else None
-        tensors.append(FusedTensor(name, rule, entries, code, added))
-    return FusionPlan(
+        mapping = calibrated(mapping, configs, [watched[source.folder] for source in sources])
+    tensors = _tensors(mapping, sources, dtype)
+    if noise:
+        tensors = [
+            tensor
+            if tensor.rule.axis(reads=True) is None
+            else dataclasses.replace(tensor, noise=Noise(float(noise), seed, array))
+            for array, tensor in enumerate(tensors)
+        ]
+    return Recipe(
         sources=sources,
         weights=mapping.weights,
         config=fused_config(configs),
         tensors=tuple(tensors),
-        shards=plan_shards(tensors, largest_shard),
+        shards=split_into_shards(tensors, largest_shard),
         equal=equal,
         noise=float(noise),
         seed=seed,
         calibrated_on=calibrated_on,
     )
+
+
+def growth_recipe(
+    folder: str | pathlib.Path,
+    operator: str,
+    *,
+    factor: Any = None,
+    width: Any = None,
+    depth: Any = None,
+    seed: Any = None,
+    dtype: str | None = None,
+    largest_shard: int = SHARD,
+) -> Recipe:
+    """Return what growing one checkpoint by an operator would write.
+
+    Args:
+      folder: of the checkpoint.
+      operator: a name in ``fusion_core.GROWTH_OPERATORS`` whose result is all copied: it draws nothing but which units.
+      factor, width, depth, seed: as ``fusion_core.grow`` takes them.
+      dtype, largest_shard: as for ``fusion_recipe``.
+
+    Raises:
+      InputError: as ``fusion_core.grow``; the checkpoint is damaged, or the operator draws weights.
+    """
+    _check_format(dtype, largest_shard)
+    source = open_checkpoint(folder)
+    sizes = {"factor": factor, "width": width, "depth": depth, "seed": seed}
+    growth = growth_of(source.config, operator, Options(**sizes))
+    if growth.mapping is None or growth.draws:
+        raise InputError(
+            f"{operator} draws weights, which cannot be streamed; load the checkpoint and use fusion_core.grow"
+        )
+    tensors = _tensors(growth.mapping, (source,), dtype)
+    shards = split_into_shards(tensors, largest_shard)
+    return Recipe((source,), (1.0,), growth.config, tuple(tensors), shards, True, 0.0, seed or 0, operator=operator)
+
+
+def _tensors(mapping: GrowthMap, sources: Sequence[Checkpoint], dtype: str | None) -> list[GrownTensor]:
+    found = []
+    for name, rule in by_name(mapping.rules).items():
+        entries = tuple(sources[block.network or 0].tensors[block.name] for block in rule.blocks)
+        code = DTYPES[dtype] if dtype else _common_dtype([entry.dtype for entry in entries])
+        found.append(GrownTensor(name, rule, entries, code))
+    return found
+
+
+def _check_format(dtype: str | None, largest_shard: int) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"the dtype is {dtype!r}; it can be {', '.join(DTYPES)}")
+    if largest_shard < 1:
+        raise InputError(f"the largest shard is {largest_shard} bytes; it must be at least 1")

@@ -1,4 +1,7 @@
-r"""Calibrated norms: one factor per source and norm, so that each source is normalized as alone, as nearly as a constant can.
+r"""Norms of a fused network: over the whole stream (plain), over each source's part (grouped), or calibrated.
+
+Calibrated norms are plain ones with one factor per source and norm, so that each source is normalized as alone, as nearly
+as a constant can.
 
 A norm of the fused network divides by the statistics of the whole stream, where source i alone would have been divided by
 its own. With ``a_i`` what the common norm makes of source i's part of the stream and ``b_i`` what its own norm would
@@ -17,8 +20,9 @@ source is run by itself, and the fused network not at all. Source: docs/t5_fusio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +30,18 @@ import numpy as np
 from jaxtyping import Array
 
 from fusion_core.errors import InputError
-from fusion_core.growth.linear import Params
+from fusion_core.growth.maps import GrowthMap
+from fusion_core.models.norms import NormKind, normed
+from fusion_core.models.registry import architecture
+from fusion_core.models.units import Config, Params, by_name, is_norm
 
+NormMode = Literal["plain", "calibrated", "grouped"]
+NORM_MODES: tuple[NormMode, ...] = ("plain", "calibrated", "grouped")
 Path = tuple[str, ...]
-Unit = Callable[[Array], Array]  # a norm, before scale and bias
-# (params, batch, norm) -> logits, where norm(parts, activations, mask) gets a norm's arrays and, under "path", its keys
-Pass = Callable[[Params, Any, Callable[[Params, Array, Array], Array]], Array]
 
 
 class Moments(NamedTuple):
-    """Of what one norm of one network sees: a value a token.
+    """Statistics of what one norm of one network sees: a value a token.
 
     Attributes:
       mean, variance: over the width.
@@ -47,56 +53,60 @@ class Moments(NamedTuple):
     counts: Array
 
 
-class NormKind(NamedTuple):
-    """What a norm divides by.
-
-    Attributes:
-      centred: LayerNorm, which subtracts the mean; else RMSNorm.
-      epsilon: added to the variance or mean square.
-    """
-
-    centred: bool
-    epsilon: float
-
-
 def with_paths(tree: Params, path: Path = ()) -> Params:
-    """The parameters with every norm's keys beside its arrays, so that the pass says which norm it is at."""
+    """Return the parameters with every norm's keys beside its arrays under "path": the pass so names its norms."""
     found: Params = {}
     for name, node in tree.items():
         if not isinstance(node, dict):
             found[name] = node
-        elif "norm" in name or name.startswith("ln_"):
+        elif is_norm(name):
             found[name] = {**node, "path": (*path, name)}
         else:
             found[name] = with_paths(node, (*path, name))
     return found
 
 
-def watch(params: Params, batch: Any, unit: Unit, run: Pass) -> dict[Path, Moments]:
-    """Moments of every norm of a network on a batch, by the keys that lead to the norm.
+def norm_moments(params: Params, config: Config, batch: Any) -> dict[Path, Moments]:
+    """Return what every norm of one network sees on a batch, by the keys that lead to the norm.
 
     Args:
-      params: of the network, as ``with_paths`` gives them.
-      batch: of tokens, as ``run`` takes it; padding does not count.
-      unit: its norm without scale and bias.
-      run: its forward pass.
+      params: as ``with_paths`` gives them.
+      config: of the network.
+      batch: as in ``fusion_core.calibrate``.
     """
-    found: dict[Path, Moments] = {}
+    record, found = architecture(config), {}
+    assert record.norm is not None
+    assert record.run is not None
+    kind = record.norm(config)
 
     def norm(parts: Params, x: Array, mask: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         found[parts["path"]] = Moments(wide.mean(axis=-1), wide.var(axis=-1), mask.astype(wide.dtype))
-        scaled = unit(x) * parts["weight"]
+        scaled = normed(x, kind, config.norm_groups) * parts["weight"]
         return scaled + parts["bias"] if "bias" in parts else scaled
 
-    run(params, batch, norm)
+    record.run(params, config, batch, norm)
     return found
+
+
+def calibrated(mapping: GrowthMap, configs: Sequence[Config], moments: Sequence[dict[Path, Moments]]) -> GrowthMap:
+    """Return the fusion map whose norms' scales are fitted to the ``norm_moments`` of each source on one batch.
+
+    A LayerNorm's bias is added after the division, so it keeps its scale.
+    """
+    record = architecture(mapping.config)
+    assert record.norm is not None
+    assert record.stream is not None
+    factors = norm_factors(moments, [getattr(c, record.stream) for c in configs], record.norm(mapping.config))
+    named = {".".join((*path, "weight")): c for path, c in factors.items()}
+    rules = [r if (c := named.get(name)) is None else r.rescaled(c) for name, r in by_name(mapping.rules).items()]
+    return dataclasses.replace(mapping, rules=jax.tree.unflatten(jax.tree.structure(mapping.rules), rules))
 
 
 def norm_factors(
     moments: Sequence[dict[Path, Moments]], widths: Sequence[int], kind: NormKind
 ) -> dict[Path, tuple[float, ...]]:
-    """The factors c of every norm, a value a source.
+    """Return the factors c of every norm, a value a source.
 
     Args:
       moments: of each source, on the same batch.

@@ -1,0 +1,76 @@
+"""What a growth operator is given, and what it makes of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from fusion_core.errors import InputError
+from fusion_core.growth.maps import GrowthMap
+from fusion_core.growth.units import Units
+from fusion_core.models.units import Config, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How far to grow, and what is drawn; one of factor, width and depth is given.
+
+    Attributes:
+      factor: multiple of the widths, or of the depth.
+      width: the grown widths, by field; or all hidden ones of a network whose layers read each other alone.
+      depth: the grown number of layers, of all stacks or by field.
+      seed: of all draws; None if none was given.
+      noise: of symmetry-breaking noise, in units of the root mean square of each array; 0: none.
+
+    Raises:
+      InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.
+    """
+
+    # whatever the user passed: checked below, with a message that says what is wanted
+    factor: Any = None
+    width: Any = None
+    depth: Any = None
+    seed: Any = None
+    noise: Any = 0.0
+
+    def __post_init__(self) -> None:
+        depths = self.depth if isinstance(self.depth, dict) else {"depth": self.depth}
+        given = [
+            ("factor", self.factor, 2),
+            *((name, value, 1) for name, value in depths.items()),
+            ("seed", self.seed, 0),
+        ]
+        for name, value, least in given:
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        noise = self.noise
+        if not isinstance(noise, int | float) or isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
+            raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")
+
+
+def _unchanged(grown: Params) -> Params:
+    return grown
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """An operator applied to one configuration.
+
+    Attributes:
+      config: of the grown network.
+      mapping: J; None if nothing of the small network is kept.
+      finish: ``J θ -> Θ`` (``θ -> Θ`` without J): adds what is drawn.
+      units: for each space that is copied, the source of each grown unit; empty if no unit is copied.
+    """
+
+    config: Config
+    mapping: GrowthMap | None
+    finish: Callable[[Params], Params] = _unchanged
+    units: Units = dataclasses.field(default_factory=dict)
+
+    @property
+    def draws(self) -> bool:
+        """Whether ``finish`` changes anything: draws, or sets constants."""
+        return self.finish is not _unchanged
