@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, changes, check_empty
+from deepfusion.options import Json, changes
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
+from fusion_core import atomic
 from fusion_core.errors import InputError
 
 
@@ -51,7 +52,7 @@ def grow(
     with working("loading JAX" if list_operators else "loading JAX and growing", quiet=as_json):
         found = _operators() if list_operators else {}
         if checkpoint and operator and out and not list_operators:
-            check_empty(out, "choose another name or remove it")
+            atomic.check_new(out)
             sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
             found = _grown(checkpoint, out, operator, noise, seed=seed, **sizes)
     if as_json:
@@ -113,7 +114,6 @@ def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noi
     import jax
 
     import fusion_core as fc
-    from fusion_core import atomic
     from fusion_core.checkpoints.pretrained import write_pretrained
     from fusion_core.checkpoints.tokenizers import copy_tokenizer
 
