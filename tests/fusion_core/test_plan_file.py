@@ -181,7 +181,8 @@ def test_shares_and_rests_of_a_budget_end_all_arms_at_equal_flops(plan_of):
 def test_every_growth_operator_is_a_node(plan_of, operator):
     known = fc.GROWTH_OPERATORS[operator]
     state = 'optimizer_state = "fresh"\n' if operator == "random_init" else ""
-    file = plan_of(SOURCES + f'[node.g]\nfrom = "a"\noperator = "{operator}"\nfactor = 2\nseed = 3\n{state}')
+    two = SOURCES.replace("layers = 1", "layers = 2")  # aki copies from the layer above
+    file = plan_of(two + f'[node.g]\nfrom = "a"\noperator = "{operator}"\nfactor = 2\nseed = 3\n{state}')
     if operator == "net2net_depth":
         assert "node g: net2net_depth does not take a T5Config" in refusal(file)
         return
