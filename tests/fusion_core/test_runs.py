@@ -135,9 +135,9 @@ def test_a_network_is_grown_by_an_operator_and_trained_on(plan_of, tmp_path, ope
     results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
     a, g, m = (results["nodes"][name] for name in "agm")
     assert (g["kind"], g["step"], m["start"], m["step"]) == ("grow", 20, 20, 25)
-    assert g["parameters"] > 1.5 * a["parameters"]
+    assert g["parameters"] > 1.2 * a["parameters"]
     at_event = m["validation_loss"][0]
-    assert at_event == [20, pytest.approx(a["final"], rel=1e-4)]
+    assert at_event == (20, pytest.approx(a["final"], rel=1e-4))
 
 
 def test_seeds_share_their_text_and_their_compiled_steps_and_are_compared(plan_of, tmp_path):
