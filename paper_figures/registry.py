@@ -1,6 +1,6 @@
 """Every figure by its name.
 
-A figure is a module. Its docstring is the caption: what is shown, and what one should see. It has
+A figure is a module. Its docstring is the caption, with a paragraph on what one should see. It has
 
 * ``SEED``: the seed of all its random numbers;
 * ``DEPENDS``: the packages of ours whose code its numbers depend on;
