@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
@@ -21,12 +20,6 @@ def check_only_resume(context: typer.Context, allowed: Collection[str] = ("resum
         if given and name not in allowed:
             option = "--" + name.replace("_", "-") if name != "checkpoint" else "the checkpoint"
             raise InputError(f"{option} cannot be changed by a resumed run; leave it out, or start a new run")
-
-
-def check_empty(folder: pathlib.Path, remedy: str) -> None:
-    """Raise InputError, with the remedy, unless the folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; {remedy}")
 
 
 def changes(before: Sequence[Any], after: Any) -> list[str]:

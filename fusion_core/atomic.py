@@ -40,6 +40,12 @@ def _to_disk(path: pathlib.Path) -> None:
         os.close(handle)
 
 
+def check_new(path: pathlib.Path, remedy: str = "choose another name or remove it") -> None:
+    """Raise FileExistsError, with the remedy, unless ``path`` is absent or an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not an empty folder; {remedy}")
+
+
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside ``path``; renames it to ``path`` on success.
@@ -47,8 +53,8 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
     ``path`` must be absent or an empty folder. With ``replace`` it may be any folder: it is moved aside, and removed when
     the new one has its name.
     """
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not replace)):
-        raise FileExistsError(f"{path} exists and is not an empty folder; choose another name or remove it")
+    if not (replace and path.is_dir()):
+        check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = None
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

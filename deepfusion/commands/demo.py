@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_empty, check_only_resume
+from deepfusion.options import Json, check_only_resume
 from deepfusion.terminal import notes, working
+from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -135,11 +136,10 @@ def demo(
         settings = DemoSettings(preset, tuple(str(p.resolve()) for p in text or ()), seed, vocab, batch, budget)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
-        check_empty(folder, f"choose another, or use --resume {folder}")
+        atomic.check_new(folder, f"choose another, or use --resume {folder}")
     fresh = not folder.exists()
     with working("loading JAX", quiet=as_json):
         from deepfusion.view import run_shown
-        from fusion_core import atomic
         from fusion_core.runs import resolve
 
     trainers: dict[Any, Any] = {}

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_empty, check_only_resume
+from deepfusion.options import Json, check_only_resume
 from deepfusion.terminal import notes, working
+from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted
 
 
@@ -74,7 +75,7 @@ def finetune(
         settings = settings_from(
             {name: value for name, value in context.params.items() if name not in ("out", "resume", "as_json")} | paths
         )
-        check_empty(folder, f"choose another, or use --resume {folder}")
+        atomic.check_new(folder, f"choose another, or use --resume {folder}")
         fresh = not folder.exists()
     run = Finetuning(settings, folder)
     _note_cuts(run)

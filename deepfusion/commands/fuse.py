@@ -70,11 +70,11 @@ def fuse(
         raise InputError("--norm calibrated is fitted to text: give --calibration-text FILE")
     work = "calibrating the norms" if calibration_text else "reading headers"
     with working(f"loading JAX and {work}", quiet=as_json):
-        from fusion_core import checkpoints
+        from fusion_core import atomic, checkpoints
         from fusion_core.text import read_documents
 
         if not dry_run:
-            checkpoints.check_output(out)
+            atomic.check_new(out)
         recipe = checkpoints.fusion_recipe(
             sources,
             numbers,

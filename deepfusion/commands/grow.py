@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, changes, check_empty
+from deepfusion.options import Json, changes
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
+from fusion_core import atomic
 from fusion_core.errors import InputError
 
 
@@ -41,8 +42,8 @@ def grow(
     deepfusion grow small --operator net2net_width --width d_ff=96 --out wider
     deepfusion grow small --operator identity_layers --depth 8 --out deep
 
-    docs/growth_operators.md has what each operator keeps. The network is loaded whole, and written in float32 with its
-    tokenizer; the folder appears whole or not at all.
+    docs/growth_operators.md has what each operator keeps. Tensors are streamed if all of them are copies; otherwise the
+    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer.
     """
     if not list_operators:
         for name, value in (("a checkpoint folder", checkpoint), ("--operator", operator), ("--out", out)):
@@ -51,9 +52,9 @@ def grow(
     with working("loading JAX" if list_operators else "loading JAX and growing", quiet=as_json):
         found = _operators() if list_operators else {}
         if checkpoint and operator and out and not list_operators:
-            check_empty(out, "choose another name or remove it")
+            atomic.check_new(out)
             sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
-            found = _grown(checkpoint, out, operator, noise=noise, seed=seed, **sizes)
+            found = _grown(checkpoint, out, operator, noise, seed=seed, **sizes)
     if as_json:
         print(json.dumps(found))
     elif list_operators:
@@ -85,24 +86,39 @@ def _operators() -> dict[str, str]:
     }
 
 
-def _grown(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, **options: Any) -> dict[str, Any]:
-    """Grow the checkpoint into the folder, and return the facts of what was written."""
-    import jax
+def _grown(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noise: float, **options: Any) -> dict[str, Any]:
+    """Write the grown checkpoint, by streaming if all its weights are copies, and return what was written."""
+    from fusion_core.checkpoints import growth_recipe, open_checkpoint, write_recipe
+    from fusion_core.growth.operators import growth_of
+    from fusion_core.growth.options import Options
 
-    import fusion_core as fc
-    from fusion_core import atomic
-    from fusion_core.checkpoints.pretrained import write_pretrained
-    from fusion_core.checkpoints.tokenizers import copy_tokenizer
-
-    params, config = fc.load_pretrained(checkpoint)
-    grown, grown_config = fc.grow(params, config, operator, **options)
-    with atomic.new_folder(out) as folder:
-        write_pretrained(folder, grown, grown_config)
-        copy_tokenizer([checkpoint], folder)
+    config = open_checkpoint(checkpoint).config
+    growth = growth_of(config, operator, Options(**options, noise=noise))
+    if noise == 0 and growth.mapping is not None and not growth.draws:
+        recipe = growth_recipe(checkpoint, operator, **options)
+        write_recipe(recipe, out, probe=False)
+        parameters = recipe.parameters
+    else:
+        parameters = _write_drawn(checkpoint, out, operator, noise, **options)
     return {
         "out": str(out),
         "operator": operator,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(grown)),
-        "config": dataclasses.asdict(grown_config),
-        "changes": changes([config], grown_config),
+        "parameters": parameters,
+        "config": dataclasses.asdict(growth.config),
+        "changes": changes([config], growth.config),
     }
+
+
+def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noise: float, **options: Any) -> int:
+    """Grow a checkpoint in memory, write it in float32 with its tokenizer, and return the number of parameters."""
+    import jax
+
+    import fusion_core as fc
+    from fusion_core.checkpoints.pretrained import write_pretrained
+    from fusion_core.checkpoints.tokenizers import copy_tokenizer
+
+    grown, config = fc.grow(*fc.load_pretrained(checkpoint), operator, noise=noise, **options)
+    with atomic.new_folder(out) as folder:
+        write_pretrained(folder, grown, config)
+        copy_tokenizer([checkpoint], folder)
+    return sum(leaf.size for leaf in jax.tree.leaves(grown))

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from deepfusion.commands.plan import PlanFile
-from deepfusion.options import Json, check_empty
+from deepfusion.options import Json
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import notes, working
+from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 
 
@@ -104,7 +105,7 @@ def _run(
     if begun and not resume and node is None:
         raise InputError(f"{out} holds a run; go on with it by --resume, or choose another folder")
     if not begun:
-        check_empty(out, "choose another")
+        atomic.check_new(out, "choose another")
     writers = [TensorBoard(out / "tensorboard")] if tensorboard and first_process() else []
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
     results = run_shown(read, out, only=node, peak_flops=peak, writers=writers)

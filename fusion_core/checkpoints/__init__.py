@@ -6,7 +6,6 @@ from fusion_core.checkpoints.comparison import Deviation as Deviation
 from fusion_core.checkpoints.comparison import Difference as Difference
 from fusion_core.checkpoints.comparison import compare as compare
 from fusion_core.checkpoints.description import describe as describe
-from fusion_core.checkpoints.fuse import check_output as check_output
 from fusion_core.checkpoints.fuse import write_recipe as write_recipe
 from fusion_core.checkpoints.recipe import Recipe as Recipe
 from fusion_core.checkpoints.recipe import fusion_recipe as fusion_recipe

@@ -21,12 +21,6 @@ from fusion_core.models.registry import architecture
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def check_output(out: pathlib.Path) -> None:
-    """Raise InputError if the output folder is there and not empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; choose another name or remove it")
-
-
 def write_recipe(
     recipe: Recipe,
     out: str | pathlib.Path,
@@ -50,10 +44,11 @@ def write_recipe(
       The measured deviation, or None without ``probe``.
 
     Raises:
-      InputError: a source has entries that are not finite or cannot be read, ``out`` is not empty, or the disk is full.
+      InputError: a source has entries that are not finite or cannot be read, or the disk is full.
+      FileExistsError: ``out`` exists and is not an empty folder.
     """
     out = pathlib.Path(out)
-    check_output(out)
+    atomic.check_new(out)
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < recipe.nbytes:

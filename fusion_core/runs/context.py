@@ -15,7 +15,8 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
-from fusion_core.growth import fuse, fusion_map, grow, growth_map, growth_rate_factors, rate_factors
+from fusion_core.growth import fuse, fusion_map, grow, growth_rate_factors, rate_factors
+from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init
 from fusion_core.runs.cost import shapes_of
@@ -271,24 +272,23 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
     """Return the growth of a node, from the configurations of its sources."""
     seed, config = context.seed_of(node), sources[node.inputs[0]].config
     optimizer = sources[node.inputs[0]].optimizer
-    ones = jax.tree.map(lambda _: 1.0, shapes_of(config))
     if isinstance(node, GrowNode):
-        sizes = node.sizes | {"seed": seed}
-        mapping = growth_map(config, node.operator, **sizes) if node.operator != "random_init" else None
-        grown = shapes_of(growth_map(config, node.operator, **sizes).config) if mapping else None
-        factors = jax.tree.map(lambda _: 1.0, grown)
+        options = node.options(seed)
+        growth, sizes = growth_of(config, node.operator, options), dataclasses.asdict(options)
+        noise = sizes.pop("noise")
+        factors = jax.tree.map(lambda _: 1.0, shapes_of(growth.config))
         if node.velocity and optimizer is not None:
-            zeros = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes_of(config))
-            exact = growth_rate_factors(zeros, config, node.operator, optimizer.rule, **sizes)
-            # one number an array: exact where all units have equally many copies
-            factors = jax.tree.map(lambda f: float(jnp.mean(jnp.asarray(f))), exact)
-        make = lambda params: grow(params[0], config, node.operator, noise=node.noise, **sizes)[0]
-        return Event(mapping, factors, make, False)
+            anything = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes_of(config))
+            exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
+            # one number an array: exact if all units have equally many copies
+            factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
+        make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
+        return Event(growth.mapping, factors, make, False)
     configs = [sources[name].config for name in node.sources]
-    factors = ones
+    factors = jax.tree.map(lambda _: 1.0, shapes_of(config))
     if node.rates == "velocity" and optimizer is not None:
-        factors = rate_factors(ones, config, len(configs), optimizer.rule)
-    options: dict[str, Any] = {
+        factors = rate_factors(factors, config, len(configs), optimizer.rule)
+    choices: dict[str, Any] = {
         "norm": node.norm,
         "off_diagonal": node.off_diagonal,
         "noise": float(node.noise),
@@ -298,7 +298,7 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
     return Event(
         fusion_map(configs, weights),
         factors,
-        lambda params: fuse(list(zip(params, configs, strict=True)), weights, **options)[0],
+        lambda params: fuse(list(zip(params, configs, strict=True)), weights, **choices)[0],
         len(set(node.sources)) == 1,
     )
 

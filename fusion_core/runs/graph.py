@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fusion_core.errors import InputError
-from fusion_core.growth import fused_config, fusion_map, growth_map
+from fusion_core.growth import fused_config, fusion_map
+from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
@@ -228,7 +229,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     if isinstance(node, FuseNode):
         return _fused(node, inputs)
     if isinstance(node, GrowNode):
-        config = growth_map(inputs[0].config, node.operator, **node.sizes).config
+        config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
         return Resolved(node, config, None if node.optimizer_state == "fresh" else inputs[0].optimizer)
     source = inputs[0] if inputs else None
     config = node.model if source is None else source.config

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS
+from fusion_core.growth.options import Options
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.text.corpus import DEFAULT_PACKAGES
 from fusion_core.train.learning_rate import Schedule, constant_schedule, cosine_schedule, t5_schedule
@@ -289,10 +290,9 @@ class GrowNode:
         factors = GROWTH_OPERATORS[self.operator].properties.keeps_dynamics == "with factors"
         return self.rates == "velocity" or (self.rates is None and factors)
 
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """Arguments of ``fusion_core.growth_map``."""
-        return {name: getattr(self, name) for name in ("factor", "width", "depth", "seed")}
+    def options(self, seed: int) -> Options:
+        """Return the options of the operator, with the seed of the run."""
+        return Options(self.factor, self.width, self.depth, seed, self.noise)
 
     @property
     def inputs(self) -> tuple[str, ...]:

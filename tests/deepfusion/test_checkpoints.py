@@ -126,6 +126,8 @@ def test_grow_keeps_the_function_and_the_tokenizer(run, tmp_path):
     assert json.loads(run("diff", small, tmp_path / "wide", "--json")[1])["logits_largest"] < 1e-5
     facts = json.loads(run(*grow, "--noise", 0.1, "--out", tmp_path / "noisy", "--json")[1])
     assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(tmp_path / "noisy").values())
+    drawn = ("grow", small, "--operator", "random_block", "--factor", 2, "--out", tmp_path / "drawn")
+    assert "d_model 16 → 32" in run(*drawn)[1]
     deep = ("grow", small, "--operator", "identity_layers", "--depth", "num_layers=3", "--out", tmp_path / "deep")
     assert "num_layers 1 → 3" in run(*deep)[1]
 
@@ -136,6 +138,15 @@ def test_grow_lists_the_operators(run):
     listed = json.loads(run("grow", "--list", "--json")[1])
     assert list(listed) == list(GROWTH_OPERATORS)
     assert all(name in out for name in GROWTH_OPERATORS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoders_grow_too(run, kind, tmp_path):
+    small = saved_decoder(tmp_path / "small", kind, 0, 0)
+    for operator in ("hypercloning", "identity_layers"):
+        code, _, err = run("grow", small, "--operator", operator, "--factor", 2, "--out", tmp_path / operator)
+        assert code == 0, err
+        assert json.loads(run("diff", small, tmp_path / operator, "--json")[1])["logits_largest"] < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_an_output_folder_that_is_not_empty_is_refused_and_kept(good, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("precious")
-    with pytest.raises(fc.InputError, match="exists and is not an empty folder"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         files.write_recipe(files.fusion_recipe([good, good]), out, probe=False)
     assert [path.name for path in out.iterdir()] == ["mine"]
 

@@ -177,6 +177,20 @@ def test_shares_and_rests_of_a_budget_end_all_arms_at_equal_flops(plan_of):
         assert 0 <= budget - sum(nodes[arm].spent.values()) < 5 * nodes[arm].step_flops, arm
 
 
+@pytest.mark.parametrize("operator", fc.GROWTH_OPERATORS)
+def test_every_growth_operator_is_a_node(plan_of, operator):
+    known = fc.GROWTH_OPERATORS[operator]
+    state = 'optimizer_state = "fresh"\n' if operator == "random_init" else ""
+    two = SOURCES.replace("layers = 1", "layers = 2")  # aki copies from the layer above
+    file = plan_of(two + f'[node.g]\nfrom = "a"\noperator = "{operator}"\nfactor = 2\nseed = 3\n{state}')
+    if operator == "net2net_depth":
+        assert "node g: net2net_depth does not take a T5Config" in refusal(file)
+        return
+    small, grown = (next(r.config for r in resolve(read_plan(file)) if r.name == name) for name in "ag")
+    assert (grown.d_model == 2 * small.d_model) == ("width" in known.grows)
+    assert (grown.num_layers == 2 * small.num_layers) == (known.grows == "depth")
+
+
 @pytest.mark.parametrize(
     ("nodes", "head", "message"),
     [
