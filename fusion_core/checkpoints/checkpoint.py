@@ -23,7 +23,7 @@ CONVERT = (
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError where it is none."""
+    """Return the JSON object in a file. Raises InputError if it holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -34,7 +34,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
-    """All tensors of a folder, in one file or in shards with an index, from the headers alone.
+    """Return all tensors of a folder, in one file or in shards with an index, from the headers alone.
 
     Raises:
       InputError: a file is missing or damaged, the index names what is not there, or there are only pickles.
@@ -91,7 +91,7 @@ class Checkpoint:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """``config.json``. Raises InputError where the folder is no checkpoint."""
+    """Return the values of ``config.json``. Raises InputError if the folder is no checkpoint."""
     if not (folder / "config.json").exists():
         hint = "give the folder that save_pretrained wrote"
         if folder.suffix in PICKLES and folder.is_file():
@@ -102,7 +102,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
-    """Reads the configuration and the headers of a checkpoint folder and checks that they fit.
+    """Return a checkpoint folder's configuration and headers, checked to fit.
 
     Raises:
       InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or of a dtype that is no float
@@ -150,7 +150,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
 
 
 def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20) -> bool:
-    """Whether two tensors have equal shape, dtype and bits; they are read in pieces of ``chunk`` entries."""
+    """Return whether two tensors have equal shape, dtype and bits; they are read in pieces of ``chunk`` entries."""
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
     if (a.path, a.start) == (b.path, b.start):
@@ -165,7 +165,7 @@ def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20) -> boo
 
 
 def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
-    """Whether two checkpoints are one network: equal configuration, names and bits."""
+    """Return whether two checkpoints are one network: equal configuration, names and bits."""
     if a.folder.resolve() == b.folder.resolve():
         return True
     if a.config != b.config or a.tensors.keys() != b.tensors.keys():
@@ -174,7 +174,7 @@ def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def _float32(reader: Reader, entry: Entry, chunk: int = 1 << 20) -> Any:
-    """The tensor as a float32 array, in no more memory than that."""
+    """Return the tensor as a float32 array, in no more memory than that."""
     room = np.empty(entry.size + 16, np.float32)
     skip = -room.ctypes.data % 64 // 4  # JAX takes aligned memory as it is
     values = room[skip : skip + entry.size]

@@ -1,4 +1,4 @@
-"""Do two checkpoints compute the same? Their logits, losses and tensors side by side, one tensor in memory at a time."""
+"""Two checkpoints compared: their logits, losses and tensors side by side, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _compiled(logits: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.ndarray:
-    """Logits [batch, target, vocabulary] in float32.
+    """Return the logits [batch, target, vocabulary] in float32.
 
     Networks of ``small`` parameters and more are computed outside jit, with one tensor in memory at a time.
     """
@@ -61,7 +61,7 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
 
 
 def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict[Path, Moments]:
-    """What every norm sees on the batch (``fusion_core.growth.norms.norm_moments``), with memory as ``logits_of``."""
+    """Return what every norm sees on the batch (``fusion_core.growth.norms.norm_moments``), with memory as ``logits_of``."""
     with Reader() as reader:
         tokens = jax.tree.map(jnp.asarray, batch)
         if checkpoint.parameters < small:
@@ -73,7 +73,7 @@ def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict
 
 
 def text_batch(checkpoints: Sequence[Checkpoint], texts: Sequence[str], rows: int, seed: int) -> Batch:
-    """Windows of text for the first checkpoint's network, with the tokenizer of the first that has one."""
+    """Return windows of text for the first checkpoint's network, with the tokenizer of the first that has one."""
     having = [c.folder for c in checkpoints if (c.folder / "tokenizer.json").exists()]
     tokenizer = Tokenizer.load((having or [checkpoints[0].folder])[0])
     return text_windows(texts, tokenizer, checkpoints[0].config, rows, seed)
@@ -82,7 +82,7 @@ def text_batch(checkpoints: Sequence[Checkpoint], texts: Sequence[str], rows: in
 def deviation_from_mean(
     sources: Sequence[Checkpoint], weights: Sequence[float], fused: Checkpoint, seed: int = 0
 ) -> Deviation:
-    """``max`` and mean of ``|f(x) − Σ wᵢ fᵢ(x)|`` on a small batch of random tokens, drawn with the seed."""
+    """Return the maximum and the mean of ``|f(x) − Σ wᵢ fᵢ(x)|`` on a small batch of random tokens, drawn with the seed."""
     batch = probe(fused.config, seed)
     found: dict[object, np.ndarray] = {}  # one checkpoint given twice is run once
     mean = np.zeros(())
@@ -95,7 +95,7 @@ def deviation_from_mean(
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Log-softmax over the last axis, in float64, in nats."""
+    """Return the log-softmax over the last axis, in float64, in nats."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
@@ -145,7 +145,7 @@ def _largest_difference(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20
 def compare(
     a: Checkpoint, b: Checkpoint, texts: Sequence[str] | None = None, rows: int = 16, seed: int = 0
 ) -> Difference:
-    """Compares the functions of two checkpoints, and their tensors by name.
+    """Compare the functions of two checkpoints, and their tensors by name.
 
     Args:
       a, b: may be of different sizes, but read and write the same vocabulary.

@@ -13,7 +13,7 @@ from fusion_core.text.tokenizer import Tokenizer
 
 
 def describe(path: str | pathlib.Path) -> dict[str, Any]:
-    """Facts of a checkpoint, ready for JSON; also of an architecture that cannot be fused.
+    """Return facts of a checkpoint, ready for JSON; also of an architecture that cannot be fused.
 
     Returns:
       ``folder``, ``model_type``, ``supported``, ``config`` (ours where supported, else the file's), ``parameters``,

@@ -92,7 +92,7 @@ class Recipe:
 
 
 def _common_dtype(codes: Sequence[str]) -> str:
-    """Of arrays that meet: bfloat16 and float16 meet in float32, as in JAX."""
+    """Return the dtype of arrays that meet: bfloat16 and float16 meet in float32, as in JAX."""
     if len(set(codes)) == 1:
         return codes[0]
     return "F64" if "F64" in codes else "F32"

@@ -1,4 +1,4 @@
-"""The tokenizers beside checkpoints: compared by what they say, and copied."""
+"""The tokenizers beside checkpoints, compared by content and copied."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _first_difference(a: Any, b: Any, where: str = "") -> str:
 
 
 def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
-    """Refuses checkpoints whose tokenizers give a text different ids; a folder without a tokenizer agrees with any.
+    """Check that tokenizers give a text equal ids; a folder without a tokenizer agrees with any.
 
     Raises:
       InputError: two have different content, or a file is damaged; the message says what differs first.
@@ -75,7 +75,7 @@ def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
 
 
 def copy_tokenizer(folders: Sequence[pathlib.Path], target: pathlib.Path) -> list[str]:
-    """Copies the tokenizer and its settings from the first folder that has one; the names of the files."""
+    """Copy the tokenizer and its settings from the first folder that has one; return the names of the files."""
     first = next((folder for folder in folders if any((folder / name).exists() for name in CONTENT)), folders[0])
     names = [name for name in (*CONTENT, *SETTINGS) if (first / name).exists()]
     for name in names:

@@ -1,4 +1,4 @@
-"""Fused tensors written into safetensors files, each at its place, and shards with an index."""
+"""Grown tensors written into safetensors files, each at its place, and shards with an index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fusion_core.checkpoints.stream import GrownTensor
 
 
 def split_into_shards(tensors: Sequence[GrownTensor], largest: int) -> dict[str, list[GrownTensor]]:
-    """File name -> its tensors, in their order; each file has at most ``largest`` bytes of tensors, or one tensor."""
+    """Return file name -> its tensors, in their order; each file has at most ``largest`` bytes of tensors, or one tensor."""
     shards: list[list[GrownTensor]] = [[]]
     room = largest
     for tensor in tensors:
@@ -32,7 +32,7 @@ def split_into_shards(tensors: Sequence[GrownTensor], largest: int) -> dict[str,
 
 
 def header(tensors: Sequence[GrownTensor]) -> bytes:
-    """The first bytes of a safetensors file, its length included; padded so that the tensors begin at a multiple of 8."""
+    """Return the first bytes of a safetensors file, its length included; tensors begin at a multiple of 8."""
     facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for tensor in tensors:
@@ -58,12 +58,12 @@ def write_shards(
     report: Callable[[str, int], None] = lambda name, count: None,
     threads: int | None = None,
 ) -> None:
-    """Computes and writes all tensors, and the index where there are several files.
+    """Compute and write all tensors, and the index if there are several files.
 
     Args:
       folder: exists, and has none of the files.
       report: called with a tensor's name and the number of its bytes just written, from any of the threads.
-      threads: each takes a tensor at a time; None: one a processor, at most 4.
+      threads: each takes a tensor at a time; if None, one a processor, at most 4.
 
     Raises:
       InputError: a source cannot be read or is not finite.
