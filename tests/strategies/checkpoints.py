@@ -4,9 +4,12 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import safetensors.numpy
 
 import fusion_core as fc
+from fusion_core import checkpoints
+from fusion_core.models.units import by_name
 from tests.strategies.decoders import random_params, small
 from tests.strategies.networks import random_t5, tiny
 
@@ -66,3 +69,26 @@ def raw_file(path, header, data=b"", length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
     return path
+
+
+# a T5 unlike the other sources in every width
+NARROW = {"d_model": 12, "num_heads": 3, "d_ff": 10}
+
+
+def fused(folders, out, **options):
+    """Fuse without a probe, and return the tensors that the safetensors library reads."""
+    checkpoints.write_recipe(checkpoints.fusion_recipe(folders, **options), out, probe=False)
+    return tensors_of(out)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def in_memory(folders, weights=None, **options):
+    """Return the tensors and the configuration of the fusion in memory."""
+    params, config = fc.fuse([fc.load_pretrained(folder) for folder in folders], weights, **options)
+    return {name: np.asarray(leaf) for name, leaf in by_name(params).items()}, config
