@@ -10,12 +10,13 @@ terminal) writes the numbers.
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
+import tempfile
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fusion_core as fc
@@ -25,8 +26,7 @@ from fusion_core.models.t5.model import shifted_right
 from fusion_core.text import SpanCorruption, default_corpus, split_documents, train_tokenizer
 from fusion_core.text.sources import first_batches
 from fusion_core.text.tokenizer import SENTINELS
-from fusion_core.train import Trainer, adafactor, init_state, t5_loss
-from fusion_core.train.devices import unreplicate
+from fusion_core.train import Cadence, Trainer, Training, TrainState, adafactor, init_state, t5_loss, t5_schedule
 
 VOCABULARY, SOURCE, BATCH, RATE = 512, 64, 16, 0.02
 STYLES = {
@@ -56,6 +56,23 @@ def text(documents: list[str]) -> tuple[SpanCorruption, SpanCorruption]:
     return parts[0], parts[1]
 
 
+def trained(trainer: Trainer, state: TrainState, data: SpanCorruption, steps: int) -> Any:
+    """Return the parameters after a training by the engine, whose folder goes away with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(
+            name="source",
+            trainer=trainer,
+            data=data,
+            folder=pathlib.Path(folder),
+            run={},
+            cadence=Cadence(log=max(10, steps), evaluate=max(10, steps), checkpoint=max(10, steps)),
+            schedule=t5_schedule(),
+            step_tokens=BATCH * SOURCE,
+            step_flops=1.0,
+        )
+        return training.to(state, steps).params
+
+
 def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: list[str]) -> dict[str, Any]:
     """Return the deviations and losses of every style, case and mode."""
     train, held_out = text(documents)
@@ -74,10 +91,7 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
             trainer = trainers[width]
             if key not in sources:
                 state = init_state(init(config, seed, match_cross_attention=True), trainer.optimizer, RATE)
-                until = round(share * steps / 10) * 10
-                for done in trainer.dispatches(state, train.with_seed(seed).batches(BATCH), until):
-                    state = state if done.replicated is None else unreplicate(done.replicated)
-                sources[key] = jax.tree.map(jnp.asarray, state.params)
+                sources[key] = trained(trainer, state, train.with_seed(seed), round(share * steps / 10) * 10)
             return sources[key], config
 
         for case, kinds in CASES.items():

@@ -63,7 +63,7 @@ def finetune(
         from deepfusion.view import view_of
         from fusion_core.runs.finetune import CHECKPOINT, Finetuning, load_settings, settings_from
         from fusion_core.train.loop import graceful_interrupt
-        from fusion_core.train.run import METRICS
+        from fusion_core.train.training import METRICS
 
     fresh = False
     if resume is not None:

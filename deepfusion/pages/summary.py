@@ -15,7 +15,7 @@ MOST_NODES = 8  # final losses where there are no arms
 MOST_GROWN, MOST_PAIRS = 2, 4  # grown arms in sentences, and sentences that compare two arms
 
 
-def arms_of(results: Results) -> list[Mapping[str, Any]]:
+def arms_by_loss(results: Results) -> list[Mapping[str, Any]]:
     """Return the arms, the best final loss first."""
     return sorted(results["comparison"]["arms"], key=lambda arm: arm["loss"]["mean"])
 
@@ -56,7 +56,7 @@ def lines(results: Results) -> list[str]:
     if not arms:
         finals = [f"{name} ended at {node['final']:.4f}." for name, node in results["nodes"].items() if node["final"]]
         return ["No arm of this plan ends with a network that was trained and evaluated.", *finals[:MOST_NODES]]
-    grown = [arm for arm in arms_of(results) if arm["grown_at"] is not None][:MOST_GROWN]
+    grown = [arm for arm in arms_by_loss(results) if arm["grown_at"] is not None][:MOST_GROWN]
     fixed = sorted((arm for arm in arms.values() if arm["grown_at"] is None), key=lambda arm: -arm["parameters"])
     found = [_first_line(results, seeds)]
     found += [_growth(results, arm) for arm in grown]
@@ -72,7 +72,7 @@ def lines(results: Results) -> list[str]:
 def _first_line(results: Results, seeds: int) -> str:
     comparison = results["comparison"]
     count = len(comparison["arms"])
-    best = arms_of(results)[0]
+    best = arms_by_loss(results)[0]
     cost = (
         "" if comparison["budget"] is None else f" at {prefixed(comparison['budget'], 'FLOP')} each, sources included"
     )
@@ -144,7 +144,7 @@ def arm_rows(results: Results) -> list[tuple[str, ...]]:
             prefixed(arm["flops"]["mean"], "FLOP") + _share(arm["share"]),
             duration(arm["seconds"]["mean"]),
         )
-        for arm in arms_of(results)
+        for arm in arms_by_loss(results)
     ]
 
 

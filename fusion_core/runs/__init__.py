@@ -1,6 +1,6 @@
 """The engine: plans as graphs of nodes, read from a file, checked and priced, then trained, fused, grown and compared."""
 
-from fusion_core.runs.compare import compare as compare
+from fusion_core.runs.compare import compare_arms as compare_arms
 from fusion_core.runs.cost import Cost as Cost
 from fusion_core.runs.cost import arm_flops as arm_flops
 from fusion_core.runs.cost import costs as costs

@@ -12,7 +12,7 @@ from fusion_core.runs.graph import AutoGroup, Resolved
 from fusion_core.schedule import Trial, TrialRule, follow_rule, stops_of
 from fusion_core.train import TrainState
 from fusion_core.train.devices import barrier, first_process
-from fusion_core.train.run import Training
+from fusion_core.train.training import Training
 
 RULE = "online.json"
 TRIAL_BATCHES = 16  # fresh ones on which a trial of growing is judged

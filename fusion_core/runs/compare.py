@@ -124,7 +124,7 @@ def arm_of(nodes: Nodes, last: str) -> Arm:
     return Arm(last, tuple(chain), sources, tuple(points), before)
 
 
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """Return mean and standard error of the values that are not None, and all values."""
     known = [value for value in values if value is not None]
     return {
@@ -134,7 +134,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def compare(seeds: Sequence[Nodes], budget: float | None) -> dict[str, Any]:
+def compare_arms(seeds: Sequence[Nodes], budget: float | None) -> dict[str, Any]:
     """Compare the arms of a run over its seeds; the module has the format.
 
     Args:
@@ -156,11 +156,11 @@ def compare(seeds: Sequence[Nodes], budget: float | None) -> dict[str, Any]:
                 "chain": list(run.chain),
                 "sources": list(run.sources),
                 "parameters": first[run.node]["parameters"],
-                "grown_at": spread([r.before[0] for r in runs]) if grown else None,
-                "flops": spread(total),
-                "share": None if budget is None else spread([flops / budget for flops in total]),
-                "seconds": spread([r.points[-1][1] for r in runs]),
-                "loss": spread([r.loss for r in runs]),
+                "grown_at": over_seeds([r.before[0] for r in runs]) if grown else None,
+                "flops": over_seeds(total),
+                "share": None if budget is None else over_seeds([flops / budget for flops in total]),
+                "seconds": over_seeds([r.points[-1][1] for r in runs]),
+                "loss": over_seeds([r.loss for r in runs]),
                 "curve": [[flops, loss] for flops, _, loss in run.points],
             }
         )
@@ -181,4 +181,4 @@ def _saving(arms: Mapping[str, Sequence[Arm]], name: str, other: str) -> dict[st
             found[f"{unit}_paid"].append(1 - reached[i] / whole if known and reached else None)
             found[f"{unit}_given"].append(1 - (reached[i] - ours.before[i]) / whole if known and reached else None)
         found["difference"].append(ours.loss - theirs.loss)
-    return {"arm": name, "other": other, **{key: spread(values) for key, values in found.items()}}
+    return {"arm": name, "other": other, **{key: over_seeds(values) for key, values in found.items()}}

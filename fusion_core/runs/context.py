@@ -18,16 +18,15 @@ from fusion_core.errors import InputError
 from fusion_core.growth import fuse, fusion_map, grow, growth_rate_factors, rate_factors
 from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
-from fusion_core.models.t5.model import init
-from fusion_core.runs.cost import shapes_of
+from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Record, Trainer, TrainState, grow_states, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
-from fusion_core.train.run import CHECKPOINTS, Training
 from fusion_core.train.store import Checkpoints
+from fusion_core.train.training import CHECKPOINTS, Training
 
 DONE, MODEL = "done.json", "model"
 
@@ -166,7 +165,7 @@ def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any
 
 def state_shapes(config: T5Config, optimizer: OptimizerSettings | None) -> TrainState:
     """Return the shapes of a node's training state; without an optimizer it has no optimizer state."""
-    shapes = shapes_of(config)
+    shapes = parameter_shapes(config)
     built = (optimizer or OptimizerSettings()).build()
     state = jax.eval_shape(lambda p: init_state(p, built, 1.0), shapes)
     return state if optimizer is not None else state._replace(opt_state=())
@@ -276,16 +275,16 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
         options = node.options(seed)
         growth, sizes = growth_of(config, node.operator, options), dataclasses.asdict(options)
         noise = sizes.pop("noise")
-        factors = jax.tree.map(lambda _: 1.0, shapes_of(growth.config))
+        factors = jax.tree.map(lambda _: 1.0, parameter_shapes(growth.config))
         if node.velocity and optimizer is not None:
-            anything = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes_of(config))
+            anything = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), parameter_shapes(config))
             exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
             # one number an array: exact if all units have equally many copies
             factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
         make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
         return Event(growth.mapping, factors, make, False)
     configs = [sources[name].config for name in node.sources]
-    factors = jax.tree.map(lambda _: 1.0, shapes_of(config))
+    factors = jax.tree.map(lambda _: 1.0, parameter_shapes(config))
     if node.rates == "velocity" and optimizer is not None:
         factors = rate_factors(factors, config, len(configs), optimizer.rule)
     choices: dict[str, Any] = {

@@ -48,11 +48,6 @@ class Cost:
         return self.parameter_bytes + self.optimizer_bytes + self.gradient_bytes + self.activation_bytes
 
 
-def shapes_of(config: T5Config) -> Any:
-    """Return the shapes and types of the parameters."""
-    return parameter_shapes(config)
-
-
 def tree_bytes(tree: Any) -> int:
     """Return the bytes of all arrays."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -75,7 +70,7 @@ def activation_bytes(config: T5Config, rows: int, source: int, target: int) -> i
 
 def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
     """Return the cost of one node on ``devices`` devices that each do ``flops_per_second`` of the model's own FLOPs."""
-    shapes = shapes_of(resolved.config)
+    shapes = parameter_shapes(resolved.config)
     bytes_of_params = tree_bytes(shapes)
     node = resolved.node
     kind = "train" if isinstance(node, TrainNode) else "fuse" if isinstance(node, FuseNode) else "grow"

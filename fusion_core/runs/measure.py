@@ -23,7 +23,7 @@ THEORY, GREEDY = "theory.jsonl", "greedy.json"
 PAIRS = 4  # pairs of batches behind every estimate
 
 
-def measure(context: RunContext, growth: Resolved, sources: Mapping[str, Resolved]) -> None:
+def measure_growth(context: RunContext, growth: Resolved, sources: Mapping[str, Resolved]) -> None:
     """Estimate the terms at every common checkpoint of the sources; write a record of each to the growth's folder.
 
     Sources of different shapes, or a growth without a linear map or with a fresh optimizer, are left out, with a note.

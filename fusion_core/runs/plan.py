@@ -16,7 +16,7 @@ from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.text.corpus import DEFAULT_PACKAGES
 from fusion_core.train.learning_rate import Schedule, constant_schedule, cosine_schedule, t5_schedule
 from fusion_core.train.optimizer import adafactor, adamw, clipped
-from fusion_core.train.run import Cadence
+from fusion_core.train.training import Cadence
 
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]

@@ -26,7 +26,7 @@ from fusion_core.runs.plan import (
     TrainNode,
 )
 from fusion_core.text.tokenizer import SENTINELS, Tokenizer
-from fusion_core.train.run import Cadence
+from fusion_core.train.training import Cadence
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}

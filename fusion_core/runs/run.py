@@ -16,15 +16,15 @@ from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import AutoGrowth
-from fusion_core.runs.compare import compare
+from fusion_core.runs.compare import compare_arms
 from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
-from fusion_core.runs.measure import GREEDY, THEORY, measure, measure_alone
+from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
 from fusion_core.runs.plan import Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
-from fusion_core.train.run import METRICS
+from fusion_core.train.training import METRICS
 
 PLAN, RESULTS = "plan.json", "results.json"
 
@@ -82,7 +82,7 @@ def run_plan(
         "name": plan.name,
         "nodes": next(iter(found.values())),
         "seeds": {str(seed): nodes for seed, nodes in found.items()} if plan.seeds else {},
-        "comparison": compare(list(found.values()), budget_flops(plan, nodes)),
+        "comparison": compare_arms(list(found.values()), budget_flops(plan, nodes)),
         "provenance": provenance(),
     }
     if first_process():
@@ -107,7 +107,7 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
             state = grown_state(context, resolved, sources, {n: context.result(r) for n, r in sources.items()})
             context.save_result(resolved, state)
             if context.plan.measure:
-                measure(context, resolved, sources)
+                measure_growth(context, resolved, sources)
             context.finish(resolved, state)
             context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
     if context.plan.measure:
@@ -119,7 +119,7 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
 
 def _measure(context: RunContext, nodes: dict[str, Resolved], group: AutoGroup) -> None:
     if context.plan.measure:
-        measure(context, nodes[group.event.name], {node.name: nodes[node.name] for node in group.sources})
+        measure_growth(context, nodes[group.event.name], {node.name: nodes[node.name] for node in group.sources})
 
 
 def _check_folder(plan: Plan, folder: pathlib.Path) -> None:

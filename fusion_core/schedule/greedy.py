@@ -196,9 +196,11 @@ def _joint_terms(small: TrainedNetwork, grown: TrainedNetwork, mapping: GrowthMa
         fused: Params, moves: tuple[Params, ...], metrics: tuple[Params, ...], grown_metric: Params, probe: Batch
     ) -> dict[str, Array]:
         fields = [preconditioned(lambda p: small.loss(p, probe), metric) for metric in metrics]
-        sources_field = lambda sources: tuple(f(p) for f, p in zip(fields, sources, strict=True))
+        together = lambda sources: tuple(f(p) for f, p in zip(fields, sources, strict=True))
+        sources_field = together if mapping.several else fields[0]
         grown_loss = lambda p: grown.loss(p, probe)
-        model = bea.quadratic_model(grown_loss, fused, mapping.embed(moves))
+        move = moves if mapping.several else moves[0]
+        model = bea.quadratic_model(grown_loss, fused, mapping.embed(move))
         # the step sizes are inside the preconditioners
         conflict = event.loss_conflict(
             sources_field, preconditioned(grown_loss, grown_metric), grown_loss, 1.0, 1.0, fused

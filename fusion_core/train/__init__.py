@@ -1,8 +1,5 @@
 """The trainer: optimizers and schedules, the data-parallel step, the loop, the run, checkpoints, metrics."""
 
-from fusion_core.train.checkpoint import DamagedCheckpoint as DamagedCheckpoint
-from fusion_core.train.checkpoint import load_state as load_state
-from fusion_core.train.checkpoint import save_state as save_state
 from fusion_core.train.distributed import initialize_distributed as initialize_distributed
 from fusion_core.train.learning_rate import constant_schedule as constant_schedule
 from fusion_core.train.learning_rate import cosine_schedule as cosine_schedule
@@ -20,11 +17,14 @@ from fusion_core.train.optimizer import clipped as clipped
 from fusion_core.train.optimizer import grow_optimizer_state as grow_optimizer_state
 from fusion_core.train.optimizer import grow_states as grow_states
 from fusion_core.train.optimizer import preconditioner as preconditioner
-from fusion_core.train.run import Cadence as Cadence
-from fusion_core.train.run import Training as Training
+from fusion_core.train.state_files import DamagedCheckpoint as DamagedCheckpoint
+from fusion_core.train.state_files import load_state as load_state
+from fusion_core.train.state_files import save_state as save_state
 from fusion_core.train.step import TrainState as TrainState
 from fusion_core.train.step import displacement as displacement
 from fusion_core.train.step import evaluate_step as evaluate_step
 from fusion_core.train.step import init_state as init_state
 from fusion_core.train.step import train_steps as train_steps
 from fusion_core.train.store import Checkpoints as Checkpoints
+from fusion_core.train.training import Cadence as Cadence
+from fusion_core.train.training import Training as Training

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.train.checkpoint import DamagedCheckpoint, load_state, save_state
 from fusion_core.train.loop import TrainingDiverged
+from fusion_core.train.state_files import DamagedCheckpoint, load_state, save_state
 from fusion_core.train.step import TrainState
 
 NAME = re.compile(r"step-(\d+)\.safetensors")

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 from deepfusion.pages.drawing import draw_losses, draw_theory, look, spread_labels
 from deepfusion.pages.report import write_report
 from deepfusion.pages.summary import arm_rows, lines, pair_rows, percent, reference_of
-from fusion_core.runs.compare import compare
+from fusion_core.runs.compare import compare_arms
 from tests.strategies.results import SENTENCE, STEP, one_seed, results
 
 
@@ -51,7 +51,7 @@ def test_an_arm_that_ends_above_another_says_what_the_other_needed():
     nodes = one_seed(0)
     shift = lambda points: [(step, loss + 1.0) for step, loss in points]
     nodes["grown"]["validation_loss"] = shift(nodes["grown"]["validation_loss"])
-    found = results() | {"nodes": nodes, "comparison": compare([nodes], 300 * STEP)}
+    found = results() | {"nodes": nodes, "comparison": compare_arms([nodes], 300 * STEP)}
     said = "\n".join(lines(found))
     assert " above; its loss was not reached, and it reached the loss of “grown” with " in said
     assert "not reached" in next(row for row in pair_rows(found) if row[:2] == ("grown", "scratch"))
@@ -108,7 +108,7 @@ def test_sources_have_the_colour_of_what_grew_from_them():
 def test_arms_that_end_far_apart_share_one_panel():
     nodes = one_seed(0)
     nodes["scratch"]["validation_loss"] = nodes["scratch"]["validation_loss"][:3]
-    found = results() | {"nodes": nodes, "comparison": compare([nodes], None)}
+    found = results() | {"nodes": nodes, "comparison": compare_arms([nodes], None)}
     assert len(draw_losses(found).axes) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_run_without_evaluations_has_a_page_too(tmp_path):
     nodes = copy.deepcopy(one_seed(0))
     for node in nodes.values():
         node["validation_loss"], node["final"] = [], None
-    found = json.loads(json.dumps(results() | {"nodes": nodes, "comparison": compare([nodes], None)}))
+    found = json.loads(json.dumps(results() | {"nodes": nodes, "comparison": compare_arms([nodes], None)}))
     assert lines(found) == ["No arm of this plan ends with a network that was trained and evaluated."]
     assert "<!--" not in write_report(found, tmp_path).read_text(encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusion_core.runs import compare
+from fusion_core.runs import compare_arms
 from fusion_core.runs.compare import arm_of, arms_of
 
 
@@ -62,7 +62,7 @@ def test_a_curve_goes_back_to_the_last_growth_or_the_random_start():
 
 def test_savings_are_at_the_other_arms_final_loss_with_sources_paid_and_given():
     """Loss 2 is half-way between 20 and 60 FLOPs (40 of scratch's 80), and 20 of the 40 are the source's."""
-    found = compare([run()], 80.0)
+    found = compare_arms([run()], 80.0)
     saving = next(s for s in found["savings"] if (s["arm"], s["other"]) == ("ours", "scratch"))
     assert saving["flops_paid"]["mean"] == pytest.approx(1 - 40 / 80)
     assert saving["flops_given"]["mean"] == pytest.approx(1 - 20 / 80)
@@ -77,7 +77,7 @@ def test_savings_are_at_the_other_arms_final_loss_with_sources_paid_and_given():
 
 
 def test_seeds_give_means_standard_errors_and_paired_differences():
-    found = compare([run(), run(shift=0.5)], None)
+    found = compare_arms([run(), run(shift=0.5)], None)
     scratch = next(arm for arm in found["arms"] if arm["name"] == "scratch")
     assert scratch["loss"] == {"mean": 2.25, "standard_error": pytest.approx(0.25), "values": [2.0, 2.5]}
     assert scratch["share"] is None

@@ -212,6 +212,20 @@ def test_the_schedule_multiplies_the_rates(states, measured):
     assert found == pytest.approx(measured, rel=1e-9)
 
 
+def test_a_network_that_grows_alone_has_the_terms_of_two_equal_sources(states):
+    """By the operator's map, of one network; but one source costs half of two."""
+    optimizer = optax.sgd(1.0)
+    state = init_state(states[0].params, optimizer, RATE)
+    networks = [TrainedNetwork(loss, optimizer, FLOPS[name]) for name in ("small", "large")]
+    alone = fc.growth_map(SMALL, "deep_fusion", factor=2)
+    found = GrowthMeter(*networks, alone, FACTORS).measure([state], UPDATES, PROBES)
+    wanted = GrowthMeter(*networks, MAPPING, FACTORS).measure([state, state], UPDATES, PROBES)
+    assert abs(found["conflict"]) > 1e-9
+    for name, term in found.items():
+        times = 2 if name.startswith("small_rate") else 1
+        assert term == pytest.approx(times * wanted[name], rel=1e-6, abs=1e-15), name
+
+
 def test_equally_many_updates_and_probes_are_needed_and_two_at_least(meter, states):
     with pytest.raises(
         fc.InputError, match="1 update and 1 probe batches; standard errors need equally many, at least 2"

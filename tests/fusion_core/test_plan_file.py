@@ -4,9 +4,10 @@ import jax
 import pytest
 
 import fusion_core as fc
+from fusion_core.models.t5 import parameter_shapes
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs import costs, read_plan, resolve
-from fusion_core.runs.cost import shapes_of, tree_bytes
+from fusion_core.runs.cost import tree_bytes
 from fusion_core.text.span_corruption import window_length
 from fusion_core.train import adafactor
 from tests.strategies.plans import ARMS, BUDGET, GROWN, HEAD, SOURCES
@@ -160,7 +161,7 @@ def test_the_cost_of_a_plan_is_counted_from_the_shapes(plan_of):
     assert a.flops == pytest.approx(20 * step_flops(config, 4, 16, window_length(16, 0.15, 3.0)[1]))
     assert a.hours == pytest.approx(a.flops / 1e9 / 3600)
     assert a.parameter_bytes == 4 * a.parameters == a.gradient_bytes
-    state = jax.eval_shape(adafactor().init, shapes_of(config))
+    state = jax.eval_shape(adafactor().init, parameter_shapes(config))
     assert a.optimizer_bytes == tree_bytes(state) < a.parameter_bytes
     assert a.activation_bytes > 0
     assert found["fused"].flops == 0

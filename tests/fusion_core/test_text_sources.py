@@ -15,7 +15,7 @@ import fusion_core as fc
 from fusion_core.text import DataSource, SpanCorruption, StreamedSpans, TextList, merge_states
 from fusion_core.text.examples import ExampleBatches
 from fusion_core.text.sources import first_batches
-from fusion_core.train.run import merged_position
+from fusion_core.train.training import merged_position
 from tests.strategies.texts import documents, tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -110,7 +110,7 @@ import jax
 rank, port, states = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
-from fusion_core.train.run import merged_position
+from fusion_core.train.training import merged_position
 print(json.dumps(merged_position(states[rank])))
 """
 

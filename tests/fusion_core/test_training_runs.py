@@ -28,10 +28,10 @@ from fusion_core.train import (
     save_state,
     t5_loss,
 )
-from fusion_core.train.checkpoint import DamagedCheckpoint, load_state
 from fusion_core.train.devices import devices_for
 from fusion_core.train.distributed import COORDINATOR, PROCESS, PROCESSES
 from fusion_core.train.metrics import TensorBoard
+from fusion_core.train.state_files import DamagedCheckpoint, load_state
 from fusion_core.train.step import summed_gradients
 from tests.strategies import runs, training
 from tests.strategies.networks import batch_of, tiny

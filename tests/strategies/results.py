@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fusion_core.runs.compare import compare
+from fusion_core.runs.compare import compare_arms
 
 STEP = 1e9  # FLOPs of a step of a small network; of a grown one three times that
 SENTENCE = "The trial at step 40 won."
@@ -72,6 +72,6 @@ def results(seeds=1, extra=0, *, theory=False):
         "name": "a plan",
         "nodes": found[0],
         "seeds": {str(seed): nodes for seed, nodes in enumerate(found)} if seeds > 1 else {},
-        "comparison": compare(found, 300 * STEP),
+        "comparison": compare_arms(found, 300 * STEP),
         "provenance": {"versions": {"jax": "1"}, "devices": ["cpu: cpu"], "commit": None, "created": "now"},
     }
