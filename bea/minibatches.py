@@ -86,7 +86,7 @@ def minibatch_term(
       total: number of batches m in an epoch, at least n; if None, 1/m is 0.
 
     Returns:
-      A ``MinibatchTerm``. Costs 2 n gradients of a batch, and memory for two trees whatever n is.
+      A ``MinibatchTerm``. Costs 2 n gradients of a batch, and memory for two trees, for any n.
 
     Raises:
       ValueError: fewer than three batches, total below them, step_size not positive and finite, no common leading axis,

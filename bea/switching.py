@@ -138,7 +138,7 @@ def optimal_growth_step(
     """Return the root of the switching function at which the final loss is lowest.
 
     Every evaluation gives the final loss and its slope in the growth step, so between the steps evaluated the curve is
-    a cubic. The next evaluation is where the cubics are lowest; S = 0 there unless it is an end of the run. (A plain
+    a cubic. The next evaluation is at the cubics' minimum; S = 0 there unless it is an end of the run. (A plain
     search for a root of S would stop at the first of several.)
 
     Args:
@@ -196,7 +196,7 @@ def optimal_growth_step(
 
 
 def _lowest(known: dict[int, tuple[float, float]]) -> tuple[int, float]:
-    """Return where the piecewise cubic through losses and slopes is lowest, on whole steps."""
+    """Return the minimum, on whole steps, of the piecewise cubic through losses and slopes: (step, loss)."""
     steps = sorted(known)
     best = min(steps, key=lambda s: known[s][0])
     lowest = (best, known[best][0])

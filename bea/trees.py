@@ -78,7 +78,7 @@ class Tree(str):
         return f"Tree({str(self)!r})"
 
     def sort_key(self) -> tuple:
-        """Order of the enumeration: by number of nodes, then by the children from the largest down, then by colour."""
+        """Return the key of the enumeration: number of nodes, then the children from the largest down, then the colour."""
         return _sort_key(self)
 
     @property

@@ -57,7 +57,7 @@ def text(documents: list[str]) -> tuple[SpanCorruption, SpanCorruption]:
 
 
 def trained(trainer: Trainer, state: TrainState, data: SpanCorruption, steps: int) -> Any:
-    """Return the parameters after a training by the engine, whose folder goes away with it."""
+    """Return the parameters after a training by the engine in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         training = Training(
             name="source",

@@ -6,7 +6,7 @@ A figure is a module. Its docstring is the caption, with a paragraph on what one
 * ``DEPENDS``: the packages of ours whose code its numbers depend on;
 * ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
 * ``draw(results) -> Figure``, which computes nothing;
-* ``finding(results) -> str``: one sentence, from the numbers, on whether one sees what the caption promises.
+* ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts.
 """
 
 from types import ModuleType

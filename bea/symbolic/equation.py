@@ -19,8 +19,7 @@ Values multiply pointwise, so with t = u ∘ v (see :mod:`bea.trees`) and one ro
 where (K, w) is the tableau of p repeats of the step with w in place of its weights: *the modified equation has the
 elementary weights of one larger Runge–Kutta "method"*. All trees of an order are one array operation.
 
-Arithmetic is modulo 2^64 where the numerators are proven to fit (:func:`fits_64_bits`), and on Python integers
-elsewhere.
+Arithmetic is modulo 2^64 if the numerators are proven to fit (:func:`fits_64_bits`), else on Python integers.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Factored:
     shape: tuple[int, ...]
 
     def whole(self) -> Array:
-        """Return the second moments that the factors stand for: ``row · column / mean(row)``."""
+        """Return the second moments that the factors represent: ``row · column / mean(row)``."""
         axes = factored_axes(self.shape)
         if axes is None:
             return self.v

@@ -58,7 +58,7 @@ def _copies(selection: Selection) -> int:
 
 
 def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
-    """Return normal numbers with zeros where a source's own block stands."""
+    """Return normal numbers, with zeros in the sources' own blocks."""
     drawn = np.random.default_rng((seed, array)).standard_normal(rule.shape)
     for placement in rule.placements():
         drawn[placement.put] = 0
