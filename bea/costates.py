@@ -1,4 +1,4 @@
-"""The costate: what a push at the growth event does to the loss at the end of the budget."""
+"""The costate: the derivative of the loss at the end of the budget in the parameters at the growth event."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,8 +26,8 @@ class Costate(NamedTuple):
 def run_phase(phase: Phase, params: Params) -> Params:
     """Return the params after all steps of a phase; differentiable in reverse mode with memory for about 2√n points.
 
-    The steps are grouped in ⌊√n⌋ at a time, and reverse mode keeps the start of every group and, while it goes back
-    through one, the points of that one: about one run of the phase more.
+    The steps are run in groups of ⌊√n⌋. Reverse mode keeps the start of every group, and recomputes the points of one
+    group at a time: about one run of the phase more.
     """
     field = checked(phase.field)
     group = max(1, int(phase.steps**0.5))
@@ -52,7 +52,7 @@ def costate(phase: Phase, loss: Loss, params: Params) -> Costate:
 
     Args:
       phase: the grown phase, n steps of size h along f.
-      loss: L; of a batch, or of held-out data.
+      loss: L, of a batch or of held-out data.
       params: Θ at the event.
 
     Returns:

@@ -3,9 +3,9 @@ r"""Elementary differentials on pytrees, and sums of them over rooted trees.
 .. math:: F([t_1, \dots, t_k]_c)(\theta) = f_c^{(k)}(\theta)\bigl(F(t_1)(\theta), \dots, F(t_k)(\theta)\bigr)
 
 No derivative is ever formed. A sum over trees is evaluated from the root: all trees that differ in their last child only
-share one derivative along the sum of what these children stand for, and ``f'a + f''(u, b)`` is one derivative of
-``(θ, u) ↦ f'(θ)u`` along ``(b, a)``. What two derivatives have in common (the same point, the same direction) the
-compiler shares when all is jitted.
+share one derivative along the weighted sum of these children's differentials, and ``f'a + f''(u, b)`` is one derivative
+of ``(θ, u) ↦ f'(θ)u`` along ``(b, a)``. Under jit the compiler shares what two derivatives have in common (the same point,
+the same direction).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Differentials:
     Args:
       fields: f_0, f_1, …; colour c of a tree stands for ``fields[c]``.
       params: θ.
-      names: how errors call field number c.
+      names: name of field number c in errors, as a format string.
     """
 
     def __init__(self, fields: Sequence[Field], params: Params, names: str = "field"):
@@ -53,7 +53,7 @@ class Differentials:
         groups: dict[int, dict[tuple[Tree, ...], dict[Tree, Any]]] = {}
         terms: list[tuple[Any, Params]] = []
         for tree, weight in weights.items():
-            if tree.order <= 2:  # these occur again and again
+            if tree.order <= 2:  # these occur in many trees, and are computed once
                 continue
             *inner, last = tree.children
             groups.setdefault(tree.colour, {}).setdefault(tuple(inner), {})[last] = weight
@@ -77,7 +77,7 @@ class Differentials:
             if not inner:
                 continue
             weight: Any = 1.0
-            if len(lasts) == 1:  # the direction itself, not a multiple of it: its derivative may be there already
+            if len(lasts) == 1:  # the direction itself, not a multiple of it: its derivative may be computed already
                 ((last, weight),) = lasts.items()
                 direction = self(last)
             else:

@@ -23,17 +23,17 @@ def flow(field: Field, params: Params, time: Number, *, rtol: float, atol: float
 
     Args:
       field: f; ``params -> velocity``.
-      params: where the flow starts; any pytree of floating arrays.
-      time: how long to follow it, in units of step size; negative flows backwards.
-      rtol, atol: tolerated error per solver step, relative and absolute (in units of params). Orders of accuracy want
-        float64 and about 1e-12.
-      max_steps: solver steps before giving up.
+      params: start of the flow; any pytree of floating arrays.
+      time: length of the flow, in units of step size; if negative, the flow is backwards.
+      rtol, atol: tolerated error per solver step, relative and absolute (in units of params). To measure orders of
+        accuracy, use float64 and about 1e-12.
+      max_steps: largest number of solver steps.
 
     Returns:
-      θ(time), a tree like params. When the solver fails INSIDE jit, where nothing can be raised, every entry is NaN.
+      θ(time), a tree like params. If the solver fails INSIDE jit, where nothing can be raised, every entry is NaN.
 
     Raises:
-      FlowError: the solver fails (the field blows up, is stiff or not finite); says what to do.
+      FlowError: the solver fails (the field blows up, is stiff or not finite); the message has the remedy.
       ValueError: time or an entry of params is not finite, a tolerance is not positive, or is finer than the dtype of
         params resolves.
       TypeError: a leaf is not floating.
@@ -79,7 +79,7 @@ def flow(field: Field, params: Params, time: Number, *, rtol: float, atol: float
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredOrder:
-    """A straight line through log error against log step size.
+    """The straight line fitted to log error against log step size.
 
     Attributes:
       slope: the order; ``error ≈ C h^slope``.
@@ -99,8 +99,8 @@ def measured_order(
 
     Args:
       error_of_step_size: ``h -> error``, a positive scalar.
-      step_sizes: at least three different positive sizes, small enough for the leading term to lead and large enough
-        for its error to stand above rounding.
+      step_sizes: at least three different positive sizes, small enough for the leading term to dominate and large enough
+        for the error to exceed rounding.
 
     Returns:
       A ``MeasuredOrder``: slope, residual and points.

@@ -57,7 +57,7 @@ def directional_derivative(field: Field, params: Params, direction: Params) -> P
 
 
 def lie_bracket(f: Field, g: Field) -> Field:
-    r"""Return how much the flows of two fields fail to commute.
+    r"""Return the Lie bracket of two fields, which measures how far their flows are from commuting.
 
     .. math:: [f, g] = g' f - f' g
 

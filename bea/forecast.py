@@ -1,4 +1,4 @@
-"""Looking ahead: the loss that a phase ends with, from a dozen linearisations instead of all its steps."""
+"""Forecast of the loss at the end of a phase, from a dozen linearisations instead of all its steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -23,8 +23,8 @@ class LookAhead(NamedTuple):
 
     Attributes:
       loss: loss at its end.
-      uncertainty: uncertainty of that loss, from how far the quadratic models missed the loss where they led: root of the
-        sum of the squared relative misses, times the loss. Re-linearising corrects part of every miss, so it is cautious.
+      uncertainty: uncertainty of that loss: root of the sum of the squared relative errors of the quadratic models at their
+        steps' ends, times the loss. Each new linearisation corrects part of these errors, so it is an overestimate.
       params: params at the end.
       times: steps done at every re-linearisation, 0 first and the whole phase last.
       losses: losses at these times.
@@ -40,7 +40,7 @@ class LookAhead(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """One sentence: how it was obtained and where it is out of its domain."""
+        """One sentence on how the forecast was obtained and where it does not hold."""
         loss, error, steps = float(self.loss), float(self.uncertainty), float(self.times[-1])
         count = len(self.times) - 1
         sentence = (
@@ -62,7 +62,8 @@ def hessian(loss: Loss) -> Curvature:
 def gauss_newton(predict: Callable[[Params], Array], output_loss: Callable[[Array], Array]) -> Curvature:
     """Return ``G = JᵀH_outJ`` of ``output_loss(predict(params))`` as a curvature: nonnegative if that is convex in the outputs.
 
-    Forecasts are of first order, since G leaves out how J turns; for networks whose Hessian is of little use (ReLU).
+    Forecasts are of first order, since G leaves out the derivative of J; for networks with ReLU, whose Hessian is of
+    little use.
     """
     slope = jax.grad(output_loss)
 
@@ -88,31 +89,32 @@ def look_ahead(
     ratio: float = 1.5,
     krylov: int = 16,
 ) -> LookAhead:
-    r"""Forecast of the loss after ``steps`` steps of (preconditioned) gradient descent.
+    r"""Return a forecast of the loss after ``steps`` steps of (preconditioned) gradient descent.
 
     .. math:: \Theta \leftarrow \Theta - h M^{1/2} q_\tau(h M^{1/2} A M^{1/2}) M^{1/2} g, \qquad
               q_\tau(x) = \frac{1 - (1 - x)^\tau}{x}
 
-    τ steps of descent on the quadratic model of curvature A at once, with τ growing by ``ratio`` and g and A taken anew
-    each time, so that the number of linearisations does not grow with the phase. With the Hessian for A this is the
-    exponential Rosenbrock-Euler method of second order (negative curvature adds half to q at most: the loss does not
-    let a network go on along it), with Gauss-Newton's matrix an exponential Euler method. q is applied by Lanczos,
-    started from g. Where such a step would raise the loss (far from a minimum the model reaches further than it holds)
-    the lowest of it, of the same with |A| for A, and of that with τ/10 is taken.
+    Each update is τ steps of descent on the quadratic model of curvature A at once; τ grows by ``ratio`` and g and A are
+    computed anew each time, so that the number of linearisations does not grow with the phase. With the Hessian for A this
+    is the exponential Rosenbrock-Euler method of second order (negative curvature adds half to q at most, since the loss
+    bends up again along it), with Gauss-Newton's matrix an exponential Euler method. q is applied by Lanczos, started from
+    g. If such a step would raise the loss (far from a minimum the model does not hold over τ steps), the best of it, of the
+    same step with |A| for A, and of that with τ/10 is taken.
 
     Args:
       loss: E, of the batch that the flow follows.
-      params: Θ now: for growing now, just after the event.
+      params: Θ at the start of the phase; to forecast growth, just after the event.
       step_size: h.
-      steps: n ≥ 0, how many; may be traced.
+      steps: number of steps n ≥ 0; may be traced.
       metric: M, a tree like params of rates (block factors, or a frozen preconditioner), a number or an array a leaf;
         if None, M = 1.
-      curvature: A with g; if None, ``hessian(loss)``; another is ``gauss_newton(predict, output_loss)``.
-      evaluate: loss that is reported, of fresh data for an honest forecast; if None, the loss itself. ``losses`` and the
+      curvature: function that returns g and A, such as ``gauss_newton(predict, output_loss)``; if None,
+        ``hessian(loss)``.
+      evaluate: loss that is reported, of fresh data for an unbiased forecast; if None, the loss itself. ``losses`` and the
         uncertainty are always of the loss that is followed.
-      relinearisations: static.
+      relinearisations: number of linearisations; static.
       ratio: ratio of each τ to the one before.
-      krylov: Lanczos vectors a linearisation, static.
+      krylov: number of Lanczos vectors for each linearisation; static.
 
     Returns:
       ``LookAhead``; it can be jitted and vmapped.
@@ -148,7 +150,7 @@ def look_ahead(
         values, vectors = tridiagonal.eigh()
         length = jnp.sqrt(jnp.vdot(start, start))
         weights = length * vectors[0]  # of the start in the eigenvectors of T
-        # the second reads negative curvature as positive, the third goes a tenth of the way
+        # the second try takes the absolute value of the curvature, the third is a tenth as long
         tries = [(h * values, tau), (h * jnp.abs(values), tau), (h * jnp.abs(values), jnp.round(tau / 10))]
         moves = jnp.stack([h * decayed_steps(x, t) * weights for x, t in tries])
         ends = flat - root * ((moves @ vectors.T) @ tridiagonal.basis)
@@ -178,11 +180,11 @@ def look_ahead(
 def decayed_steps(x: Array, tau: Array) -> Array:
     """Return ``q_τ(x) = (1 − (1 − x)^τ) / x`` for whole τ ≥ 0, with ``q_τ(0) = τ``, bounded outside of [0, 2].
 
-    Beyond x = 2 descent diverges on the model, and the loss keeps a network out of there: ``|1 − x|`` counts as 1 at
-    most. Below 0 it is ``τ (1 + ½ min(|x| τ, 1))``.
+    Beyond x = 2 descent on the model diverges, but a network soon leaves that region: ``|1 − x|`` is bounded by 1. Below
+    0 the value is ``τ (1 + ½ min(|x| τ, 1))``.
     """
     positive = jnp.where(x > 0, x, 1.0)
-    # log1p where 1 − x would round away what there is of a small x
+    # log1p, because 1 − x would round a small x away
     near = jnp.log1p(-jnp.clip(positive, 0.0, 0.5))
     far = jnp.log(jnp.clip(jnp.abs(1 - positive), jnp.finfo(x.dtype).tiny, 1.0))
     logarithm = jnp.where(positive < 0.5, near, far)

@@ -35,8 +35,8 @@ class QuadraticModel(NamedTuple):
     def best_step_size(self) -> Array:
         r"""Return ``h* = −⟨g, u⟩ / uᵀHu``, where the model is lowest.
 
-        Two cases have no positive finite optimum: 0 where u does not descend (⟨g, u⟩ ≥ 0), else inf where the
-        curvature is not positive and the model falls for ever.
+        Two cases have no positive finite optimum: the value is 0 if u does not descend (⟨g, u⟩ ≥ 0), else inf if the
+        curvature is not positive and the model is unbounded below.
         """
         positive = self.curvature > 0
         best = jnp.where(positive, -self.slope / jnp.where(positive, self.curvature, 1.0), jnp.inf)
@@ -47,7 +47,7 @@ def quadratic_model(loss: Loss, params: Params, direction: Params) -> QuadraticM
     """Return the quadratic model of a loss along a direction, by one Hessian-vector product.
 
     Args:
-      loss: E; for an honest prediction on another batch than the one that the direction was computed from.
+      loss: E; for an unbiased prediction on another batch than the one that the direction was computed from.
       params: θ.
       direction: u, a tree like params.
 
@@ -82,7 +82,7 @@ def best_step_size(loss: Loss, params: Params, direction: Params) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class GreedyDecision:
-    """When to grow, and why.
+    """The greedy rule's decision when to grow.
 
     Attributes:
       step: the training step; None if it is not within this record.
@@ -102,14 +102,14 @@ def greedy_growth_step(
 ) -> GreedyDecision:
     """Return the first recorded step at which the grown network is predicted to learn faster per FLOP than the small ones.
 
-    Grow where ``grown rate ≥ small rate`` and the grown rate is positive, both as medians over the last ``window``
-    records. The rule sees present rates only, hence "greedy": it tends to grow early (theory.md, sections 4 and 6).
+    The rule is to grow if ``grown rate ≥ small rate`` and the grown rate is positive, both as medians over the last
+    ``window`` records. It uses present rates only, hence "greedy", and tends to grow early (theory.md, sections 4 and 6).
 
     Args:
       steps: training steps of the records, increasing.
-      small_rates, grown_rates: predicted loss decrease per FLOP at these steps, of the small networks and of what
-        their fusion would be (``predicted_decrease`` over FLOPs per step).
-      window: records in the median; rates from single batches are noisy. No decision falls before the first full
+      small_rates, grown_rates: predicted loss decrease per FLOP at these steps, of the small networks and of their
+        fusion (``predicted_decrease`` over FLOPs per step).
+      window: number of records in the median; rates from single batches are noisy. No decision is before the first full
         window.
 
     Returns:

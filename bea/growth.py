@@ -1,4 +1,4 @@
-"""Growth events: a linear map between parameter spaces, and what the small phase looks like from the grown one."""
+"""Growth events: a linear map between parameter spaces, and the small phase as a field on the grown one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from bea.pytrees import Field, Loss, Number, Params, axpy, check_floating, check
 
 @runtime_checkable
 class LinearMap(Protocol):
-    """J with its transpose and its pseudo-inverse, as ``fusion_core``'s maps of a growth have them."""
+    """A map J with its transpose and its pseudo-inverse, such as ``fusion_core.GrowthMap``."""
 
     def embed(self, small: Any, /) -> Any:
         """Return Jθ."""
@@ -37,7 +37,7 @@ class GrowthEvent:
     Attributes:
       embed: J; ``small params -> grown params``, linear.
       transpose: Jᵀ; ``grown -> small`` with ``⟨Jθ, Θ⟩ = ⟨θ, JᵀΘ⟩``.
-      pinv: J⁺; ``grown -> small``, the pseudo-inverse (of least norm where J has a kernel, as averaged biases do).
+      pinv: J⁺; ``grown -> small``, the pseudo-inverse (of least norm if J has a kernel, as for averaged biases).
 
     ``GrowthEvent.of(mapping)`` takes all three from a map; ``GrowthEvent.from_linear(embed, example_small)`` derives the
     last two from the first.
@@ -70,7 +70,7 @@ class GrowthEvent:
         Args:
           embed: J; ``small params -> grown params``.
           example_small: small params, of which only the tree, shapes and dtypes matter.
-          pinv: J⁺ where it is known in closed form.
+          pinv: J⁺, if it is known in closed form; if None, it is computed by conjugate gradients.
 
         Raises:
           ValueError: embed is not linear (probed at two random points and at zero), with the size of the misfit.
@@ -90,11 +90,11 @@ class GrowthEvent:
         return cls(embed, transpose, pinv or _least_norm_inverse(embed, transpose))
 
     def push(self, field: Field) -> Field:
-        """Return the small phase as it is seen in the grown space: ``Θ ↦ J f_s(J⁺Θ)``.
+        """Return the small phase as a field on the grown space: ``Θ ↦ J f_s(J⁺Θ)``.
 
         On the image of J this is THE velocity of the small phase. Off the image it is one of many continuations
-        (constant along the normals to the image), and the bracket with a field that points off the image depends on
-        which is taken; the composite of the phases, which starts on the image, does not.
+        (constant along the normals to the image), and the bracket with a field that points off the image depends on the
+        choice; the composite of the phases, which starts on the image, does not.
         """
         return lambda grown: self.embed(field(self.pinv(grown)))
 
@@ -106,8 +106,8 @@ class GrowthEvent:
         """Return ``−P ∇L``: the small phase of gradient descent, when growth preserves the function (``L∘J = L_s``).
 
         It agrees with ``push(gradient_field(L_s))`` on the image of J and continues it off the image, as gradient
-        descent on the same landscape under the metric P. Its bracket with ``−∇L`` is the commutator ``(H P − P H)
-        ∇L``, which leaves L unchanged at that order.
+        descent on L under the metric P. Its bracket with ``−∇L`` is the commutator ``(H P − P H) ∇L``, which leaves L
+        unchanged at that order.
         """
         descent = gradient_field(loss)
         return lambda grown: self.metric(descent(grown))
@@ -124,7 +124,7 @@ class GrowthEvent:
     def loss_conflict(
         self, small_field: Field, grown_field: Field, loss: Loss, h1: Number, h2: Number, params: Params
     ) -> Array:
-        r"""Return what the conflict of the two phases does to the grown loss, at leading order; positive raises the loss.
+        r"""Return the change of the grown loss by the conflict of the two phases, at leading order.
 
         .. math:: \tfrac12\, h_1 h_2\, \langle \nabla L, [f_1, f_2] \rangle, \qquad f_1 = J f_s J^+
 
@@ -150,10 +150,10 @@ class GrowthEvent:
     def integrability_defect(
         self, small_field: Field, grown_field: Field, params: Params, *, probes: int, key: Array
     ) -> IntegrabilityDefect:
-        """Return how far the conflict of the two phases is from the gradient of a loss: ``bea.integrability_defect`` of it.
+        """Return ``bea.integrability_defect`` of the conflict of the two phases: how far it is from a gradient.
 
         Args:
-          small_field, grown_field: as ``conflict`` takes them.
+          small_field, grown_field: as for ``conflict``.
           params: Θ in the grown space.
           probes, key: number of random vectors, at least 2, and their random key.
         """

@@ -1,4 +1,4 @@
-"""How far a field is from being a gradient, by random probes of its Jacobian."""
+"""The distance of a field from gradients, estimated by random probes of its Jacobian."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class IntegrabilityDefect(NamedTuple):
     """An estimate of ``‖A‖_F / ‖J‖_F``, with ``A = (J − Jᵀ)/2`` the antisymmetric part of a Jacobian J.
 
     Attributes:
-      value: the estimate, in [0, 1] up to its error: 0 for a gradient, 1 for a field that only turns.
+      value: the estimate, in [0, 1] up to its error: 0 for a gradient, 1 for a pure rotation.
       standard_error: standard error of ``value``, from the spread of the probes (to first order in it).
       antisymmetric: the estimate of ``‖A‖_F``.
       jacobian: the estimate of ``‖J‖_F``.
@@ -26,7 +26,7 @@ class IntegrabilityDefect(NamedTuple):
 
 
 def integrability_defect(field: Field, params: Params, *, probes: int, key: Array) -> IntegrabilityDefect:
-    r"""Return how far a field is from a gradient at a point: it has a potential near there if and only if this is 0.
+    r"""Return how far a field is from a gradient at a point; it is 0 all around it if and only if there is a potential.
 
     .. math:: \frac{\|A\|_F}{\|J\|_F}, \qquad A = \tfrac12 (J - J^T), \qquad
               \|A\|_F^2 = \mathbb E\, \|A z\|^2, \quad \|J\|_F^2 = \mathbb E\, \tfrac12 (\|J z\|^2 + \|J^T z\|^2)
@@ -35,9 +35,9 @@ def integrability_defect(field: Field, params: Params, *, probes: int, key: Arra
     ``r = ā/b̄``, the value is √r and its standard error ``√(Σ (a_i − r b_i)² / (k (k − 1))) / (2 b̄ √r)``.
 
     Args:
-      field: ``params -> velocity``; for a modified field pass the correction alone, whose defect says how far from a
-        modified loss it is.
-      params: θ, where J is taken.
+      field: ``params -> velocity``; for a modified field pass the correction alone, whose defect is its distance from
+        modified losses.
+      params: θ, the point of J.
       probes: k ≥ 2 random vectors; each costs one ``jvp`` and one ``vjp`` of the field, one after the other in memory.
       key: random key of the vectors, ``jax.random.key(seed)``.
 

@@ -1,4 +1,4 @@
-"""Lanczos: a small tridiagonal matrix in place of a large symmetric one, of which only products are used."""
+"""Lanczos: a small tridiagonal matrix in place of a large symmetric one, from products with it alone."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Operator = Callable[[Float[Array, " dim"]], Float[Array, " dim"]]
 
 
 class Tridiagonal(NamedTuple):
-    r"""``A V ≈ V T`` with orthonormal rows of V, the first along the start, and T tridiagonal.
+    r"""Orthonormal vectors V, the first along the start, and a tridiagonal matrix T with ``A V ≈ V T``.
 
     Attributes:
       basis: V as rows, (steps, dim).
@@ -37,15 +37,15 @@ class Tridiagonal(NamedTuple):
 
 
 def lanczos(operator: Operator, start: Float[Array, " dim"], steps: int) -> Tridiagonal:
-    """Tridiagonalise A by ``steps`` products with it, each new vector made orthogonal to all before it twice, against rounding.
+    """Tridiagonalise A by ``steps`` products with it.
 
-    Where the Krylov space ends early (A has few different eigenvalues in the start) the further vectors are zero, which
-    no function of A applied to the start notices.
+    Each new vector is made orthogonal to all before it twice, against rounding. If the Krylov space is smaller (the start
+    has few different eigenvalues of A) the further vectors are zero, which changes no function of A applied to the start.
 
     Args:
       operator: ``v -> A v``, symmetric.
-      start: where the space starts; any length but zero (a zero start gives zeros).
-      steps: m ≥ 1, static; memory is m vectors.
+      start: first vector of the Krylov space, of any length (a zero start gives zeros).
+      steps: number of vectors m ≥ 1, static; memory is m vectors.
 
     Source: Golub & Van Loan (2013), section 10.1.
     """
@@ -77,10 +77,10 @@ class Eigenvalue(NamedTuple):
     """An eigenvalue by Lanczos.
 
     Attributes:
-      value: in units of loss per params² (per metric).
-      uncertainty: the residual |Av − λv|: some eigenvalue of A lies within it. Lanczos approaches the largest from
-        below, so of a largest one it is the one-sided error as a rule.
-      products: Hessian-vector products spent.
+      value: the eigenvalue, in units of loss per params² (per metric).
+      uncertainty: the residual |Av − λv|: some eigenvalue of A lies within it. Lanczos approaches the largest eigenvalue
+        from below, so its error is one-sided as a rule.
+      products: number of Hessian-vector products.
     """
 
     value: Array
@@ -89,7 +89,7 @@ class Eigenvalue(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """One sentence: how it was obtained and where it is out of its domain."""
+        """One sentence on how the eigenvalue was obtained and where it does not hold."""
         value, error = float(self.value), float(self.uncertainty)
         sentence = f"The largest curvature is {value:.4g} ± {error:.1g} by {self.products} steps of Lanczos"
         if error > 0.1 * abs(value):
@@ -100,7 +100,7 @@ class Eigenvalue(NamedTuple):
 def largest_eigenvalue(
     loss: Loss, params: Params, *, steps: int = 20, metric: Params | None = None, seed: int = 0
 ) -> Eigenvalue:
-    r"""Return the largest eigenvalue of the Hessian, or of ``M^½ H M^½``: gradient descent is stable where ``h λ_max < 2``.
+    r"""Return the largest eigenvalue of the Hessian, or of ``M^½ H M^½``: gradient descent is stable if ``h λ_max < 2``.
 
     Args:
       loss: E.

@@ -1,4 +1,4 @@
-"""What minibatches add to the modified loss, exactly over given batches and estimated from a sample of them."""
+"""The term of minibatches in the modified loss, exactly over given batches and estimated from a sample of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def minibatch_modified_loss(batch_loss: BatchLoss, batches: Any, step_size: Numb
 
 
 class MinibatchTerm(NamedTuple):
-    """The minibatch term of the modified loss, estimated.
+    """An estimate of the minibatch term of the modified loss.
 
     Attributes:
       value: ``(h/4m) Σ_k ‖∇E_k − ∇E‖²``, in units of the loss.
@@ -75,18 +75,18 @@ def minibatch_term(
 
     (S² estimates the variance with divisor m − 1 of m batches drawn from without replacement.) The standard error is the
     jackknife's, ``h/4 (1 − 1/m) √(1 − n/m) √((n−1)/n Σ (S²_{−k} − mean)²)``: leaving batch k out changes S² by
-    ``−n/((n−1)(n−2)) (d_k − d̄)`` with ``d_k = ‖g_k − ḡ‖²``. When the sample is everything, n = m, the value is exact
-    and the error 0.
+    ``−n/((n−1)(n−2)) (d_k − d̄)`` with ``d_k = ‖g_k − ḡ‖²``. If the sample is all batches, n = m, the value is exact and
+    the error 0.
 
     Args:
       batch_loss: ``(params, batch) -> E_k``.
       batches: the sample: a tree of arrays whose leading axis counts the n ≥ 3 batches.
       params: θ.
       step_size: h > 0.
-      total: m, the number of batches in an epoch, at least n; if None, 1/m is taken as 0.
+      total: number of batches m in an epoch, at least n; if None, 1/m is 0.
 
     Returns:
-      A ``MinibatchTerm``. Costs 2 n gradients of a batch, and memory for two trees whatever n is.
+      A ``MinibatchTerm``. Costs 2 n gradients of a batch, and memory for two trees, for any n.
 
     Raises:
       ValueError: fewer than three batches, total below them, step_size not positive and finite, no common leading axis,

@@ -1,4 +1,4 @@
-"""Modified fields and losses: what a discrete step follows, as one reads it off derivatives of the field."""
+"""Modified fields and losses that a discrete step follows, from derivatives of the field or from iterates."""
 
 import itertools
 from collections.abc import Callable
@@ -40,9 +40,9 @@ def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:
     Args:
       field: f; ``params -> velocity`` (``gradient_field(loss)`` for gradient descent).
       step_size: h > 0, the learning rate.
-      order: p ≥ 1: ``h f̃`` is right through h^p, so that the time-h flow misses the step by O(h^(p+1)). Order 1 is f
-        itself. To order 4 the value is the truncated series above; from order 5 on it is the fixed point of
-        ``bea.taylor``, which agrees with the series through h^p and goes on beyond.
+      order: p ≥ 1: ``h f̃`` is exact through h^p, so that the time-h flow differs from the step by O(h^(p+1)). Order 1 is
+        f itself. To order 4 the value is the truncated series above; from order 5 on it is the fixed point of
+        ``bea.taylor``, which agrees with the series through h^p and has further terms.
 
     Returns:
       ``params -> f̃``; it can be jitted, and then costs about 2, 5 and 12 evaluations of f for order 2, 3, 4 and
@@ -78,8 +78,8 @@ def modified_loss(
               \qquad \eta = \frac{h}{1 - \beta}
 
     The step is ``v ← βv − h M∇E; θ ← θ + v`` and one step follows ``dθ/dt = −M∇Ẽ`` for the time η, on the slow manifold
-    of the momentum. With M = 1 and β = 0 this is ``E + (h/4)‖∇E‖²``. A constant M comes in because the field
-    ``f = −M∇E`` has ``f'f = M H M ∇E = M ∇(½⟨∇E, M∇E⟩)``: in the metric of M the correction is a gradient again.
+    of the momentum. With M = 1 and β = 0 this is ``E + (h/4)‖∇E‖²``. For a constant M the field ``f = −M∇E`` has
+    ``f'f = M H M ∇E = M ∇(½⟨∇E, M∇E⟩)``: in the metric of M the correction is a gradient again.
 
     Args:
       loss: ``params -> scalar`` E; params is any pytree of floating arrays.
@@ -127,7 +127,7 @@ def log_map(step: Callable[[Params], Params], params: Params, order: int) -> Par
     Args:
       step: one step of any near-identity, autonomous map ``params -> params`` (optimizer step, epoch, pair of phases).
       params: θ_0.
-      order: p ≥ 1. Differences cancel: beyond h^p of the size of rounding, a higher order adds noise.
+      order: p ≥ 1. The differences cancel: once h^p is of the size of rounding, a higher order adds noise.
 
     Returns:
       ``h f̃``, a tree like params: the field whose time-ONE flow is the step. Runs p steps.

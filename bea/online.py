@@ -1,6 +1,6 @@
 """When to grow, decided while training, by trials of growth whose cost is limited.
 
-The state is a value: ``online_growth_step`` takes it with what was measured, and returns the next one. Nothing here
+The state is a value: ``online_growth_step`` takes it with the measured rates, and returns the next one. Nothing here
 computes a gradient.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 Method = Literal["trials", "fixed"]
 
-# Standard errors by which a difference has to stand out, if it is measured on several batches.
+# Standard errors by which a difference must exceed zero, if it is measured on several batches.
 STANDS_OUT = 1.0
 # The fixed share of the budget that did best on the tuning problems of docs/when_to_grow.md.
 FIXED_SHARE = 0.3
@@ -50,13 +50,13 @@ class OnlineState:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineDecision:
-    """Whether to grow now.
+    """The rule's decision whether to grow now.
 
     Attributes:
       step: the present small step if the network grows now; None if the small networks train on (at the last step: the
         network does not grow within this budget).
       method: the method that decided.
-      value: how far the grown network's rate is ahead of the small ones', in log loss per FLOP; 0 for a fixed step.
+      value: the grown network's rate minus the small ones', in log loss per FLOP; 0 for a fixed step.
       standard_error: standard error of value, paired over batches; nan for a single batch.
       reason: one sentence with the numbers.
     """
@@ -86,8 +86,8 @@ def start_online(
       trial_gradients: cost of one trial that is lost, in the same unit. A trial that wins is trained on, and costs nothing.
       trial_steps: small steps that the sources train during a trial; if None, as many as cost ``trial_gradients``.
       grid: decisions fall on multiples of it, or on the last step.
-      cost_limit: share of the budget that lost trials may cost together.
-      fixed_share: share of the budget at which the first trial is, or growth without one.
+      cost_limit: share of the budget that all lost trials together may cost.
+      fixed_share: share of the budget after which the first trial is, or growth without one.
 
     Raises:
       ValueError: a count is not a positive whole number, a cost is not positive and finite, or a share is not in [0, 1].
@@ -106,7 +106,7 @@ def start_online(
     for name, count in (("last_step", last_step), ("trial_steps", trial_steps), ("grid", grid)):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} is {count!r}, but has to be a positive whole number")
-    # a hair above, so that a limit that is met exactly is met
+    # the factor keeps rounding from excluding a limit that is met exactly
     trials = int(cost_limit / cost * (1 + 1e-9))
     first = _on_grid(round(fixed_share * last_step), last_step, grid)
     limit = f"the limit of {cost_limit:.1%} of the run"
@@ -133,8 +133,8 @@ def online_growth_step(
     Args:
       state: the state from ``start_online`` or the last call.
       step: the present small step. ``state.next_decision`` as a rule; other steps are decided in the same way.
-      rates: decrease of log loss per FLOP, (small, grown), one of each a batch or run: over the second half of a trial of
-        about 4 % of the budget. Needed if the method is ``"trials"``.
+      rates: decreases of log loss per FLOP, (small, grown), one of each for every batch or run, over the second half of a
+        trial of about 4 % of the budget. Needed if the method is ``"trials"``.
 
     Raises:
       ValueError: step lies outside of the run, or the rates are missing, not finite, or not equally many.
@@ -189,8 +189,8 @@ def _by_trial(
 
 
 def _after_lost_trial(state: OnlineState, step: int, because: str) -> tuple[OnlineState, str]:
-    """Return the state after a trial that was lost, and what follows in words."""
-    # the sources stand at the trial's end
+    """Return the state after a lost trial, and the next decision in words."""
+    # the sources have trained to the trial's end
     following = _on_grid(max(2 * step, step + state.trial_steps), state.last_step, state.grid)
     state = dataclasses.replace(
         state, trials_left=state.trials_left - 1, trials_lost=state.trials_lost + 1, next_decision=following
@@ -206,7 +206,7 @@ def _after_lost_trial(state: OnlineState, step: int, because: str) -> tuple[Onli
 
 
 def _fits(state: OnlineState, step: int) -> bool:
-    """Whether a trial at this step ends before the budget does, the trials lost so far paid."""
+    """Return whether a trial at this step ends before the budget does, the trials lost so far paid."""
     left = 1 - step / state.last_step - state.trials_lost * state.trial_cost
     return step + state.trial_steps <= state.last_step and state.trial_cost <= left
 

@@ -38,17 +38,17 @@ def optimizer_log(optimizer: Any, loss: Loss, params: Params, state: Any, order:
     Parameters and floating state (momenta, second moments) are coordinates of one point. Integer state, such as step
     counts, is a coordinate too: it goes through the optimizer unchanged and its log is taken in the floating dtype of
     the parameters, so a count has the displacement 1. That makes the step autonomous in z. Boolean leaves and random
-    keys cannot be expanded and are refused.
+    keys cannot be expanded and raise.
 
-    What the step forgets is not near the identity: a momentum decays by β a step, and its differences do not fall
-    with h. The series speaks of the SLOW MANIFOLD, where the state is a function of θ: run the optimizer for
-    ``n ≫ 1/(1 − β)`` steps first and take the log there. Bias correction depends on the count and fades likewise.
+    Decaying state is not near the identity: a momentum decays by β a step, and its differences do not fall with h. The
+    series holds on the SLOW MANIFOLD, where the state is a function of θ: run the optimizer for ``n ≫ 1/(1 − β)`` steps
+    first and take the log there. Bias correction depends on the count and decays likewise.
 
     Args:
-      optimizer: as ``optimizer_step`` takes it.
+      optimizer: as for ``optimizer_step``.
       loss: ``params -> scalar``.
-      params, state: where the log is taken; ``optimizer.init(params)`` is off the slow manifold.
-      order: p ≥ 1; runs p steps.
+      params, state: point at which the log is taken; ``optimizer.init(params)`` is off the slow manifold.
+      order: p ≥ 1; p steps are run.
 
     Returns:
       ``(displacement of params, displacement of state)``; integer leaves of the state have floating displacements. The
@@ -110,18 +110,18 @@ def adam_modified_field(
 
     entry by entry, with g = ∇E, its Hessian H, β = b1, ρ = b2. With ε = 0 the bracket is ``(1/R) [(1+β)/(1−β) −
     (1+ρ)/(1−ρ) + (1+ρ)/(1−ρ) ε_r/(g² + ε_r)]`` and ``H g/R`` the gradient of the perturbed one-norm ``Σ √(g² + ε_r)``:
-    the usual ρ > β makes Adam move against the penalty that RMSProp-free methods put on that norm.
+    for the usual ρ > β and small ε_r the bracket is negative, and the correction acts against a penalty on that norm.
 
     Derived here: along the flow ``g_{t−k} = g − k h H f_0 + O(h²)`` with ``f_0 = −g/R``, hence ``m = g − β/(1−β) h H
-    f_0`` and ``v = g² − 2ρ/(1−ρ) h g H f_0``; the step ``−h m/R(v)`` is expanded in h, and ``(h/2) f_0'f_0`` taken off.
-    Bias correction is left out: it has faded after ``n ≫ 1/(1 − ρ)`` steps. Needs g² large against what changes in
+    f_0`` and ``v = g² − 2ρ/(1−ρ) h g H f_0``; the step ``−h m/R(v)`` is expanded in h, and ``(h/2) f_0'f_0`` subtracted.
+    Bias correction is left out: it has decayed after ``n ≫ 1/(1 − ρ)`` steps. g² must be large against its change in
     1/(1 − ρ) steps.
 
     Args:
       loss: E; ``params -> scalar``.
       step_size: h > 0, the learning rate.
       b1, b2: β and ρ, decay of the first and second moment, in [0, 1).
-      eps, eps_root: ε outside and ε_r inside the root, at least one positive; optax's names and places.
+      eps, eps_root: ε outside and ε_r inside the root, as in optax, at least one positive.
 
     Returns:
       ``params -> f̃``, whose time-h flow is one step to O(h³). Costs one gradient and one Hessian-vector product.

@@ -1,4 +1,4 @@
-"""Which order of phases is better, for all pairs at once."""
+"""The better order of two phases, for all pairs of phases at once."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from bea.pytrees import Field, Loss, Number, Params, check_params, check_step_si
 def order_scores(
     fields: Sequence[Field], loss: Loss, step_sizes: Sequence[Number], *, gradients: bool = False
 ) -> Callable[[Params], Float[Array, "fields fields"]]:
-    r"""Return what the order of each pair of phases does to a loss, at leading order: positive says, run j before i.
+    r"""Return the effect of the order of each pair of phases on a loss, at leading order; if positive, run j before i.
 
     .. math:: S_{ij} = \tfrac12\, h_i h_j\, \langle \nabla L, [f_i, f_j] \rangle
               = \tfrac12\, h_i h_j \big( \langle w_j, f_i \rangle - \langle w_i, f_j \rangle \big), \qquad
@@ -28,10 +28,10 @@ def order_scores(
       loss: L, the target; ``params -> scalar``.
       step_sizes: h_i > 0, one for each field. For phases of n steps pass n × step size.
       gradients: whether every field is a gradient, so that its Jacobian is symmetric. Then the product is taken in
-        forward mode, at about 2 gradients a field in place of about 3. Of other fields this gives wrong scores.
+        forward mode, at about 2 gradients a field in place of about 3. For other fields the scores are then wrong.
 
     Returns:
-      ``params -> S``, an antisymmetric matrix in units of the loss; it can be jitted. Keeps two trees a field.
+      ``params -> S``, an antisymmetric matrix in units of the loss; it can be jitted. Memory is two trees for each field.
 
     Raises:
       ValueError: no field, another number of step sizes, or one that is not positive and finite; when evaluated, params

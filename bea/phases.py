@@ -19,7 +19,7 @@ class Phase:
     Attributes:
       field: f; ``params -> velocity``.
       step_size: h > 0, the learning rate.
-      steps: n ≥ 1, how many.
+      steps: number of steps n ≥ 1.
 
     Raises:
       TypeError: field cannot be called.
@@ -46,21 +46,20 @@ class Phase:
 
 
 def compose(phases: Sequence[Phase], order: int = 2) -> Field:
-    r"""Return the field whose time-ONE flow is the phases, one after the other.
+    r"""Return the field whose time-ONE flow equals the phases, one after the other.
 
     .. math:: F = \sum_i T_i f_i - \frac12 \sum_i n_i h_i^2 f_i'f_i + \frac12 \sum_{i<j} T_i T_j [f_i, f_j] + O(T^3),
               \qquad T_i = n_i h_i
 
-    The first sum is order 1; the self terms (what discretisation does) and the conflict terms (what the order of the
-    phases does) are order 2. Order 3 adds all elementary differentials of three nodes, coloured by the phases, with the
-    exact coefficients of ``bea.symbolic.modified_equation``: for two phases that is what ``1/12 [X, [X, Y]] + 1/12 [Y,
-    [Y, X]]`` and the second-order terms of X and Y come to. ``compose([phase])`` has the self term alone. The expansion is
-    in the total time: it speaks of a few steps around an event, not of long phases, which follow ``modified_field`` one
-    after the other.
+    The first sum is order 1; the self terms (the effect of discretisation) and the conflict terms (the effect of the
+    phases' order) are order 2. Order 3 adds all elementary differentials of three nodes, coloured by the phases, with the
+    exact coefficients of ``bea.symbolic.modified_equation``: for two phases the sum of ``1/12 [X, [X, Y]] + 1/12 [Y, [Y,
+    X]]`` and the second-order terms of X and Y. ``compose([phase])`` has the self term alone. The expansion is in the total
+    time: it holds for a few steps around an event, not for long phases, which follow ``modified_field`` one after the other.
 
     Args:
       phases: at least one, in the order in which they are run; all on the same space.
-      order: p ≥ 1: F is right through this order of the total time.
+      order: p ≥ 1: F is exact through this order of the total time.
 
     Returns:
       ``params -> F``, a displacement (the step sizes are inside); it can be jitted. One evaluation costs one

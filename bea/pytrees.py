@@ -1,7 +1,7 @@
-"""Arithmetic on pytrees of floating arrays, and the checks made where a tree comes in.
+"""Arithmetic on pytrees of floating arrays, and checks of arguments.
 
-Trees have no meaning here: ``params``, a direction and a field's value are all points of the same vector
-space. Dtypes and shapes are known while tracing, so the checks cost nothing inside ``jax.jit``.
+All trees are vectors of one space here: ``params``, a direction and a field's value. Dtypes and shapes are known while
+tracing, so the checks cost nothing inside ``jax.jit``.
 """
 
 import math
@@ -23,7 +23,7 @@ Number: TypeAlias = float | int | np.number | np.ndarray | Array
 
 
 def inner(x: Params, y: Params) -> Array:
-    """Return ⟨x, y⟩, summed over all entries of all leaves, in float32 or wider whatever the leaves are."""
+    """Return ⟨x, y⟩, summed over all entries of all leaves, in float32 or the leaves' dtype if that is wider."""
 
     def product(a: Array, b: Array) -> Array:
         wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
@@ -53,7 +53,7 @@ def subtract(x: Params, y: Params) -> Params:
 
 
 def zeros_like(x: Params) -> Params:
-    """Return the zero of the space that x lives in."""
+    """Return a tree of zeros like x."""
     return jax.tree.map(jnp.zeros_like, x)
 
 
@@ -66,10 +66,10 @@ def weighted_sum(weights: list[Any], trees: list[Params]) -> Params:
 
 
 def check_floating(params: Params, name: str = "params") -> None:
-    """Refuse trees that one cannot differentiate in.
+    """Raise an error if one cannot differentiate in the tree.
 
     Raises:
-      TypeError: a leaf is not a floating array (integers, booleans, complex numbers, strings); names the leaf.
+      TypeError: a leaf is not a floating array (integers, booleans, complex numbers, strings); the message names it.
       ValueError: there is no leaf at all.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -89,11 +89,11 @@ def check_floating(params: Params, name: str = "params") -> None:
 
 
 def check_params(params: Params, name: str = "params") -> None:
-    """Refuse what ``check_floating`` refuses, and entries that are known (outside jit) and not finite.
+    """Raise the errors of ``check_floating``, and another if an entry is known (outside jit) and not finite.
 
     Raises:
       TypeError: a leaf is not floating.
-      ValueError: there is no leaf, or an entry is NaN or infinite; names the leaf.
+      ValueError: there is no leaf, or an entry is NaN or infinite; the message names the leaf.
     """
     check_floating(params, name)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -109,10 +109,10 @@ def check_params(params: Params, name: str = "params") -> None:
 
 
 def check_like(value: Params, params: Params, *, what: str, name: str = "params") -> None:
-    """Refuse a ``value`` that is no vector of the space of ``params``.
+    """Raise an error if ``value`` is no vector of the space of ``params``.
 
     Raises:
-      ValueError: the trees differ (both are printed), or a leaf's shape does.
+      ValueError: the trees differ (the message has both), or a leaf's shape does.
       TypeError: a leaf's dtype differs.
     """
     structure: object = jax.tree.structure(value)
@@ -150,12 +150,12 @@ def checked(field: Field, name: str = "field") -> Field:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is not known yet, so that nothing can be said about it before the program runs."""
+    """Return whether a value is traced, and so not known before the program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
 def check_positive(value: Number, name: str, remedy: str) -> None:
-    """Refuse a scalar that is not positive and finite; traced values pass.
+    """Raise an error if a scalar is not positive and finite; traced values pass.
 
     Raises:
       TypeError: value is not a real scalar.
@@ -172,5 +172,5 @@ def check_positive(value: Number, name: str, remedy: str) -> None:
 
 
 def check_step_size(step_size: Number, name: str = "step_size") -> None:
-    """Refuse a learning rate that is not positive and finite (``check_positive``)."""
+    """Raise an error if a learning rate is not positive and finite (``check_positive``)."""
     check_positive(step_size, name, "pass the learning rate, such as 0.01 (the sign of the descent is in the field)")

@@ -1,4 +1,4 @@
-"""The switching function: whether the loss at the end falls or rises with a later growth, and where it is best."""
+"""The switching function, the change of the final loss with a later growth, and the best growth step."""
 
 import dataclasses
 import itertools
@@ -19,14 +19,14 @@ ORDERS = (1, 2, 3)
 
 
 class Switching(NamedTuple):
-    r"""The switching function at one growth step, and what it was made of.
+    r"""The switching function at one growth step, with its parts.
 
     Attributes:
-      value: S, the change of the final loss per FLOP by growing later; negative: grow later.
-      uncertainty: uncertainty of S: the sizes of the first terms of the modified fields that were left out (of the last
-        ones kept, for order 3), added up.
+      value: S, the change of the final loss per FLOP by growing later; if negative, growing later is better.
+      uncertainty: uncertainty of S: the sum of the sizes of the first terms of the modified fields that were left out (of
+        the last ones kept, for order 3).
       derivative: dℓ/dn₁ = c₁ S, per small step.
-      final_loss: ℓ of growing here.
+      final_loss: final loss ℓ of growing at this step.
       order: order of the modified fields.
     """
 
@@ -38,7 +38,7 @@ class Switching(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """One sentence: how it was obtained and where it is out of its domain."""
+        """One sentence on how the value was obtained and where it does not hold."""
         value, error = float(self.value), float(self.uncertainty)
         says = "a later growth ends lower" if value < 0 else "a later growth ends higher"
         kind = "unmodified fields" if self.order == 1 else f"modified fields of order {self.order}"
@@ -74,11 +74,11 @@ def switching_function(
       loss: loss at the end, on the grown space.
       small_params: θ at the event, after n₁ steps.
       costs: (c₁, c₂), FLOPs of one step of the whole small phase (all sources) and of the grown one.
-      offset: what growth adds to Jθ whatever θ is, such as the noise that breaks symmetry; if None, nothing.
-      order: order of the modified fields: S is off by O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
+      offset: constant that growth adds to Jθ, such as the noise that breaks symmetry; if None, zero.
+      order: order of the modified fields: S has the error O(h) with order 1 (the bare fields), O(h²) with 2, O(h³) with 3.
 
     Returns:
-      ``Switching``; it can be jitted. Costs ``costate`` of the grown phase; the fields add less than 20 gradients.
+      ``Switching``; it can be jitted. Costs ``costate`` of the grown phase, and less than 20 gradients for the fields.
 
     Raises:
       ValueError: a cost is not positive and finite, or order is not 1, 2 or 3.
@@ -115,8 +115,8 @@ class OptimalGrowth:
 
     Attributes:
       step: the small step to grow at; None if it is not within this budget.
-      bracket: the neighbouring steps that were evaluated, between which the optimum lies.
-      final_loss: there, interpolated.
+      bracket: the neighbouring evaluated steps between which the optimum lies.
+      final_loss: interpolated final loss of growing at that step.
       evaluated: (step, final loss, derivative) of all evaluations, by step.
       reason: one sentence with the numbers.
     """
@@ -138,14 +138,14 @@ def optimal_growth_step(
     """Return the root of the switching function at which the final loss is lowest.
 
     Every evaluation gives the final loss and its slope in the growth step, so between the steps evaluated the curve is
-    a cubic. The next evaluation is where the cubics are lowest; S = 0 there unless it is an end of the run. (A plain
+    a cubic. The next evaluation is at the cubics' minimum; S = 0 there unless it is an end of the run. (A plain
     search for a root of S would stop at the first of several.)
 
     Args:
       evaluate: ``n₁ -> Switching`` for ``0 ≤ n₁ ≤ last_step``, the small phase having been run that far.
-      last_step: growth at this step leaves the grown network nothing to train, or as little as is worth asking for.
+      last_step: largest growth step, at which the grown network has no steps left, or as few as are of interest.
       evaluations: number of evaluations of the switching function.
-      start: shares of last_step that are evaluated first, the two ends among them.
+      start: shares of last_step that are evaluated first, 0 and 1 among them.
 
     Raises:
       ValueError: last_step is not a positive integer, there are fewer evaluations than starts, start lacks an end, or an
@@ -196,7 +196,7 @@ def optimal_growth_step(
 
 
 def _lowest(known: dict[int, tuple[float, float]]) -> tuple[int, float]:
-    """Return where the piecewise cubic through losses and slopes is lowest, on whole steps."""
+    """Return the minimum, on whole steps, of the piecewise cubic through losses and slopes: (step, loss)."""
     steps = sorted(known)
     best = min(steps, key=lambda s: known[s][0])
     lowest = (best, known[best][0])

@@ -56,7 +56,7 @@ def derivatives_along(field: Field, params: Params, curve: Sequence[Params]) -> 
 def modified_field_by_taylor(field: Field, step_size: Number, order: int) -> Field:
     """Return the modified field of the Euler step by the fixed point above; ``h f̃`` is right through h^order.
 
-    What is left of higher powers of h is not zero, as it is for the truncated series: it is what the passes carry along.
+    Unlike in the truncated series, the higher powers of h are not zero: the passes produce a part of them.
     """
     f, h, b = checked(field), step_size, bernoulli_ratios(order)
 

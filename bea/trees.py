@@ -1,9 +1,8 @@
 r"""Rooted trees, plain and coloured, in a compact canonical form: a tree is its own text.
 
 ``[]`` is the single node, ``[t1 t2 ... tk]`` (written without spaces) the tree whose root has the children t1 … tk,
-``2[...]`` a root of colour 2 (colour 0 is not written). Children stand in non-decreasing order of
-:meth:`Tree.sort_key`, so equal trees are equal texts: hashing, comparing and storing them costs what a short ``str``
-costs.
+``2[...]`` a root of colour 2 (colour 0 is not written). Children are in non-decreasing order of :meth:`Tree.sort_key`, so
+equal trees are equal texts: hashing, comparing and storing them costs as much as for a short ``str``.
 
 A tree stands for an elementary differential of the vector fields :math:`f_0, f_1, \dots` (one colour a field),
 
@@ -79,7 +78,7 @@ class Tree(str):
         return f"Tree({str(self)!r})"
 
     def sort_key(self) -> tuple:
-        """Order of the enumeration: by number of nodes, then by the children from the largest down, then by colour."""
+        """Return the key of the enumeration: number of nodes, then the children from the largest down, then the colour."""
         return _sort_key(self)
 
     @property
@@ -94,7 +93,7 @@ class Tree(str):
 
     @property
     def order(self) -> int:
-        """Number of nodes, the power of h that goes with the tree."""
+        """Number of nodes, which is the tree's power of h."""
         return self.count("[")
 
     @property
@@ -151,7 +150,7 @@ def count_trees(order: int, colours: int = 1) -> list[int]:
 
 
 class TreeTable:
-    """All trees to an order as integer pairs: tree i has the last child ``last[i]``, and ``rest[i]`` is what is left.
+    """All trees to an order as integer pairs: tree i has the last child ``last[i]``, and is ``rest[i]`` without it.
 
     Ids run through the orders one after another; the trees of order q are ``block(q)``. Within an order, ids ascend
     with the last child, so the trees u that may take v as their next child are a prefix of their block. Single nodes

@@ -8,7 +8,7 @@ are written in the Lyndon basis, ``{Lyndon word: Fraction}``, where a Lyndon wor
 and [X, Y] = XY − YX is the Lie derivative along :math:`[f_1, f_2] = f_2' f_1 - f_1' f_2`.
 
 Source: Hairer, Lubich & Wanner, *Geometric Numerical Integration*, section III.4; Reutenauer, *Free Lie Algebras*,
-for the triangularity that :func:`lyndon_coordinates` rests on.
+for the triangularity that :func:`lyndon_coordinates` uses.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def lyndon_words(letters: int, order: int) -> Iterator[Word]:
 
 
 def is_lyndon(word: Word) -> bool:
-    """Whether the word is smaller than all its proper suffixes."""
+    """Return whether the word is smaller than all its proper suffixes."""
     return bool(word) and all(word < word[i:] for i in range(1, len(word)))
 
 
@@ -103,7 +103,7 @@ def bracketing(word: Word) -> Any:
 
 
 def evaluate_bracket(bracket: Any, leaf: Callable[[int], Any], commute: Callable[[Any, Any], Any]) -> Any:
-    """Return a nested bracket in any Lie algebra: ``leaf(letter)`` at the ends, ``commute(a, b)`` at the pairs."""
+    """Return the value of a nested bracket in any Lie algebra: ``leaf(letter)`` for letters, ``commute(a, b)`` for pairs."""
     if isinstance(bracket, int):
         return leaf(bracket)
     return commute(*(evaluate_bracket(part, leaf, commute) for part in bracket))
@@ -155,7 +155,7 @@ def bch(factors: int, order: int) -> Element:
 
     Args:
       factors: number of letters, at least 1.
-      order: longest words, at least 1.
+      order: length of the longest words, at least 1.
 
     Raises:
       ValueError: either is below 1, or there would be more than ``MOST_WORDS`` words.

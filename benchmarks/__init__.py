@@ -1,1 +1,1 @@
-"""One script a question; each prints a table and writes JSON. Run them as ``python -m benchmarks.<name>``."""
+"""Benchmarks, one script for each question, run as ``python -m benchmarks.<name>``; they print tables and write JSON."""

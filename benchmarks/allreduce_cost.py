@@ -1,17 +1,17 @@
-r"""What adding gradients over devices costs on paper, from 8 to 1,024 of them: no device is needed.
+r"""Predicted cost of adding gradients over 8 to 1,024 devices; no device is needed.
 
 A ring over N devices sends each gradient byte ``2 (N − 1) / N`` times and takes 2 (N − 1) hops one after the other:
 
 .. math:: t_{ring}(b, N) = 2\,\frac{N-1}{N}\,\frac{b}{B} + 2\,(N-1)\,\ell
 
 with b bytes, bandwidth B of a device in one direction and latency ℓ of a hop. On machines of G devices with a fast link inside
-and a slow one between, a hierarchical all-reduce first scatters inside (each device is left with b/G), then reduces over the
+and a slow one between, a hierarchical all-reduce first scatters inside (each device keeps b/G), then reduces over the
 N/G machines, then gathers inside:
 
 .. math:: t(b, N) = t_{ring}(b, G; B_{in}, \ell_{in}) + t_{ring}(b / G, N / G; B_{out}, \ell_{out})
 
-A step of s seconds that hides a share h of that behind the backward pass runs at ``s / (s + (1 − h) t)`` of perfect scaling.
-``python -m benchmarks.allreduce_cost`` prints it for a network, a step time and links of one's own.
+If a share h of it overlaps the backward pass, a step of s seconds runs at ``s / (s + (1 − h) t)`` of perfect scaling.
+``python -m benchmarks.allreduce_cost`` prints it for a given network, step time and links.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ PER_MACHINE = 8
 
 
 def ring_seconds(payload: float, devices: int, bandwidth: float, latency: float) -> float:
-    """Seconds of a ring all-reduce of ``payload`` bytes; bandwidth in bytes/s of a device and direction."""
+    """Return the seconds of a ring all-reduce of ``payload`` bytes; bandwidth in bytes/s of a device and direction."""
     return 2 * (devices - 1) / devices * payload / bandwidth + 2 * (devices - 1) * latency
 
 
 def gradient_bytes(config: T5Config, width: int = 4) -> int:
-    """Bytes of all gradients, ``width`` each."""
+    """Return the bytes of all gradients, with ``width`` bytes for each entry."""
     return width * sum(math.prod(struct.shape) for struct in jax.tree.leaves(parameter_shapes(config)))
 
 
 def compute(
     payload: float, step: float, inside: tuple[float, float], between: tuple[float, float], hidden: float
 ) -> list[dict[str, Any]]:
-    """One row for each number of devices.
+    """Return the predicted seconds and scaling, one row for each number of devices.
 
     Args:
       payload: bytes of the gradients.
       step: seconds of a step of one device, without communication.
       inside, between: bandwidth (bytes/s) and latency (s) within a machine and between machines, of one device.
-      hidden: share of the time that passes behind the backward pass.
+      hidden: share of the time that overlaps the backward pass.
     """
     rows = []
     for n in DEVICES:

@@ -1,10 +1,10 @@
-"""What do the theory's terms cost, in gradients of the same loss on the same batch?
+"""Cost of the theory's terms, in gradients of the same loss on the same batch.
 
 ``python -m benchmarks.bea_cost`` measures, on a network of T5-small's size and on an MLP of 10 million parameters, the
 gradient of the first-order modified loss, the conflict vector of two losses (two batches), and modified fields of order
-3 and 4: wall time (each run beside a gradient of its own; the median of the ratios), operations and memory as the
-compiler counts them, compile time. A second table shows how the cost grows with the order, beside nested directional
-derivatives. Prints Markdown; ``--json FILE`` (``-`` for the terminal) writes the numbers. Exit code 1: a limit is broken.
+3 and 4: wall time (each run next to one gradient; the median of the ratios), the compiler's counts of operations and
+memory, compile time. A second table shows how the cost grows with the order, also for nested directional derivatives.
+Prints Markdown; ``--json FILE`` (``-`` for the terminal) writes the numbers. The exit code is 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fusion_core.models.t5 import T5Config, init, token_loss
 from toy_models import mlp
 
 STEP = 0.01
-# what -> limit in gradients, the ones that the project set itself; None for comparison
+# measured work -> the project's limit in gradients; None for comparison
 LIMITS: dict[str, float | None] = {
     "gradient of the modified loss": 3.0,
     "conflict vector of two losses": 5.0,
@@ -86,7 +86,7 @@ PROBLEMS = {"t5": t5_problem, "mlp": mlp_problem, "square-mlp": square_mlp_probl
 
 
 def works(loss_of: Callable[[int], Any]) -> dict[str, Callable[[Any], Any]]:
-    """Return what is measured, by the names in ``LIMITS``."""
+    """Return the functions to measure, by their names in ``LIMITS``."""
     loss, other = loss_of(1), loss_of(2)
     field = bea.gradient_field(loss)
     step = lambda p: weighted_sum([1.0, STEP], [p, field(p)])
@@ -100,7 +100,7 @@ def works(loss_of: Callable[[int], Any]) -> dict[str, Callable[[Any], Any]]:
 
 
 def compiled(work: Callable[[Any], Any], params: Any) -> tuple[Any, dict[str, float]]:
-    """Compile; return the executable, with operations, bytes and the seconds that tracing and compiling took."""
+    """Compile the work; return the executable, its operations and bytes, and the seconds of tracing and compiling."""
     start = time.perf_counter()
     executable = jax.jit(work).lower(params).compile()
     seconds = time.perf_counter() - start
@@ -118,7 +118,7 @@ def run(executable: Any, params: Any) -> float:
 
 
 def measure(problem: tuple[str, Any, Callable[[int], Any]], repeats: int, report: Callable[[str], None]) -> list[dict]:
-    """Measure every work, a row each, in units of the gradient."""
+    """Measure every work in units of the gradient; return a row for each."""
     title, params, loss_of = problem
     report(f"{title}: gradient")
     gradient, unit = compiled(jax.grad(loss_of(1)), params)
@@ -154,7 +154,7 @@ def measure(problem: tuple[str, Any, Callable[[int], Any]], repeats: int, report
 
 
 def nested_field(field: Any, order: int) -> Any:
-    """Return the modified field by directional derivatives of directional derivatives: the same fixed point, as functions."""
+    """Return the modified field by nested directional derivatives: the fixed point of ``bea.taylor``, as functions."""
     b, lower = bernoulli_ratios(order), [field]
     along = lambda u, g: lambda p: bea.directional_derivative(g, p, u(p))
     for q in range(1, order):

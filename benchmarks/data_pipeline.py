@@ -1,16 +1,16 @@
-"""How fast does text become batches, against a corpus held in memory, and does the device wait?
+"""Speed of making batches from text, against a corpus held in memory, and the share of time that the device waits.
 
 ``python -m benchmarks.data_pipeline`` writes the documentation of the installed packages (or ``--text``) as one file of
 each format, and measures, in processor time of one core (the tokenizer's threads are off):
 
-- reading each format, and tokenising alone, which bounds the rest;
+- reading each format, and tokenising alone, which limits the rest;
 - ``StreamedSpans`` packed and joined: source tokens of the batches a second, and how full packed rows are, against one
   document a row;
-- ``SpanCorruption``, the plain source of windows held in memory: the same with its tokenising, once, and without;
+- ``SpanCorruption``, the plain source of windows held in memory: the same, once with tokenising and once without;
 - ``prepare_tokens``, the tokens of a run: made (reading, training the tokenizer, tokenising) and taken from the cache;
 - ``prefetch``: the share of its time that a device waits whose step takes 2 or 5 times the time of making a batch (a sleep
-  stands for the device), without prefetching and with 2 or 8 batches ahead. This is wall time: other work on the machine
-  shows.
+  takes the device's place), without prefetching and with 2 or 8 batches ahead. This is wall time, which other work on the
+  machine changes.
 
 ``--json FILE`` (``-`` for the terminal) writes the numbers.
 """
@@ -98,7 +98,7 @@ def tokens_of(batches: Batches, steps: int) -> tuple[int, list[dict[str, np.ndar
 
 
 def waiting(batches: Batches, step: float, steps: int, ahead: int) -> float:
-    """Return the share of the wall time that a consumer with steps of ``step`` seconds waits; 0 ``ahead``: no prefetching."""
+    """Return the share of wall time that a consumer with steps of ``step`` seconds waits; no prefetching if ``ahead`` is 0."""
     waited, begun = 0.0, time.perf_counter()
     if ahead:
         with prefetch(batches, ahead) as items:
@@ -158,7 +158,7 @@ def compute(
             report(f"streaming, {kind}")
             made = StreamedSpans(TextFiles([paths[".jsonl"]]), tokenizer, source, 0, packed=packed)
             stream = made.batches(batch)
-            tokens_of(stream, steps // 4 + 1)  # the first groups are made ahead of what is taken; later ones in step
+            tokens_of(stream, steps // 4 + 1)  # the first groups are made ahead of demand, later ones on demand
             spent, (taken, batches) = cpu(lambda stream=stream: tokens_of(stream, steps), repeats)
             streamed[kind] = {"tokens_per_s": taken / spent, "s_per_batch": spent / steps}
             if packed:
@@ -171,7 +171,7 @@ def compute(
         report("windows in memory")
         plain = SpanCorruption.from_documents(ids, tokenizer, source, 0)
         spent, (taken, _) = cpu(lambda: tokens_of(plain.batches(batch), steps), repeats)
-        # a window of text makes fewer source tokens than it has
+        # a window of text has more tokens than the source that is made of it
         tokenised = taken / (spent + seconds / tokens * taken * window / source)
         result["in_memory"] = {"tokens_per_s": taken / spent, "with_tokenising_tokens_per_s": tokenised}
         result["ratio"] = {

@@ -1,10 +1,10 @@
-"""Does a tiny T5, pre-trained on plain text, classify sentiment better than a bag of words?
+"""Accuracy in sentiment of a tiny T5, pre-trained on plain text, against a bag of words.
 
 ``python -m benchmarks.finetune_sst2 --glue FOLDER/SST-2 --text FOLDER/pretrain`` pre-trains a T5 by span corruption,
 fine-tunes it on SST-2's train.tsv as ``deepfusion finetune`` does, and fits a logistic regression on counts of words to the
 same rows. Learning rate and number of steps are chosen on a part of train that neither is fitted to; the regression's C by
-cross-validation on train. Both are then scored once on every other file: dev.tsv, and test.tsv where it is there. Needs
-scikit-learn (``pip install 'deepfusion[data]'``). ``--smoke`` makes up a small SST-2 of its own. Prints Markdown; ``--json
+cross-validation on train. Both are then scored once on every other file: dev.tsv, and test.tsv if there is one. Needs
+scikit-learn (``pip install 'deepfusion[data]'``). With ``--smoke`` a small made-up SST-2 is used. Prints Markdown; ``--json
 FILE`` (``-`` for the terminal) writes the numbers.
 """
 
@@ -66,7 +66,7 @@ def shown(record: dict[str, Any]) -> None:
 
 
 def made_up(folder: pathlib.Path) -> pathlib.Path:
-    """Write a small SST-2, whose labels are those of the last words."""
+    """Write a small made-up SST-2, in which the last word decides the label; return its folder."""
     rng = np.random.default_rng(0)
     ends = {1: ("joy", "wonder", "charm"), 0: ("bore", "mess", "waste")}
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
@@ -80,7 +80,7 @@ def made_up(folder: pathlib.Path) -> pathlib.Path:
 
 
 def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-    """Train tokenizer and network by span corruption, into the checkpoint ``small`` of the folder."""
+    """Train a tokenizer, and a network by span corruption, and write them into the folder as checkpoint ``small``."""
     train, held_out = split_documents(documents, 0.3 if arguments.smoke else 0.05, arguments.seed)
     tokenizer = train_tokenizer(train, arguments.vocab, arguments.seed)
     width, layers = arguments.width, arguments.layers
@@ -127,7 +127,7 @@ def pretrain(documents: list[str], arguments: argparse.Namespace, folder: pathli
 
 
 def split_train(path: pathlib.Path, folder: pathlib.Path, held_out: int) -> tuple[pathlib.Path, pathlib.Path]:
-    """Write the rows to fit and the rows to choose by into files. A text is on one side only."""
+    """Write the rows to fit and the rows to choose by into two files; equal texts are in one of them only."""
     header, *lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     texts = list(dict.fromkeys(line.rsplit("\t", 1)[0].strip() for line in lines))
     chosen = {texts[i] for i in np.random.default_rng(1).permutation(len(texts))[:held_out]}
@@ -140,7 +140,7 @@ def split_train(path: pathlib.Path, folder: pathlib.Path, held_out: int) -> tupl
 
 
 def right_answers(run: Finetuning, params: Any, examples: list[Example]) -> list[bool]:
-    """Return which of the network's answers to these examples are right."""
+    """Return for each example whether the network's answer is right."""
     sources = encode_texts(run.network.tokenizer, [e.source for e in examples], run.settings.source_length)[0]
     answers = answer(run.network._replace(params=params), sources, Decoding(run.longest), batch=64)
     return [run.task.read(a) == run.task.read(e.target) for a, e in zip(answers, examples, strict=True)]
@@ -149,7 +149,7 @@ def right_answers(run: Finetuning, params: Any, examples: list[Example]) -> list
 def fine_tune(
     fit: pathlib.Path, choose: pathlib.Path, arguments: argparse.Namespace, folder: pathlib.Path
 ) -> tuple[Finetuning, Any, dict[str, Any]]:
-    """Return the run and the parameters of the rate and step that did best on the rows to choose by, and all tries."""
+    """Return the run and the parameters of the rate and step with the best accuracy on the rows to choose by, and all tries."""
     tried, best, seconds = [], (-1.0, None, None), time.perf_counter()
     for rate in arguments.rates:
         settings = FinetuneSettings(

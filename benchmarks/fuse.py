@@ -1,15 +1,15 @@
-r"""How fast are checkpoints fused, in how much memory, against a plain copy and against mergekit?
+r"""Time and memory of fusing checkpoints, against a plain copy and against mergekit.
 
 ``python -m benchmarks.fuse`` writes two synthetic bf16 checkpoints of one billion parameters (T5 v1.1 XL's widths, 8 of
-its 24 layers, four shards each) into a temporary folder, fuses them, and measures in the same run, on the same disk, the
-sources out of the cache before each measurement and all earlier writes finished:
+its 24 layers, four shards each) into a temporary folder, fuses them, and measures in the same run and on the same disk,
+with the sources out of the cache and all earlier writes finished before each measurement:
 
 - ``shutil.copyfile`` of as many bytes as fusing reads and writes (half of their sum: a copy reads and writes each);
 - plain reads and writes of exactly the bytes that fusing reads and writes;
-- mergekit's linear merge of the same files, where ``--mergekit`` names its executable (``mergekit-yaml``).
+- mergekit's linear merge of the same files, if ``--mergekit`` names its executable (``mergekit-yaml``).
 
-Each is run ``--repeats`` times in turn; ratios are of medians. On a busy machine the processor time says more. Needs 20 GB
-of disk. ``--json FILE`` (``-`` for the terminal) writes the numbers; the exit code is 1 where a limit is broken.
+Each is run ``--repeats`` times in turn; ratios are of medians. On a busy machine compare the processor times. Needs 20 GB
+of disk. ``--json FILE`` (``-`` for the terminal) writes the numbers; the exit code is 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PIECE = 1 << 19  # bytes of a plain read or write
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BILLION = T5Config.named("t5-v1_1-xl", num_layers=8, num_decoder_layers=8)
 SMOKE = T5Config.named("t5-v1_1-small", num_layers=1, num_decoder_layers=1, vocab_size=4096)
-# ru_maxrss of a child starts at its parent's, VmHWM at nothing
+# ru_maxrss of a child starts at its parent's, VmHWM at zero
 FUSE_PROGRAM = r"""
 import json, pathlib, re, resource, sys, time
 from fusion_core.checkpoints import fusion_recipe, write_recipe
@@ -63,7 +63,7 @@ print(json.dumps({"s": time.perf_counter() - start, "cpu_s": time.process_time()
 
 
 def write_source(folder: pathlib.Path, config: T5Config, seed: int, shards: int) -> None:
-    """A checkpoint of random bf16 weights; entries repeat after a million, since drawing billions takes minutes."""
+    """Write a checkpoint of random bf16 weights; entries repeat after a million, since drawing billions takes minutes."""
     folder.mkdir()
     drawn = np.random.default_rng(seed).standard_normal(1_000_003, np.float32).astype(ml_dtypes.bfloat16)
     shapes = by_name(parameter_shapes(config))
@@ -85,7 +85,7 @@ def write_source(folder: pathlib.Path, config: T5Config, seed: int, shards: int)
 
 
 def settle(folders: list[pathlib.Path]) -> None:
-    """Finishes all writes and takes the sources' files out of the page cache."""
+    """Finish all writes and take the sources' files out of the page cache."""
     os.sync()
     for file in (file for folder in folders for file in folder.glob("*.safetensors")):
         handle = os.open(file, os.O_RDONLY)
@@ -95,7 +95,7 @@ def settle(folders: list[pathlib.Path]) -> None:
 
 
 def copy_files(sources: list[pathlib.Path], target: pathlib.Path, total: int) -> None:
-    """``shutil.copyfile`` of the sources' files, again and again until ``total`` bytes are copied."""
+    """Copy the sources' files by ``shutil.copyfile``, repeatedly until ``total`` bytes are copied."""
     target.mkdir()
     files = [file for folder in sources for file in sorted(folder.glob("*.safetensors"))]
     number = 0
@@ -106,7 +106,7 @@ def copy_files(sources: list[pathlib.Path], target: pathlib.Path, total: int) ->
 
 
 def read_and_write(sources: list[pathlib.Path], target: pathlib.Path, written: int) -> None:
-    """Reads the sources' files once and writes ``written`` bytes, evenly over the reading."""
+    """Read the sources' files once and write ``written`` bytes, evenly over the reading."""
     files = [file for folder in sources for file in sorted(folder.glob("*.safetensors"))]
     size = sum(file.stat().st_size for file in files)
     piece = bytearray(PIECE)
@@ -121,7 +121,7 @@ def read_and_write(sources: list[pathlib.Path], target: pathlib.Path, written: i
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of ``work``, of processor time in it, and until what it wrote is on the disk."""
+    """Return the seconds of ``work``, its processor seconds, and the seconds until its writes are on the disk."""
     start, cpu = time.perf_counter(), time.process_time()
     work()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -130,7 +130,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def run_fuse(sources: list[pathlib.Path], target: pathlib.Path) -> dict[str, float]:
-    """A fresh process that fuses: its own clock without imports (``s``), the whole process, peak memory in bytes."""
+    """Fuse in a fresh process; return its seconds without imports (``s``), those of the process, peak memory in bytes."""
     start = time.perf_counter()
     words = [sys.executable, "-c", FUSE_PROGRAM, *map(str, sources), str(target)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -142,7 +142,7 @@ def run_fuse(sources: list[pathlib.Path], target: pathlib.Path) -> dict[str, flo
 
 
 def run_mergekit(executable: str, sources: list[pathlib.Path], target: pathlib.Path) -> dict[str, float]:
-    """A fresh process that merges linearly, and one that only prints its help: start-up is taken away."""
+    """Merge linearly in a fresh process, and subtract the start-up time, measured by a process that prints its help."""
     recipe = target.with_suffix(".yaml")
     models = "".join(f"  - model: {source}\n    parameters:\n      weight: 0.5\n" for source in sources)
     recipe.write_text(f"models:\n{models}merge_method: linear\ndtype: bfloat16\n")
@@ -169,7 +169,7 @@ def compute(
     *, config: T5Config, shards: int, repeats: int, mergekit: str | None, folder: pathlib.Path,
     report: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures as plain numbers; ``folder`` is an empty one to work in."""
+    """Return all figures as plain numbers; ``folder`` is an empty one to work in."""
     sources = [folder / "a", folder / "b"]
     for seed, source in enumerate(sources):
         report(f"writing source {source.name}")
@@ -192,7 +192,7 @@ def compute(
             settle(sources)
             runs.setdefault(name, []).append(work(out))
             if name == "fuse" and repeat == 0:
-                open_checkpoint(out)  # a whole checkpoint, as its headers say
+                open_checkpoint(out)  # raises if the headers are not those of a whole checkpoint
             with contextlib.suppress(FileNotFoundError):
                 out.unlink() if out.is_file() else shutil.rmtree(out)
     middle = {name: medians(rows) for name, rows in runs.items()}
@@ -229,7 +229,7 @@ def compute(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as tables."""
+    """Return the numbers as tables."""
     middle, held = result["medians"], result["held"]
     lines = [
         f"Two checkpoints of {result['parameters_each']:,} parameters into one of {result['parameters_fused']:,}: "

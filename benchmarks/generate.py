@@ -1,4 +1,4 @@
-"""How fast does a T5 generate, against Hugging Face's ``generate`` in PyTorch, both with a cache?
+"""Speed of generation from a T5, against Hugging Face's ``generate`` in PyTorch, both with a cache.
 
 ``python -m benchmarks.generate`` gives both the same random weights and sources, checks that their answers are equal, and then
 measures them in turns, in one run. The end token is one that is never generated, so that all answers have full length. Needs
@@ -42,7 +42,7 @@ SMOKE = {
 
 
 def varied(config: fc.T5Config, seed: int) -> Any:
-    """Return random weights whose answers vary: tied ones would only repeat their start token."""
+    """Return random weights whose answers vary; with tied ones the answers would only repeat the start token."""
     params = init(config, seed)
     params["shared"]["weight"] *= 0.2
     params["decoder"]["final_layer_norm"]["weight"] *= 10
@@ -98,7 +98,7 @@ def measure(case: tuple[Any, ...], rounds: int, threads: int) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": {name: batch * length / value for name, value in medians.items()},
         "ratio": medians["theirs"] / medians["ours"],
-        # where other work disturbs, the shortest calls say more
+        # the shortest calls are disturbed least by other work
         "ratio_of_best": min(seconds["theirs"]) / min(seconds["ours"]),
     }
 

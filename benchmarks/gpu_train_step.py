@@ -39,7 +39,7 @@ SMOKE_GATED = T5Config(
     num_layers=1, num_decoder_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
 )  # fmt: skip
 PARTS = ("parity", "base", "small", "reference")
-# of float32 gradients, relative to the largest: sums of thousands of terms in another order
+# largest difference of float32 gradients, relative to the largest entry: sums of thousands of terms in another order
 TOLERANCE = 1e-3
 
 
@@ -141,7 +141,7 @@ def ours(name: str, arguments: argparse.Namespace, *, streamed: bool = False) ->
     for micro in [2] if smoke else arguments.microbatch:
         step, state = our_step(config, way, micro)
         resident = jax.device_put(random_batch(config, 0, size, source, target))
-        for _ in range(2):  # compiles, and warms up
+        for _ in range(2):  # to compile and warm up
             state, loss = step(state, resident)
             loss.block_until_ready()
         times: list[float] = []
@@ -178,7 +178,7 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_float32_matmul_precision("high")
     model = reference_model(config, init(config, 0)).to(device).train()
     model.config.use_cache = False
-    # compiling for a CPU needs a C++ compiler, which a test should not
+    # compiling for a CPU would need a C++ compiler, which tests must not need
     run = model if smoke else torch.compile(model)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=RATE)
     batch = {n: torch.tensor(x, device=device).long() for n, x in random_batch(config, 0, size, source, target).items()}
@@ -222,7 +222,7 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def part(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one of PARTS in this process."""
+    """Run one of ``PARTS`` in this process and return its result."""
     if name == "parity":
         return parity(arguments.smoke)
     if name == "reference":
@@ -231,7 +231,7 @@ def part(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_a_process(name: str, words: list[str]) -> dict[str, Any]:
-    """Run a part in a process of its own, which frees its memory; an error is the result, so that the others still run."""
+    """Run a part in a process of its own, which frees its memory; return an error as a result, so that the others run."""
     command = [sys.executable, "-m", "benchmarks.gpu_train_step", "--part", name, "--json", "-", *words]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:

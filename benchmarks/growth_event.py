@@ -1,9 +1,9 @@
-r"""What a growth event does to the loss and to the velocity of the function, against theory's predictions.
+r"""Effect of a growth event on the loss and on the velocity of the function, against theory's predictions.
 
 ``python -m benchmarks.growth_event`` swaps one step of the small phase and one of the grown network at several step sizes and
-prints the powers of h with which parameters and loss part, for a network fused with itself and for two different ones; then
-the jump of the function's velocity with and without the rate factors, for every optimizer and kind of array. Float64, MLPs
-on teacher tasks.
+prints the powers of h of the differences in parameters and loss, for a network fused with itself and for two different ones;
+then the jump of the function's velocity with and without the rate factors, for every optimizer and kind of array. The
+networks are MLPs on teacher tasks, in float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each growth operator does, measured on small random networks: the table of docs/growth_operators.md.
+"""Measured properties of each growth operator on small random networks: the table of docs/growth_operators.md.
 
     python -m benchmarks.growth_operators                  some minutes on 2 cores; prints Markdown
     python -m benchmarks.growth_operators --write          renews the table in docs/growth_operators.md
@@ -55,8 +55,8 @@ CONFIGS: dict[str, Any] = {
 NOISE = 0.2
 SEED = 0
 SOURCE_SEED = 100
-TOLERANCE = 1e-12  # of the outputs' scale, float64: sums of some hundred products, each right to 1e-16
-EXPORT_TOLERANCE = 2e-5  # of the outputs' scale, float32
+TOLERANCE = 1e-12  # share of the outputs' scale in float64: sums of some hundred products, each exact to 1e-16
+EXPORT_TOLERANCE = 2e-5  # share of the outputs' scale in float32
 
 _RNG = np.random.default_rng(SEED)
 SOURCE, TARGET = (_RNG.integers(1, SHAPE["vocab_size"], (2, n)).astype(np.int32) for n in (6, 5))
@@ -65,7 +65,7 @@ IMAGES = _RNG.standard_normal((3, 2, 4, 4))
 
 
 def outputs(params: Any, config: Any) -> Any:
-    """Return the function that must be kept: logits on a batch of tokens, or outputs of a network of ReLU layers."""
+    """Return the outputs that growth must keep: logits on a batch of tokens, or outputs of a network of ReLU layers."""
     if isinstance(config, fc.MLPConfig):
         return mlp.forward(params, jnp.asarray(INPUTS, params["layers"][0]["weight"].dtype), jax.nn.relu)
     if isinstance(config, fc.ConvConfig):
@@ -107,7 +107,7 @@ def network(config: Any, dtype: Any = jnp.float64) -> Any:
 
 
 def cases() -> list[tuple[str, float, str]]:
-    """(operator, noise, network) of every measurement."""
+    """Return (operator, noise, network) of every measurement."""
     found = []
     for operator in GROWTH_OPERATORS.values():
         for noise in (0.0, NOISE) if operator.noisy else (0.0,):
@@ -118,7 +118,7 @@ def cases() -> list[tuple[str, float, str]]:
 
 
 def measured(operator: str, noise: float, name: str) -> Measured:
-    """One measurement, in float64."""
+    """Return one measurement, in float64."""
     with jax.enable_x64(True):
         params = network(CONFIGS[name])
         return measure(params, CONFIGS[name], operator, outputs, loss, factor=2, seed=SEED, noise=noise)
@@ -136,7 +136,7 @@ def export_error(operator: str, noise: float, name: str) -> float:
       ImportError: PyTorch or transformers is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what other packages do while they are imported is not ours
+        warnings.simplefilter("ignore")  # importing other packages may warn
         import torch
         from transformers import AutoModelForCausalLM, T5ForConditionalGeneration
         from transformers.utils import logging
@@ -175,7 +175,7 @@ def can_export() -> bool:
 
 
 def collect(*, exports: bool) -> list[dict[str, Any]]:
-    """A row for each case: the measurement, the properties that it means, and the export's error."""
+    """Return a row for each case: the measurement, the properties that follow from it, and the export's error."""
     rows = []
     for operator, noise, name in cases():
         found = measured(operator, noise, name)
@@ -194,7 +194,7 @@ def collect(*, exports: bool) -> list[dict[str, Any]]:
 
 
 def _size(value: float) -> str:
-    """Two digits; what is rounding is said to be so, since it differs between machines."""
+    """Return two digits of a value, or the word for rounding, which differs between machines."""
     return "rounding" if value <= TOLERANCE else f"{value:.2g}"
 
 
@@ -211,7 +211,7 @@ def _yes(value: bool) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """A row for each operator; where networks differ, each with its own answer."""
+    """Return the table with a row for each operator; if networks differ, the answer of each is in the cell."""
     lines = [
         "| operator | grows | networks | function-preserving | breaks symmetry | keeps dynamics | exports to Hugging Face |",
         "|---|---|---|---|---|---|---|",
@@ -248,7 +248,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def details(rows: list[dict[str, Any]]) -> str:
-    """The numbers: a row for each operator and network."""
+    """Return the table of the numbers, with a row for each operator and network."""
     lines = [
         "| operator | network | largest difference of an output / largest output | gradients of copies differ by, least to "
         "most over the spaces | velocity, one rate: SGD | with factors: SGD | with factors: Adam |",
@@ -272,7 +272,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def with_table(text: str, table: str) -> str:
-    """``text`` with what stands between the markers replaced."""
+    """Return ``text`` with the table between the markers replaced."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"

@@ -1,7 +1,7 @@
-r"""When to grow: is it predicted? The truth on a grid of growth steps, against every rule, at equal FLOPs.
+r"""When to grow: the measured optimum on a grid of growth steps, against every rule, at equal FLOPs.
 
 ``python -m benchmarks.growth_prediction --problems 0:40 --runs 8 --folder runs/growth`` measures held-out problems (each is
-written as soon as it is done, so that a run that was stopped goes on where it was), applies every rule to them and prints
+written as soon as it is done, so that a stopped run resumes at the next problem), applies every rule to them and prints
 Markdown; ``--json FILE`` writes the tables' numbers. ``--tuning`` takes the problems that rules may be tuned on, ``--short``
 those in which the large network is not worth its budget, ``--long`` those of 20,000 steps; ``--slopes`` adds the derivative of
 the final loss at several step sizes.
@@ -24,7 +24,7 @@ from toy_models.when_to_grow import derivative, measure, problems, tables
 
 
 def span(text: str) -> range:
-    """Read ``FIRST:LAST``, LAST excluded."""
+    """Return the range that the text ``FIRST:LAST`` names, LAST excluded."""
     try:
         first, last = (int(part) for part in text.split(":"))
     except ValueError:

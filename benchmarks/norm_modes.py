@@ -1,9 +1,9 @@
-"""How far is a fused T5 from the mean of its trained sources, under each norm mode?
+"""Deviation of a fused T5 from the mean of its trained sources, with each norm mode.
 
 ``python -m benchmarks.norm_modes`` trains tiny T5s by span corruption on the standard library's documentation, fuses pairs
 of equal sizes, of unequal widths and of unequal lengths of training, and measures on held-out text: the root mean square
-deviation of the fused logits from the mean of the sources' (logits less their mean over the vocabulary, which the softmax
-does not see), and the loss. The calibration batch is training text. Prints Markdown; ``--json FILE`` (``-`` for the
+deviation of the fused logits from the mean of the sources' (logits minus their mean over the vocabulary, which does not
+change the softmax), and the loss. The calibration batch is training text. Prints Markdown; ``--json FILE`` (``-`` for the
 terminal) writes the numbers.
 """
 
@@ -49,7 +49,7 @@ def config_of(style: str, width: int) -> fc.T5Config:
 
 
 def text(documents: list[str]) -> tuple[SpanCorruption, SpanCorruption]:
-    """Training and held-out batches."""
+    """Return the sources of training and of held-out batches."""
     train, held_out = split_documents(documents, 0.1, 0)
     tokenizer = train_tokenizer(train, VOCABULARY)
     parts = [SpanCorruption.from_documents(tokenizer.encode(part), tokenizer, SOURCE, 0) for part in (train, held_out)]
@@ -57,7 +57,7 @@ def text(documents: list[str]) -> tuple[SpanCorruption, SpanCorruption]:
 
 
 def trained(trainer: Trainer, state: TrainState, data: SpanCorruption, steps: int) -> Any:
-    """Return the parameters after a training by the engine, whose folder goes away with it."""
+    """Return the parameters after a training by the engine in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         training = Training(
             name="source",
@@ -74,7 +74,7 @@ def trained(trainer: Trainer, state: TrainState, data: SpanCorruption, steps: in
 
 
 def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: list[str]) -> dict[str, Any]:
-    """Deviations and losses of every style, case and mode."""
+    """Return the deviations and losses of every style, case and mode."""
     train, held_out = text(documents)
     checks = first_batches(held_out, BATCH, batches)
     (calibration,) = first_batches(train.with_seed(10**6), BATCH, 1)
@@ -86,7 +86,7 @@ def compute(*, styles: tuple[str, ...], steps: int, batches: int, documents: lis
             seed: int, width: int, share: float, style: str = style, sources: dict = sources, trainers: dict = trainers
         ) -> Any:
             key, config = (seed, width, share), config_of(style, width)
-            if width not in trainers:  # which compiles
+            if width not in trainers:  # one compilation for each width
                 trainers[width] = Trainer(t5_loss(config), adafactor(), BATCH, 10)
             trainer = trainers[width]
             if key not in sources:
@@ -116,7 +116,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def cross_entropy(logits: np.ndarray, checks: list[Any]) -> float:
-    """Mean over the targets' tokens, in nats."""
+    """Return the mean cross-entropy over the targets' tokens, in nats."""
     targets = np.concatenate([batch["targets"] for batch in checks])
     wide = logits.astype(np.float64)
     top = wide.max(axis=-1, keepdims=True)
@@ -126,7 +126,7 @@ def cross_entropy(logits: np.ndarray, checks: list[Any]) -> float:
 
 
 def evaluate(params: Any, config: fc.T5Config, checks: list[Any]) -> tuple[np.ndarray, float]:
-    """Logits of all batches, and the loss."""
+    """Return the logits of all batches, and the loss."""
 
     @jax.jit
     def run(params: Any, encoder_ids: Any, targets: Any) -> Any:
@@ -137,7 +137,7 @@ def evaluate(params: Any, config: fc.T5Config, checks: list[Any]) -> tuple[np.nd
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same as a table."""
+    """Return the numbers as a table."""
     lines = [
         "| sources | losses | loss of the mean | difference | deviation: plain | calibrated | grouped | "
         "loss: plain | calibrated |",

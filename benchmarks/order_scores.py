@@ -1,4 +1,4 @@
-"""How often does the pairwise score say which order of two phases is better?
+"""Share of pairs of phases for which the pairwise score predicts the better order.
 
 ``python -m benchmarks.order_scores`` draws teacher tasks on which one tanh network can be trained, and a target task. For
 each pair (i, j) it runs n steps on task i and then n on task j, and the other way round, and compares the sign of the
@@ -58,7 +58,7 @@ def one_problem(seed: int, tasks: int, samples: int) -> dict[int, tuple[np.ndarr
 
 
 def compute(*, problems: int, tasks: int, samples: int) -> dict[str, Any]:
-    """Return the shares of pairs predicted right, over all problems, with the standard error over problems."""
+    """Return the shares of correctly predicted pairs, over all problems, with the standard error over problems."""
     with jax.enable_x64(True):  # the gaps of single steps are small differences of losses
         found = [one_problem(seed, tasks, samples) for seed in range(problems)]
     rows = []

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.scaling`` trains a tiny T5 in processes of its own, with the same global batch in all layouts (strong
 scaling). On one machine the devices share its cores: this measures the cost of sharing the work, not the gain of more
-machines. The overhead is the step's time of a network that has next to nothing to compute. Prints Markdown; ``--json FILE``
+machines. The overhead is the step's time of a network with next to nothing to compute. Prints Markdown; ``--json FILE``
 (``-`` for the terminal) writes the numbers.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.output import hand_over
 
 ROOT = pathlib.Path(__file__).parent.parent
-# (processes, devices of each)
+# (number of processes, devices of each)
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))
 # name -> (width, layers, vocabulary, source length)
 SIZES = {"tiny": (64, 2, 1000, 64), "next to nothing": (8, 1, 64, 8)}
@@ -63,10 +63,10 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
     state = init_state(init(config, 0), optimizer, 0.01)
     times = [time.perf_counter()]
     feed = itertools.repeat((local_rows(batch), None))
-    # the pause makes each dispatch's time its own
+    # the pause waits for each dispatch, so that its time is measured alone
     for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), pause=lambda step: True):
         times.append(time.perf_counter())
-    steps = [(b - a) / dispatch for a, b in itertools.pairwise(times[2:])]  # the first ones compile
+    steps = [(b - a) / dispatch for a, b in itertools.pairwise(times[2:])]  # without the first ones, which compile
     finish()
     return {
         "seconds": statistics.median(steps),
@@ -100,7 +100,7 @@ def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str,
     for process, (_, err) in zip(begun, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(f"a process of {processes} ended with {process.returncode}: {err[-2000:]}")
-    return json.loads(outputs[0][0].strip().splitlines()[-1])  # gloo prints there too
+    return json.loads(outputs[0][0].strip().splitlines()[-1])  # gloo prints other lines there
 
 
 def compute(layouts: tuple[tuple[int, int], ...]) -> dict[str, Any]:

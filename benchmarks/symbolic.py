@@ -1,4 +1,4 @@
-r"""How fast are exact modified equations, against kauri in the same run and against fixed limits?
+r"""Speed of exact modified equations, against kauri in the same run and against fixed limits.
 
 ``python -m benchmarks.symbolic`` times ours to order 15 (cold: the trees are built anew each time, median of three,
 peak memory in a process of its own) and kauri to order 8 (about half a minute), compares every coefficient that both
@@ -24,7 +24,7 @@ from bea.symbolic import METHODS, RungeKutta, Step, modified_equation
 from bea.trees import Tree
 from benchmarks.output import hand_over
 
-# (what, method, order, limit in seconds, limit in GB): the limits that the project set itself
+# (name, method, order, limit in seconds, limit in GB): the project's own limits
 LIMITS: list[tuple[str, Any, int, float, float | None]] = [
     ("explicit Euler, order 9", "euler", 9, 0.05, None),
     ("explicit Euler, order 12", "euler", 12, 1.0, None),
@@ -65,7 +65,7 @@ def peak_memory(method: Any, order: int) -> dict[str, int]:
 
 
 def kauri_coefficients(method: RungeKutta, order: int) -> dict[Tree, float]:
-    """Return kauri's modified equation of the same tableau, by our trees; kauri caches nothing between calls."""
+    """Return kauri's modified equation of the same tableau, keyed by our trees; kauri caches nothing between calls."""
     import kauri
 
     a, b = [[float(x) for x in row] for row in method.a], [float(x) for x in method.b]
@@ -76,7 +76,7 @@ def kauri_coefficients(method: RungeKutta, order: int) -> dict[Tree, float]:
 
 
 def _ours(shape: Any) -> Tree:
-    """Return a tree of kauri's, a tuple of its branches with the root's colour at the end, as ours."""
+    """Return our tree for one of kauri's: a tuple of branches, with the root's colour at the end."""
     return Tree.of([_ours(child) for child in shape[:-1]])
 
 
@@ -122,7 +122,7 @@ def growth_per_order(order: int) -> list[dict[str, Any]]:
 
 
 def compute(*, order: int, kauri_order: int, report: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """Return all figures as plain numbers. ``order`` caps ours, ``kauri_order`` kauri's (if 0, without kauri)."""
+    """Return all figures as plain numbers, ours to ``order``, kauri's to ``kauri_order`` (if 0, without kauri)."""
     limits = []
     for what, method, p, limit, memory_limit in LIMITS:
         if p > order:

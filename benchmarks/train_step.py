@@ -1,9 +1,9 @@
 """A training step of T5 on this machine's CPU: ours against Hugging Face's in PyTorch, same batch, weights and FLOPs.
 
 ``python -m benchmarks.train_step`` times forward, backward and update, interleaved: every round times every contender
-once, so that a busy minute of the machine falls on all of them, and the ratio is the median of the rounds' ratios.
-Before it times, it checks that both give the same loss. Ours runs as the trainer runs it, several steps a dispatch; "naive"
-is the same network with what docs/t5.md says was gained left out. PyTorch is an extra: ``pip install 'deepfusion[parity]'``.
+once, so that other work on the machine slows all of them, and the ratio is the median of the rounds' ratios. Both losses
+are first checked to be equal. Ours runs as in the trainer, several steps a dispatch; "naive" is the same network without
+the optimizations of docs/t5.md. PyTorch is an extra: ``pip install 'deepfusion[parity]'``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES: dict[str, tuple[T5Config, int, int, int, int]] = {
     "small": (T5Config.named("t5-small"), 4, 256, 64, 3),
     "smoke": (SMOKE, 2, 12, 6, 2),
 }
-FAST = Compute(reverse_only=True)  # as the trainer computes
+FAST = Compute(reverse_only=True)  # the trainer's settings
 VARIANTS = {
     "with forward mode": Compute(),
     "layers scanned": Compute(scan=True, reverse_only=True),
@@ -49,7 +49,7 @@ VARIANTS = {
     "bfloat16": Compute(dtype="bfloat16", reverse_only=True),
 }
 RATE = 1e-3
-Run = Callable[[], float]  # runs some steps, returns seconds a step
+Run = Callable[[], float]  # a function that runs some steps and returns the seconds of one
 
 
 def our_optimizer(name: str) -> optax.GradientTransformation:
@@ -57,7 +57,7 @@ def our_optimizer(name: str) -> optax.GradientTransformation:
 
 
 def ours(config: T5Config, batch: Any, optimizer: str, compute: Compute, steps: int) -> Run:
-    """``steps`` training steps in one dispatch, state donated."""
+    """Return a run of ``steps`` training steps in one dispatch, with the state donated."""
     update = our_optimizer(optimizer)
 
     def one(state: Any, batch: Any) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ def ours(config: T5Config, batch: Any, optimizer: str, compute: Compute, steps: 
 
 
 def naive(config: T5Config, batch: Any) -> Run:
-    """One step a dispatch, broadcasts left to XLA."""
+    """Return a run of one step in one dispatch, with broadcasts left to XLA."""
     with (
         mock.patch("fusion_core.models.t5.layers.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
         mock.patch("fusion_core.models.t5.attention.broadcast_over", lambda n, x: jnp.broadcast_to(x, (n, *x.shape))),
@@ -94,7 +94,7 @@ def naive(config: T5Config, batch: Any) -> Run:
 
 
 def reference(config: T5Config, batch: Any, steps: int) -> tuple[dict[str, Run], float] | None:
-    """Hugging Face's T5 with each optimizer, and its loss before the first step; None where it is not installed."""
+    """Return runs of Hugging Face's T5 with each optimizer, and its first loss; None if it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -133,7 +133,7 @@ def reference(config: T5Config, batch: Any, steps: int) -> tuple[dict[str, Run],
 
 
 def compute(size: str, rounds: int, variants: bool = True) -> dict[str, Any]:
-    """Seconds a step of every contender in every round; without ``variants`` of ours and the reference alone."""
+    """Return the seconds a step of every contender in every round; without ``variants``, of ours and the reference."""
     config, batch_size, source, target, steps = SIZES[size]
     rng = np.random.default_rng(0)
     lengths = {"encoder_ids": source, "targets": target}
@@ -175,7 +175,7 @@ def compute(size: str, rounds: int, variants: bool = True) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One table a size."""
+    """Return the numbers as one table for each size."""
     lines = []
     for size in result["sizes"]:
         lines += [

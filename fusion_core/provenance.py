@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "sympy", "diffrax", "optax", "sen
 
 
 def commit() -> str | None:
-    """Return the commit of this software's own checkout, with "-dirty" after local changes; None for an installed copy."""
+    """Return the commit of this software's checkout, with "-dirty" after local changes; None if it is an installed copy."""
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -30,7 +30,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this software, Python and the packages that compute."""
+    """Return the versions of this software, Python and the numerical packages."""
     found = {"python": platform.python_version()}
     for name in ("deepfusion", *PACKAGES):
         try:
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Return ``versions``, ``devices``, ``commit`` and ``created`` (UTC, ISO 8601), ready for JSON."""
-    import jax  # here, because the command line needs versions without it
+    import jax  # here, because the command line calls ``versions`` without it
 
     return {
         "versions": versions(),

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw figures; return the exit code, 0, or 2 if the input is at fault, with one line that says why."""
+    """Draw figures; return the exit code: 0, or 2, after a line with the reason, if the input is at fault."""
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
         description="Draw the figures of the paper from code. Without names, list them.",

@@ -19,14 +19,14 @@ def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: boo
     Args:
       names: figures of ``registry.FIGURES``, in the order of the gallery; equal names count once.
       preset: "smoke" (seconds, to see that it works) or "full" (the paper's).
-      out: the folder, made if it is not there.
-      force: compute again even where results are cached.
+      out: the folder, made if it does not exist.
+      force: whether to compute again although results are cached.
 
     Returns:
       The files written: a PNG and a PDF for each figure, then ``index.html``, the gallery of these figures.
 
     Raises:
-      InputError: a figure or a preset that there is not, no name at all, or ``out`` is a file.
+      InputError: a figure or the preset is unknown, there are no names, or ``out`` is a file.
       ResultsError: a cached results file is damaged.
     """
     names, out = list(dict.fromkeys(names)), pathlib.Path(out)

@@ -1,4 +1,4 @@
-"""Results that are computed once: files named by what the numbers depend on."""
+"""Results that are computed once, in files named by hashes of everything that the numbers depend on."""
 
 import hashlib
 import importlib.util
@@ -17,7 +17,7 @@ def source_hash(module: ModuleType) -> str:
 
 
 def cache_path(folder: pathlib.Path, name: str, module: ModuleType, preset: str) -> pathlib.Path:
-    """Return the path of a figure's results: another source, preset or seed has another file."""
+    """Return the path of a figure's results; each source, preset and seed has its own."""
     return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module)[:16]}.json"
 
 
@@ -25,7 +25,7 @@ def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str,
     """Return the results of a figure, computed and saved if there are none yet, or with ``force``.
 
     Raises:
-      ResultsError: the cached file is damaged, or is of another figure, preset or seed than its name says.
+      ResultsError: the cached file is damaged, or its figure, preset or seed is not that of its name.
     """
     path = cache_path(folder, name, module, preset)
     if path.exists() and not force:

@@ -1,4 +1,4 @@
-"""The gallery: one self-contained HTML page with every figure, its caption and where its numbers came from."""
+"""The gallery: one self-contained HTML page with every figure, its caption and the origin of its numbers."""
 
 import base64
 import dataclasses
@@ -23,7 +23,7 @@ class GalleryItem:
 
 
 def page(entries: Sequence[GalleryItem]) -> str:
-    """Return the HTML of the gallery. Images are inside; nothing is loaded from elsewhere."""
+    """Return the HTML of the gallery, with images inside and nothing loaded from elsewhere."""
     links = "".join(f'<a href="#{html.escape(e.name)}">{html.escape(headline(e.module))}</a>' for e in entries)
     body = "\n".join(_section(entry) for entry in entries)
     return _PAGE.format(links=links, body=body, count=len(entries), plural="" if len(entries) == 1 else "s")

@@ -1,15 +1,16 @@
-r"""What a growth event does: nothing to the loss at second order, and nothing to the velocity with the right rates.
+r"""A growth event changes neither the loss, at second order, nor the velocity, with the right rates.
 
-Left and middle: one step of the small phase and one of the grown network, in this order and in the other, end apart by what is
-shown, at step sizes that are halved again and again. A network is fused with itself, or two different ones are fused (MLPs on
+Left and middle: the difference between the ends of one step of the small phase and one of the grown network, in this order
+and in the other, at repeatedly halved step sizes. A network is fused with itself, or two different ones are fused (MLPs on
 teacher tasks). Every task is a point, the median a line.
 
-Right: how far the velocity of the function jumps at the event when a network is fused with k copies of itself, relative to the
-velocity before; by optimizer, for every kind of array alone and for all together. Dots: every network; open rings: without
-the rate factors, filled: with them; the vertical marks are the jumps predicted from the small network and the factors alone.
+Right: the jump of the function's velocity at the event when a network is fused with k copies of itself, relative to the
+velocity before; by optimizer, for every kind of array alone and for all together. Each dot is one network: open rings are
+without the rate factors, filled dots with them; the vertical marks are the jumps predicted from the small network and the
+factors alone.
 
-What one should see: slope 2 for the parameters in both cases, but slope 3 for the loss where growth keeps the function; slope 2
-for two different networks, and 3 once the predicted conflict is taken off. Right, every ring on its mark, every
+What one should see: slope 2 for the parameters in both cases, but slope 3 for the loss if growth keeps the function; slope 2
+for two different networks, and 3 after subtracting the predicted conflict. Right, every ring on its mark, every
 filled dot at rounding, below 1e-6.
 
 .. math:: \dot y_{grown} = \sum_j \dot y_j / r_j \ \text{ without the factors } r_j, \qquad \sum_j \dot y_j \ \text{ with them}
@@ -31,15 +32,15 @@ DEPENDS = ("bea", "fusion_core", "toy_models")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How large the experiment is.
+    """Sizes of the experiment.
 
     Attributes:
       sizes: widths of the small networks.
       samples: number of samples of the teacher tasks.
       runs: independent tasks with their networks.
       largest: the largest step size; the next ones are halves.
-      halvings: how often it is halved.
-      copies: how many networks are fused, for the velocity.
+      halvings: number of halvings of the step size.
+      copies: numbers of fused copies, for the velocity.
     """
 
     sizes: tuple[int, ...]
@@ -72,8 +73,8 @@ STYLES = {
 }
 ROWS = ("first weights", "hidden weights", "last weights", event.ALL)
 OPTIMIZERS = {"sgd": "gradient descent", "adam": "Adam", "adafactor": "Adafactor"}
-ROUNDING = 1e-6  # what counts as no jump, in float64
-FLOOR = 1e-17  # where an exact zero is drawn
+ROUNDING = 1e-6  # largest jump that counts as none, in float64
+FLOOR = 1e-17  # position at which an exact zero is drawn
 
 
 def compute(preset: str) -> Results:
@@ -104,7 +105,7 @@ def draw(results: Results) -> Figure:
 
 
 def finding(results: Results) -> str:
-    """Whether slopes and jumps are as predicted, from the numbers."""
+    """Return a sentence on whether slopes and jumps are as predicted, from the numbers."""
     slopes = {name: float(results.arrays[f"{key}_slopes"].mean()) for name, key in KEYS.items()}
     kept = all(abs(slopes[name] - order) < 0.15 for name, order in event.GAPS.items())
     numbers = "; ".join(f"{LABELS[name]} {slopes[name]:.2f}, expected {order}" for name, order in event.GAPS.items())

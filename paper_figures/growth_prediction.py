@@ -1,18 +1,18 @@
 r"""When to grow is predicted: forecasts follow the truth, and a rule that uses them lands near the minimum.
 
 Each small panel is one held-out problem of ``toy_models.when_to_grow``: small MLPs train on a teacher task, are grown (two are
-fused, or one with itself and function-preserving noise), and train on with what is left of a fixed budget of FLOPs. The
+fused, or one with itself and function-preserving noise), and train on for the rest of a fixed budget of FLOPs. The
 final loss is shown against the growth step (1 is never), over the loss of the best growth step. Line and band:
 the mean over all runs and the standard error of the differences between growth steps. Crosses: the look-ahead forecast at
-every growth step, as its mean ratio to the same runs' truth. Markers: where the forecast rule and the greedy
-rule grew, every run small, the mean large; a run's marker is relative to the same run at the best growth step. Dashed: never
+every growth step, as its mean ratio to the same runs' truth. Markers: the growth steps of the forecast rule and the greedy
+rule, every run small, the mean large; a run's marker is relative to the same run at the best growth step. Dashed: never
 growing, at the same learning rate, and the large network from scratch with equal FLOPs at its own tuned rate.
 
 Below: the regret of every rule, over the problems (points; the bar is the median): the final loss over that of the same runs at
-the best growth step. The cost of the rules' looks is not charged.
+the best growth step. The cost of the rules' measurements is not included.
 
 What one should see: the crosses follow the line, and the forecast rule's markers lie near its minimum, with a
-regret close to 1 and below the greedy rule's. A regret may be below 1, since the rule sees each run.
+regret close to 1 and below the greedy rule's. A regret may be below 1, since the rule decides for each run.
 
 .. math:: \text{regret} = \exp \big\langle \log \ell_{rule} - \log \ell_{best} \big\rangle_{runs}
 """
@@ -36,14 +36,14 @@ DEPENDS = ("bea", "fusion_core", "toy_models")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How large the experiment is.
+    """Sizes of the experiment.
 
     Attributes:
       family: "standard" or "smoke", of ``toy_models.when_to_grow.problems``.
       first: seed of the first problem.
-      count: problems, of consecutive seeds.
-      runs: initialisations on which the rules are measured.
-      truth_runs: initialisations behind the truth, these among them.
+      count: number of problems, of consecutive seeds.
+      runs: number of initialisations on which the rules are measured.
+      truth_runs: number of initialisations for the truth, including those of ``runs``.
     """
 
     family: str
@@ -71,7 +71,7 @@ SHOWN = {
     "fixed at 50%": "at 50 %",
     "never": "never",
 }
-FOLLOWS, NEAR = 0.10, 1.05  # what counts as following the truth, and as near its minimum
+FOLLOWS, NEAR = 0.10, 1.05  # limits within which forecasts follow the truth, and losses are near its minimum
 
 
 def compute(preset: str) -> Results:
@@ -83,7 +83,7 @@ def compute(preset: str) -> Results:
 
 
 def arrays_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what is drawn, from the records of ``measure``: a row a problem. Problems with a diverged run are left out.
+    """Return the drawn numbers, a row for each problem, from the records of ``measure``, without problems that diverged.
 
     Raises:
       ValueError: no problem is left.
@@ -106,7 +106,7 @@ def _relative(record: dict[str, Any]) -> dict[str, Any]:
     at = rules.greedy(record)
     centred = log - log.mean(
         axis=1, keepdims=True
-    )  # what all growth steps of a run have in common is no error of a difference
+    )  # deviations that all growth steps of a run share are no error of a difference
     return {
         "loss_at_best": np.exp(mean[best]),
         "best": record["shares"][best],
@@ -157,7 +157,7 @@ def draw(results: Results) -> Figure:
 
 
 def finding(results: Results) -> str:
-    """Whether forecasts follow the truth and the forecast rule is near the minimum, from the numbers."""
+    """Return a sentence on whether forecasts follow the truth and the forecast rule is near the minimum."""
     arrays, names = results.arrays, list(SHOWN)
     off, regrets = arrays["off"], arrays["regrets"]
     follows = np.median(off) < FOLLOWS

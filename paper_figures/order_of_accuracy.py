@@ -1,14 +1,12 @@
 r"""Two training phases are one flow to third order, but only with the conflict term.
 
 One gradient-descent step on a first task and one on a second task (two teacher tasks, one tanh network) are compared
-with the time-one flow of the composite field, at step sizes that are halved again and again. Shown is the distance
-between the two
+with the time-one flow of the composite field, at repeatedly halved step sizes. Shown is the distance between the two
 ends: every seed as a point, the median as a line, the range of the seeds as a band.
 
-What one should see: the first-order field alone and the field with the self terms only (what discretisation does to
-  each
-step by itself) both miss the two steps by an error of slope 2; with the conflict term, half the Lie bracket of the two
-phases, the slope is 3. The legend states the slopes as measured, mean and standard deviation over the seeds.
+What one should see: the first-order field alone and the field with the self terms only (the effect of discretisation on
+each step by itself) both have an error of slope 2; with the conflict term, half the Lie bracket of the two phases, the
+slope is 3. The legend has the measured slopes, mean and standard deviation over the seeds.
 
 .. math:: F = h (f_1 + f_2) - \tfrac{h^2}{2} (f_1'f_1 + f_2'f_2) + \tfrac{h^2}{2} [f_1, f_2] + O(h^3)
 """
@@ -34,14 +32,14 @@ DEPENDS = ("bea", "toy_models")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How large the experiment is.
+    """Sizes of the experiment.
 
     Attributes:
       sizes: widths of the network and of both teachers.
-      samples: training samples a task.
-      runs: independent networks and task pairs.
+      samples: number of training samples of a task.
+      runs: number of independent networks and task pairs.
       largest: the largest step size; the next ones are halves.
-      halvings: how often it is halved.
+      halvings: number of halvings of the step size.
       rtol, atol: tolerances of the exact flow; float64.
     """
 
@@ -111,7 +109,7 @@ def draw(results: Results) -> Figure:
 
 
 def finding(results: Results) -> str:
-    """Whether one sees what the caption promises, from the measured slopes."""
+    """Return a sentence on whether the measured slopes are those of the caption."""
     slopes = {name: float(results.arrays[f"{name}_slopes"].mean()) for name in LABELS}
     expected = {"first_order": 2, "self_terms": 2, "composite": 3}
     kept = all(abs(slopes[name] - order) < 0.15 for name, order in expected.items())
@@ -130,7 +128,7 @@ def _slope_mark(axes: Any, h: np.ndarray, error: np.ndarray, order: int, where: 
 
 
 def _errors(config: Config) -> Callable[[int, float], dict[str, float]]:
-    """Return ``(run, h) -> {name of the field: error}``. All fields are followed at once: one compilation for everything."""
+    """Return ``(run, h) -> {name of the field: error}``; the flows of all fields are compiled together, once."""
     dtype = jnp.float64
     seeds = np.random.SeedSequence(SEED).generate_state(3 * config.runs).reshape(config.runs, 3) // 2
 

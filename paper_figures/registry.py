@@ -1,12 +1,12 @@
 """Every figure by its name.
 
-A figure is a module. Its docstring is the caption: what is shown, and what one should see. It has
+A figure is a module. Its docstring is the caption, with a paragraph on what one should see. It has
 
 * ``SEED``: the seed of all its random numbers;
 * ``DEPENDS``: the packages of ours whose code its numbers depend on;
 * ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
 * ``draw(results) -> Figure``, which computes nothing;
-* ``finding(results) -> str``: one sentence, from the numbers, on whether one sees what the caption promises.
+* ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts.
 """
 
 from types import ModuleType

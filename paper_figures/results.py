@@ -1,4 +1,4 @@
-"""What a figure is drawn from: plain arrays and scalars with where they came from, in one JSON file."""
+"""Results from which figures are drawn: plain arrays and scalars with their origin, in one JSON file."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 class ResultsError(ValueError):
-    """A results file that cannot be drawn from; says what is wrong with it and what to do."""
+    """A results file that cannot be used; the message has the reason and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Results:
 
     Attributes:
       figure: the figure's name in the registry.
-      preset: the preset that it was computed with.
-      seed: the seed that all random numbers come from.
+      preset: the preset of the computation.
+      seed: the seed of all random numbers.
       config: settings of the preset, plain scalars and lists.
       arrays: name → numbers, as float64 arrays of any shape (a scalar has shape ``()``).
       seconds: wall time of the computation.
-      created: when, in ISO 8601, UTC.
-      versions: versions of Python and of the packages that compute.
-      device: the device that it ran on.
+      created: time of the computation, UTC, in ISO 8601.
+      versions: versions of Python and of the numerical packages.
+      device: device of the computation.
       commit: commit of this software, with "-dirty" for local changes; None if it is not known.
     """
 
@@ -55,9 +55,8 @@ class Results:
         """Return results with their circumstances filled in.
 
         Args:
-          figure, preset, seed, config: as the attributes; config may be a frozen dataclass through
-            ``dataclasses.asdict``.
-          arrays: name → anything that numpy can read as real numbers.
+          figure, preset, seed, config: see the attributes; give a dataclass as ``dataclasses.asdict(config)``.
+          arrays: name → numbers in any form that numpy converts to real arrays.
           started: ``time.perf_counter()`` when the computation began.
         """
         origin = provenance()
@@ -127,7 +126,7 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 def _encode(array: np.ndarray) -> dict[str, Any]:
-    """Return shape and flat values; what JSON has no number for is a text that ``float`` reads back."""
+    """Return shape and flat values; values without a JSON number (NaN, infinity) are texts that ``float`` reads."""
     flat = [float(v) if math.isfinite(v) else str(float(v)) for v in array.ravel()]
     return {"shape": list(array.shape), "values": flat}
 

@@ -1,4 +1,4 @@
-"""How figures look: one matplotlib style sheet, and the drawing of a figure under it."""
+"""Style of the figures: one matplotlib style sheet, and the drawing of a figure with it."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ STYLE_SHEET = pathlib.Path(__file__).with_name("deepfusion.mplstyle")
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw the figures made inside as the paper's are, whatever the user's own settings."""
+    """Apply the paper's style to the figures drawn inside, independent of the user's settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE_SHEET, use_default_template=False))

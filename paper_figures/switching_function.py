@@ -1,13 +1,13 @@
-r"""When to grow has an exact derivative, as good as the order of the modified fields it is made of.
+r"""The final loss has an exact derivative in the growth step, as accurate as the order of its modified fields.
 
 The derivative of the final loss in the growth step n₁, at a fixed budget: predicted by the switching function at the event,
 and measured by moving the event (five points). Two tanh networks train on a teacher task, are fused, and train on. The time
-of both phases is fixed while the step size h is halved again and again. Shown is the relative error of the
+of both phases is fixed while the step size h is halved repeatedly. Shown is the relative error of the
 prediction: every task as a point, the median as a line, the range as a band.
 
 What one should see: with the bare fields (order 1) the error falls with slope 1, with the modified fields of order 2 and 3
-with slopes 2 and 3. The legend states the slopes as measured over the three smallest steps (with larger ones, terms of
-higher order still count), mean and standard deviation over the tasks.
+with slopes 2 and 3. The legend has the slopes measured over the three smallest steps (with larger ones, terms of higher
+order still matter), mean and standard deviation over the tasks.
 
 .. math:: \frac{d\ell}{dn_1} = \langle \lambda, h_1 J \tilde f_1 \rangle
           - \frac{c_1}{c_2} \langle \lambda, h_2 \tilde f_2 \rangle, \qquad \lambda = \partial \ell / \partial \Theta
@@ -30,12 +30,12 @@ DEPENDS = ("bea", "fusion_core", "toy_models")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How large the experiment is.
+    """Sizes of the experiment.
 
     Attributes:
-      runs: independent tasks with their two networks.
+      runs: number of independent tasks with their two networks.
       largest: the largest step size; the next ones are halves.
-      halvings: how often it is halved; the slope is taken over the three smallest steps.
+      halvings: number of halvings of the step size; the slope is taken over the three smallest steps.
     """
 
     runs: int
@@ -102,7 +102,7 @@ def draw(results: Results) -> Figure:
 
 
 def finding(results: Results) -> str:
-    """Whether one sees what the caption promises, from the measured slopes."""
+    """Return a sentence on whether the measured slopes are those of the caption."""
     slopes = {order: float(results.arrays[f"order{order}_slopes"].mean()) for order in LABELS}
     kept = all(abs(slope - order) < 0.15 for order, slope in slopes.items())
     h = results.arrays["step_sizes"][-1]

@@ -1,4 +1,4 @@
-r"""The other route to the coefficients of a composition: Lie brackets of tree series and Baker–Campbell–Hausdorff.
+r"""The coefficients of a composition by another method: Lie brackets of tree series and Baker–Campbell–Hausdorff.
 
 A vector field is a series :math:`\sum_t c(t) F(t)` over coloured trees, here ``{tree: c(t)}`` WITH the symmetry factor
 divided out (:func:`~bea.symbolic.equation.with_symmetry`), because then the derivative of one field along another is
@@ -23,7 +23,7 @@ Series = dict[Tree, Any]
 
 @lru_cache(maxsize=1 << 16)
 def grafts(scion: Tree, stock: Tree) -> tuple[Tree, ...]:
-    """Return the trees made by grafting ``scion`` on each node of ``stock`` in turn: one tree a node, with repeats."""
+    """Return the trees made by grafting ``scion`` on each node of ``stock``: one tree for each node, with repeats."""
     found = [Tree.of((*stock.children, scion), stock.colour)]
     for i, child in enumerate(stock.children):
         rest = stock.children[:i] + stock.children[i + 1 :]
@@ -83,7 +83,7 @@ def modified_equation_by_brackets(method: Method, order: int) -> dict[Tree, Frac
 
 
 def is_gradient_series(coefficients: Mapping[Tree, Any], order: int) -> bool:
-    r"""Whether the series is a gradient through trees of ``order`` nodes for EVERY loss, in every dimension.
+    r"""Return whether the series is a gradient through trees of ``order`` nodes for EVERY loss, in every dimension.
 
     With :math:`f = -\nabla E` a tree's nodes are derivative tensors of E, and moving the root along an edge does not
     change the tensor network: the gradient of a network without a root is the sum over the choices of its root. So a
@@ -110,7 +110,7 @@ def gradient_order(method: Method, order: int) -> int:
 def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Series:
     """Return the coefficients after colour c becomes ``colours[c]``, summed over trees that become equal.
 
-    Takes and returns coefficients without the symmetry factor in them.
+    The coefficients, given and returned, are without the symmetry factor.
     """
     total: Series = {}
     for tree, value in with_symmetry(coefficients).items():
@@ -120,7 +120,7 @@ def recoloured(coefficients: Mapping[Tree, Any], colours: Sequence[int]) -> Seri
 
 
 def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
-    r"""Split a series, read with :math:`f_c = -\nabla E_c`, into minus the gradient of a loss and a rest that is none.
+    r"""Split a series in :math:`f_c = -\nabla E_c` into minus the gradient of a loss and a rest that is no gradient.
 
     The rooted versions t of one unrooted tree τ are averaged with their weights :math:`1/\sigma(t)`; with the average
     ω(τ)
@@ -132,7 +132,7 @@ def split_gradient(coefficients: Mapping[Tree, Any]) -> tuple[Series, Series]:
     open. The rest vanishes if and only if :func:`is_gradient_series`.
 
     Args:
-      coefficients: without the symmetry factor in them, step sizes possibly in them.
+      coefficients: coefficients without the symmetry factor; they may include step sizes.
 
     Returns:
       ``({τ as one of its rooted versions: number before S(τ)}, {t: rest, without the symmetry factor})``, without

@@ -1,5 +1,4 @@
-r"""JAX functions from sympy expressions: evaluated by walking the expression, so nothing is executed that was text
-before.
+r"""JAX functions from sympy expressions, evaluated by walking the expression, so that no text is ever executed.
 
 ``jax_function`` walks the expressions once per trace, common subexpressions once, with a fixed table from sympy's node
 types to ``jax.numpy``; the result can be jitted and differentiated. ``jax_source`` prints the same program as Python
@@ -38,8 +37,8 @@ def jax_function(
       formed; the cost is the number of operations after common subexpressions are shared.
 
     Raises:
-      ValueError: an expression has other symbols, or a function that has no translation; or, when called, params has
-        another shape or constants are missing.
+      ValueError: an expression has other symbols, or a function without a translation; or, when called, params has another
+        shape or constants are missing.
     """
     scalar = isinstance(expressions, sp.Expr)
     outputs = [check_expression(e, "the expression") for e in ([expressions] if scalar else list(expressions))]
@@ -115,7 +114,7 @@ def _check_translatable(outputs: Sequence[sp.Expr], arguments: Sequence[sp.Symbo
 
 
 class _Printer(sp.printing.numpy.JaxPrinter):
-    """sympy's printer for JAX, under the import name that everybody uses."""
+    """sympy's printer for JAX, with the usual import name ``jnp``."""
 
     _module = "jnp"
 

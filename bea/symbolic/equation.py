@@ -1,4 +1,4 @@
-r"""Coefficients of modified equations: exact, to any order, one multiplication a tree.
+r"""Coefficients of modified equations: exact, to any order, one multiplication for each tree.
 
 **Convention** (stated here once). ``modified_equation`` returns :math:`\{t: \omega(t)\}` with
 
@@ -7,7 +7,7 @@ r"""Coefficients of modified equations: exact, to any order, one multiplication 
 the symmetry factor :math:`\sigma(t)` NOT in the coefficient (Hairer, Lubich & Wanner, *Geometric Numerical
 Integration*, chapter IX, and kauri write it so). For several fields, :math:`h^{|t|}` is :math:`\prod_c h_c^{m_c}`
 with :math:`m_c` nodes of colour c. :func:`with_symmetry` divides it out, :func:`without_symmetry` is its inverse.
-``order`` = p means: all trees of at most p nodes, so :math:`h \tilde f` is right through :math:`h^p`.
+``order`` = p means all trees of at most p nodes, so :math:`h \tilde f` is exact through :math:`h^p`.
 
 **Algorithm.** Let :math:`P_t(n)` be the coefficient of the n-fold step, a polynomial in n of degree at most |t| that
 vanishes at 0; :math:`\omega(t)` is its linear term. We never expand it: its values at n = 0 … p are integers over a
@@ -19,8 +19,7 @@ Values multiply pointwise, so with t = u ∘ v (see :mod:`bea.trees`) and one ro
 where (K, w) is the tableau of p repeats of the step with w in place of its weights: *the modified equation has the
 elementary weights of one larger Runge–Kutta "method"*. All trees of an order are one array operation.
 
-Arithmetic is modulo 2^64 where the numerators are proven to fit (:func:`fits_64_bits`), and on Python integers
-elsewhere.
+Arithmetic is modulo 2^64 if the numerators are proven to fit (:func:`fits_64_bits`), else on Python integers.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
         :class:`~bea.symbolic.methods.RungeKutta`, or a sequence of :class:`~bea.symbolic.methods.Step` on different
         fields.
       order: p ≥ 1, number of nodes of the largest trees.
-      memory_limit: bytes; what would need more is refused before it starts.
+      memory_limit: largest memory in bytes; if more is needed, ValueError is raised before any work.
 
     Returns:
       ``{tree: Fraction}`` in the order of the trees, zeros included, in the convention above:
@@ -87,7 +86,7 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
 
 
 def with_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
-    r"""Return :math:`\omega(t)/\sigma(t)`: the numbers that stand before f''(f, f) and its like in print."""
+    r"""Return :math:`\omega(t)/\sigma(t)`, the factors of elementary differentials in print, as of f''(f, f)."""
     return {tree: value / tree.symmetry for tree, value in coefficients.items()}
 
 
@@ -99,9 +98,9 @@ def without_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
 def check_order(
     order: int, colours: int, memory_limit: int, sweep: int = 1, remedy: str = "or pass a larger memory_limit"
 ) -> None:
-    """Refuse an order below 1, or one whose trees (counted, not built) would not fit; says how many and how large.
+    """Raise ValueError if an order is below 1, or its trees (counted, not built) would not fit into memory.
 
-    ``sweep`` is the number of stages in one step. Raises ValueError.
+    The message has their number and size. ``sweep`` is the number of stages in one step.
     """
     if isinstance(order, bool) or not isinstance(order, int):
         raise ValueError(f"order is {order!r}, not a whole number: it is the number of nodes of the largest trees")
@@ -151,8 +150,8 @@ def repeat_functional(repeats: int, points: int) -> list[int]:
 def log_tableau(steps: Sequence[Step], order: int) -> tuple[list[list[Fraction]], list[Fraction], list[int]]:
     """Return a tableau K, weights w and each stage's field, whose elementary weights are ω(t) for |t| ≤ ``order``.
 
-    The stages are those of ``order`` sweeps over the steps. A step with more than ``order`` repeats is represented by
-    its first ``order`` ones: what it sums up is a polynomial in their number.
+    The stages are those of ``order`` sweeps over the steps. A step with more than ``order`` repeats is represented by its
+    first ``order`` ones, since the sum over repeats is a polynomial in their number.
     """
     zero, outer = Fraction(0), log_functional(order)
     # one sweep: its kernel, its weights (the end of the sweep), its colours
@@ -173,7 +172,7 @@ def log_tableau(steps: Sequence[Step], order: int) -> tuple[list[list[Fraction]]
 
 
 def fits_64_bits(steps: Sequence[Step], order: int) -> bool:
-    r"""Whether every numerator is proven to be below 2^63, so that integers modulo 2^64 give it exactly.
+    r"""Return whether every numerator is proven to be below 2^63, so that integers modulo 2^64 give it exactly.
 
     :math:`\Delta^k P_t(0)` is a sum over monotone maps of the nodes of t onto {1, …, k}, the root to 1, of products
     of at most :math:`\rho^{|t|}` in all (:func:`~bea.symbolic.methods.growth_rate`); there are at most 2 Fubini(|t| −
@@ -198,8 +197,8 @@ def _integers(values: list, dtype: type) -> np.ndarray:
 
 
 def _elementary_weights(table: TreeTable, kernel: np.ndarray, weights: np.ndarray, colour_of: np.ndarray) -> np.ndarray:
-    """Return ``weights · G_t`` for every tree of the table, one array operation a pair of orders."""
-    inner = table.start[-2] if table.order > 1 else table.start[-1]  # the largest trees are nobody's child
+    """Return ``weights · G_t`` for every tree of the table, by one array operation for each pair of orders."""
+    inner = table.start[-2] if table.order > 1 else table.start[-1]  # the largest trees are children of no tree
     stages = len(weights)
     products = np.zeros((inner, stages), kernel.dtype)
     sums = np.zeros((inner, stages), kernel.dtype)

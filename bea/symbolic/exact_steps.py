@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Truncated:
-    """A polynomial in h, cut off after h^p; supports +, − and × with itself and rationals."""
+    """A polynomial in h, truncated after h^p; supports +, − and × with its kind and with rationals."""
 
     __slots__ = ("coefficients",)
 
@@ -60,12 +60,12 @@ class Truncated:
 
 
 def log_map(step: Callable[[list[Any]], list[Any]], point: Sequence[Any], order: int) -> list[Any]:
-    r"""Return the modified displacement of a step from its iterates, in whatever exact numbers the step works with.
+    r"""Return the modified displacement of a step from its iterates, in exact numbers of any kind.
 
     .. math:: h \tilde f(\theta_0) = \sum_{k=1}^{p} \frac{(-1)^{k+1}}{k}\, \Delta^k \theta_0 + O(h^{p+1})
 
-    The exact twin of :func:`bea.log_map`, which works on floating pytrees. With :class:`Truncated` numbers the
-    remainder is cut off too, so the result EQUALS the modified equation's.
+    This is :func:`bea.log_map`, which takes floating pytrees, in exact numbers. With :class:`Truncated` numbers the
+    remainder is truncated too, so the result EQUALS the modified equation's.
     """
     if order < 1:
         raise ValueError(f"order is {order}, but has to be at least 1: it is the number of steps to run")

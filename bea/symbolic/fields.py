@@ -35,7 +35,7 @@ Components = Any
 
 
 def check_expression(expr: Any, what: str) -> sp.Expr:
-    """Return ``expr`` as an exact, smooth sympy expression; a ValueError names the float or the function that is none."""
+    """Return ``expr`` as an exact, smooth sympy expression; raise ValueError with the float or function if it is none."""
     expr = sp.sympify(expr, strict=True)
     if not isinstance(expr, sp.Expr):
         raise ValueError(f"{what} is {expr}, a {type(expr).__name__}, not an expression")
@@ -55,7 +55,7 @@ def check_expression(expr: Any, what: str) -> sp.Expr:
 def check_symbols(
     symbols: Symbols, expressions: Sequence[sp.Expr], what: str, steps: Sequence[Any] = (), *, all_occur: bool = False
 ) -> None:
-    """Refuse symbols that occur twice, a step size that is one, and (``all_occur``) symbols that do not occur: ValueError."""
+    """Raise ValueError if a symbol occurs twice, is a step size, or (``all_occur``) does not occur in the expressions."""
     if not symbols or not all(isinstance(x, sp.Symbol) for x in symbols):
         raise ValueError(f"symbols must be a non-empty sequence of sympy symbols, not {symbols!r}")
     if len(set(symbols)) < len(symbols):
@@ -84,7 +84,7 @@ def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matr
 
 
 class _Differentials:
-    """F(t) of coloured trees for given fields, with every partial derivative taken once."""
+    """Elementary differentials F(t) of coloured trees for given fields, with every partial derivative taken once."""
 
     def __init__(self, fields: Sequence[Sequence[sp.Expr]], symbols: Symbols):
         self.symbols = list(symbols)
@@ -143,7 +143,7 @@ MOST_SIMPLIFIED = 20
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
-    """Return an equal expression, the shortest of a few: factored (functions as if they were letters), or simplified."""
+    """Return the shortest of a few equal expressions: factored (with functions as letters), or simplified."""
     if expr.is_polynomial(*expr.free_symbols):
         return sp.factor(expr) if len(sp.Add.make_args(expr)) <= MOST_FACTORED else expr
     if expr.count_ops() <= MOST_SIMPLIFIED:
@@ -168,12 +168,12 @@ def corrections(
       field: components of f, as many as symbols; further symbols are constants.
       symbols: the parameters.
       order: p ≥ 1.
-      method: what makes the step, see :func:`~bea.symbolic.equation.modified_equation`; for one field only.
-      simplify: factor or simplify every component; expanded otherwise.
+      method: one-step method, see :func:`~bea.symbolic.equation.modified_equation`; for one field only.
+      simplify: whether to factor or simplify every component; if false, they are expanded.
 
     Raises:
-      ValueError: floats, non-smooth functions, not one component for each symbol, or an order that is below 1 or
-      absurd.
+      ValueError: the field has floats, non-smooth functions or not one component for each symbol, or the order is below 1
+        or needs too much memory.
     """
     (f,) = _checked([field], symbols, order)
     if any(step.field for step in steps_of(method)):
@@ -187,7 +187,7 @@ def corrections(
 def modified_field(
     field: Components, symbols: Symbols, step: Any, order: int, *, method: Method = "euler", simplify: bool = True
 ) -> sp.Matrix:
-    r"""Return the field whose exact time-h flow is one step of the method, right through :math:`h^p` for :math:`h \tilde f`.
+    r"""Return the field whose exact time-h flow is one step of the method; :math:`h \tilde f` is exact through :math:`h^p`.
 
     .. math:: \tilde f = f - \frac h2 f'f + h^2\left(\frac13 f'f'f + \frac1{12} f''(f, f)\right) + \dots
     \quad\text{(explicit Euler)}
@@ -238,20 +238,20 @@ def phase_series(steps: Sequence[tuple[Any, Any, str | RungeKutta]], order: int)
 
 
 def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: bool = True) -> sp.Matrix:
-    r"""Return the field whose time-one flow is all phases, one after another, right through ``order`` in the total time.
+    r"""Return the field whose time-one flow is all phases, one after another, exact through ``order`` in the total time.
 
     .. math:: F = \sum_i n_i h_i f_i - \frac12 \sum_i n_i h_i^2 f_i' f_i + \frac12 \sum_{i<j} n_i h_i n_j h_j [f_i,
     f_j] + \dots,
        \qquad [f_1, f_2] = f_2' f_1 - f_1' f_2
 
     Args:
-      phases: in the order in which they run.
+      phases: the phases in the order in which they run.
       symbols: the parameters.
       order: p ≥ 1.
-      simplify: factor or simplify every component.
+      simplify: whether to factor or simplify every component.
 
     Raises:
-      ValueError: no phases, or what :func:`corrections` refuses.
+      ValueError: there are no phases; else as :func:`corrections`.
     """
     if not phases:
         raise ValueError("compose needs at least one phase")

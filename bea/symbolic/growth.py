@@ -1,6 +1,6 @@
 r"""Growth events in symbols: a linear map J from a small parameter space into a grown one.
 
-Seen in the grown space the small phase follows :math:`f_1(\Theta) = J f_s(J^+\Theta)`. If growing preserves the
+In the grown space the small phase follows :math:`f_1(\Theta) = J f_s(J^+\Theta)`. If growing preserves the
 function (:math:`L \circ J = L_s`), that is :math:`-P\nabla L` with the constant metric :math:`P = JJ^T`, and the
 conflict between the phases is the commutator :math:`(MHP - PHM)\nabla L`, M the metric of the grown optimizer.
 
@@ -27,10 +27,10 @@ def commutator(
 
 @dataclass(frozen=True, init=False)
 class LinearGrowth:
-    """The event Θ = J θ.
+    """The growth event Θ = J θ.
 
     Args:
-      embed: J, a grown × small matrix of exact entries. It may have a kernel, as the mean of two biases has.
+      embed: J, a grown × small matrix of exact entries. It may have a kernel, as for the mean of two biases.
 
     Raises:
       ValueError: J is empty or has floats.
@@ -48,7 +48,7 @@ class LinearGrowth:
 
     @property
     def pseudo_inverse(self) -> sp.Matrix:
-        """J⁺ (Moore–Penrose): (JᵀJ)⁻¹Jᵀ where no two small states grow into one, of least norm elsewhere."""
+        """J⁺ (Moore–Penrose): (JᵀJ)⁻¹Jᵀ if J is injective, else the inverse of least norm."""
         return sp.Matrix(self.embed.pinv())
 
     @property
@@ -57,7 +57,7 @@ class LinearGrowth:
         return sp.Matrix(self.embed * self.embed.T)
 
     def restrict(self, loss: Any, grown: Symbols, small: Symbols) -> sp.Expr:
-        """Return L ∘ J, the loss that the small parameters see."""
+        """Return L ∘ J, the loss as a function of the small parameters."""
         image = self.embed * sp.Matrix(list(small))
         return sp.expand(sp.sympify(loss).subs(dict(zip(grown, image, strict=True)), simultaneous=True))
 
@@ -74,7 +74,7 @@ class LinearGrowth:
         return sp.Matrix(self.embed * inside).applyfunc(tidy)
 
     def preserves(self, loss: Any, grown: Symbols, small_loss: Any, small: Symbols) -> bool:
-        """Whether L(Jθ) = L_s(θ) identically."""
+        """Return whether L(Jθ) = L_s(θ) identically."""
         return sp.simplify(self.restrict(loss, grown, small) - sp.sympify(small_loss)) == 0
 
     def metric_field(self, loss: Any, grown: Symbols) -> sp.Matrix:
@@ -92,7 +92,7 @@ class LinearGrowth:
 
 
 def loss_conflict(first: Any, second: Any, symbols: Symbols) -> sp.Expr:
-    r"""Return :math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the conflict of the phases read on the second loss.
+    r"""Return :math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the effect of the phases' conflict on the second loss.
 
     The conflict term of the composite field changes L_2 by ½ h_1 h_2 times this.
     """

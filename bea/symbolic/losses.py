@@ -1,7 +1,7 @@
-r"""Modified losses, where they exist, and an error that explains where they do not.
+r"""Modified losses, if they exist, and an error with the reason if they do not.
 
-A field is the gradient of something on R^d if and only if its Jacobian is symmetric; each order of the modified field
-is tested, and integrated if it passes.
+A field on R^d is a gradient if and only if its Jacobian is symmetric; each order of the modified field is tested, and
+integrated if it passes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NotAGradient(ValueError):
       field: the modified field through the requested order, a sympy column.
       antisymmetric: (J − Jᵀ)/2 of that field's Jacobian J, zero below ``order``.
       leading: its lowest term without the power of h: the antisymmetric part of the first correction that fails.
-      order: that correction's order p: h f̃ stops being a gradient at h^p.
+      order: that correction's order p: h f̃ is no gradient from h^p on.
       loss: the modified loss that does exist, through order p − 1.
     """
 
@@ -69,10 +69,10 @@ def _short(expr: sp.Expr) -> str:
 
 
 def is_zero(expr: sp.Expr) -> bool:
-    """Whether the expression is identically zero. Raises ValueError if sympy cannot tell.
+    """Return whether the expression is identically zero; raise ValueError if sympy cannot decide.
 
-    A value off zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined functions
-    and their derivatives count as independent letters.
+    A value other than zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined
+    functions and their derivatives count as independent letters.
     """
     abstract = expr.atoms(sp.Derivative, AppliedUndef)
     expr = sp.expand(expr.xreplace({atom: sp.Dummy() for atom in abstract}))
@@ -99,9 +99,9 @@ def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
 
 
 def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
-    """Return φ with ∇φ = ``field``, for a field whose Jacobian is symmetric; an integral that sympy cannot do stays one.
+    """Return φ with ∇φ = ``field``, for a field whose Jacobian is symmetric; integrals that sympy cannot solve remain.
 
-    Polynomial fields: φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree. Others: one coordinate after another.
+    For polynomial fields φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree; for others one coordinate after another.
     """
     if all(e.is_polynomial(*symbols) for e in field):
         radial = sp.Poly(sp.expand(sum(x * e for x, e in zip(symbols, field, strict=True))), *symbols)
@@ -126,12 +126,13 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
       loss: sympy expression E.
       symbols: the parameters, every one of which occurs in the loss; its other symbols are constants.
       step: h, the learning rate, a symbol or number that does not occur in the loss.
-      order: p ≥ 1; :math:`h\nabla\tilde E` is right through :math:`h^p`.
+      order: p ≥ 1; :math:`h\nabla\tilde E` is exact through :math:`h^p`.
       method: the step's method, explicit Euler for gradient descent.
 
     Raises:
-      NotAGradient: some correction is not a gradient; carries the field, the antisymmetric part and the order.
-      ValueError: missing symbols, floats, non-smooth functions (named), an order below 1 or absurd.
+      NotAGradient: a correction is not a gradient; the error has the field, the antisymmetric part and the order.
+      ValueError: symbols are missing, the loss has floats or non-smooth functions (named), or the order is below 1 or needs
+        too much memory.
 
     Source: Barrett & Dherin (2021) for order 2; Hairer, Lubich & Wanner, chapter IX, for the field.
     """
@@ -163,16 +164,16 @@ def minibatch_field(losses: Sequence[Any], symbols: Symbols, step: Any, order: i
     r"""Return the modified field of an epoch over minibatches without replacement, averaged over all their orders, per step.
 
     An epoch in the order π is the composition of one Euler step on each loss; its modified field is averaged over the
-    m! orders and divided by the epoch's time m h. No formula is put in: the average is over coloured trees.
+    m! orders and divided by the epoch's time m h. The average is over coloured trees, and uses no known formula.
 
     Args:
       losses: E_1, …, E_m, at most ``MOST_BATCHES``.
       symbols: the parameters.
       step: h, the learning rate.
-      order: p ≥ 1; right through h^p of h f̃. (From order 3 on this averages the fields, not the end points.)
+      order: p ≥ 1; h f̃ is exact through h^p. (From order 3 on this averages the fields, not the end points.)
 
     Raises:
-      ValueError: no losses or more than ``MOST_BATCHES``; what :func:`modified_loss` refuses.
+      ValueError: there are no losses or more than ``MOST_BATCHES``; else as :func:`modified_loss`.
     """
     losses = [check_expression(e, f"loss {k}") for k, e in enumerate(losses, 1)]
     m = len(losses)

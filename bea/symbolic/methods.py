@@ -6,7 +6,7 @@ A Runge–Kutta method maps y to
 
 A composition is a sequence of :class:`Step`, run from left to right: ``[Step("euler", field=0), Step("euler",
 field=1)]`` is one Euler step on :math:`f_0` and then one on :math:`f_1`. Step sizes are not part of it: the
-coefficient of a tree goes with one factor :math:`h_c` for every node of colour c.
+coefficient of a tree is multiplied by one factor :math:`h_c` for every node of colour c.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class RungeKutta:
     Args:
       a: rows of the tableau; explicit methods have zeros on and above the diagonal.
       b: weights, of sum 1.
-      c: optional nodes; given, they must be the row sums of ``a``.
-      name: for messages.
+      c: nodes, which must be the row sums of ``a``; if None, they are not checked.
+      name: name of the method in messages.
 
     Raises:
       ValueError: the tableau is not square, has entries that are not rational, or is inconsistent (Σb ≠ 1, or c is not
@@ -131,7 +131,7 @@ Method = str | RungeKutta | Step | Sequence[Step]
 
 
 def tableau_of(method: str | RungeKutta) -> RungeKutta:
-    """Return the tableau that a name stands for."""
+    """Return the tableau of a named method; a tableau is returned as it is."""
     if isinstance(method, RungeKutta):
         return method
     if method not in METHODS:
@@ -140,7 +140,7 @@ def tableau_of(method: str | RungeKutta) -> RungeKutta:
 
 
 def steps_of(method: Method) -> tuple[Step, ...]:
-    """Return what names a method as a tuple of steps."""
+    """Return a method (a name, a tableau or steps) as a tuple of steps."""
     if isinstance(method, (str, RungeKutta)):
         return (Step(method),)
     steps = (method,) if isinstance(method, Step) else tuple(method)
@@ -152,7 +152,7 @@ def steps_of(method: Method) -> tuple[Step, ...]:
 def growth_rate(steps: Sequence[Step]) -> Fraction:
     r"""Return a number ρ with |φ(t)| ≤ ρ^|t| for the elementary weights φ of the composition, from its norms.
 
-    With n_i copies of each tableau written out as one large tableau: :math:`\max(\|b\|_1, \|A\|_\infty)`.
+    It is :math:`\max(\|b\|_1, \|A\|_\infty)` of the one large tableau with n_i copies of each step's.
     """
     before, rows = Fraction(0), Fraction(0)
     for step in steps:

@@ -29,7 +29,7 @@ Polynomial = list[Any]
 def root_subtrees(tree: Tree) -> list[tuple[Tree, tuple[Tree, ...]]]:
     """Return all ways to cut branches off: (the part with the root, the branches cut), one for each set of cut edges.
 
-    Edges are distinguished, so equal results repeat; that is what coefficients without symmetry factors need.
+    Edges are distinguished, so equal results repeat, as is right for coefficients without symmetry factors.
     """
     choices = [[(None, (child,)), *((kept, cut) for kept, cut in root_subtrees(child))] for child in tree.children]
     found = []
@@ -69,7 +69,7 @@ def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
     r"""Return the coefficients x(t) of the slow-manifold field of heavy ball, :math:`X = \sum_t h^{|t|} x(t) F(t)/\sigma(t)`.
 
     X is the displacement per step, of time :math:`\eta = h/(1-\beta)`. The symmetry factor is not in x(t), as in
-    :func:`~bea.symbolic.equation.modified_equation`, which this equals for β = 0:
+    :func:`~bea.symbolic.equation.modified_equation`, with which this agrees for β = 0:
     :math:`x(\bullet) = \frac1{1-\beta},\; x([\bullet]) = -\frac{1+\beta}{2(1-\beta)^3}, \dots`
 
     Args:
@@ -77,7 +77,7 @@ def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
       order: p ≥ 1, largest number of nodes.
 
     Raises:
-      ValueError: β outside [0, 1) or not exact; an order below 1 or absurd.
+      ValueError: β is outside [0, 1) or not exact, or the order is below 1 or needs too much memory.
     """
     symbolic = isinstance(beta, sp.Expr) and not beta.is_number
     if not symbolic:
@@ -88,7 +88,7 @@ def momentum_equation(beta: Any, order: int) -> dict[Tree, Any]:
     found: dict[Tree, Any] = {}
     forward: dict[Tree, Polynomial] = {}
     for tree in trees(order):
-        found[tree] = 0  # first without itself, then corrected: x(t) enters linearly, as ±x(t)
+        found[tree] = 0  # first zero, then corrected: the equation is linear in x(t), as ±x(t)
         polynomial = flow_character(found, tree, forward)
         ahead = sum(polynomial)
         behind = sum((-1) ** k * value for k, value in enumerate(polynomial))
@@ -109,7 +109,7 @@ def momentum_field(field: Any, symbols: Symbols, step: Any, beta: Any, order: in
       symbols: the parameters.
       step: h.
       beta: exact β in [0, 1) or a symbol.
-      order: p ≥ 1; right through h^p of the displacement per step.
+      order: p ≥ 1; the displacement per step is exact through h^p.
     """
     (f,) = _checked([field], symbols, order)
     check_symbols(symbols, f, "the field", [step])
@@ -125,7 +125,7 @@ def momentum_loss(loss: Any, symbols: Symbols, step: Any, beta: Any) -> sp.Expr:
 
     .. math:: \tilde E = E + \frac{\eta}{4}\,\frac{1+\beta}{1-\beta}\,\|\nabla E\|^2, \qquad \eta = \frac{h}{1-\beta}
 
-    The factor is read off :func:`momentum_equation`, not put in. Its flow for the time η is one step.
+    The factor is computed by :func:`momentum_equation`. The flow of −∇Ẽ for the time η is one step.
     """
     loss = check_expression(loss, "the loss")
     check_symbols(symbols, [loss], "the loss", [step], all_occur=True)

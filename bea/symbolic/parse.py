@@ -1,4 +1,4 @@
-"""Formulas as text: read through Python's syntax tree against a list of names, never evaluated as Python."""
+"""Formulas as text, parsed by Python's syntax tree with a list of allowed names, never evaluated as Python."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class FormulaError(ValueError):
-    """A formula that is not understood; the message names the part and what is allowed."""
+    """A formula that cannot be parsed; the message names the part and the allowed forms."""
 
 
 def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
@@ -48,10 +48,10 @@ def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
 
     Args:
       text: numbers, names, + − * / ** ^, parentheses and the functions of :data:`FUNCTIONS`.
-      names: the symbols that may occur; any plain name if None.
+      names: the symbols that may occur; if None, any plain name.
 
     Raises:
-      FormulaError: anything else. Nothing is ever evaluated as Python.
+      FormulaError: the text is anything else. Nothing is ever evaluated as Python.
     """
     if len(text) > LONGEST:
         raise FormulaError(f"the formula has {len(text):,} characters, more than {LONGEST:,}")

@@ -1,4 +1,4 @@
-"""Derivations in the three forms that they are shown in: plain text, LaTeX and data for programs."""
+"""Derivations in three forms: plain text, LaTeX and data for programs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONVENTION = "h f~ = sum over trees of omega(t) / symmetry(t) * F(t) * (step of 
 
 @dataclass(frozen=True)
 class Derivation:
-    """One result.
+    """The result of one derivation.
 
     Attributes:
-      text: as lines of plain text.
-      latex: as LaTeX.
-      data: as JSON has it; formulas and rationals are texts that ``parse_formula`` reads.
+      text: the result as lines of plain text.
+      latex: the result as LaTeX.
+      data: the result ready for JSON; formulas and rationals are texts that ``parse_formula`` reads.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Derivation:
 
 
 def present_loss(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, order: int, method: str) -> Derivation:
-    """Derive the modified loss of ``method`` through ``order``, or show at which order it stops to exist."""
+    """Derive the modified loss of ``method`` through ``order``, or the order from which on there is none."""
     data: dict[str, Any] = {"kind": "modified loss", "loss": str(loss), "symbols": _texts(parameters), "order": order}
     try:
         found = modified_loss(loss, parameters, step, order, method=method)
@@ -163,7 +163,7 @@ def present_phases_of(
 
 
 def _merged(series: Mapping[Tree, Any], colours: Sequence[int]) -> dict[Tree, Any]:
-    """Return a series in which phases of one colour are one field."""
+    """Return the series with phases of one colour merged into one field."""
     merged: dict[Tree, Any] = {}
     for tree, value in series.items():
         image = tree.recolour(colours)

@@ -32,21 +32,21 @@ def latex(
     left: str | None = None,
     align: bool = False,
 ) -> str:
-    r"""Return LaTeX for coefficients of a modified equation, a tree, a Lie element, or anything of sympy's.
+    r"""Return LaTeX for coefficients of a modified equation, a tree, a Lie element, or a sympy object.
 
     Args:
-      thing: ``{Tree: coefficient}`` WITHOUT the symmetry factor in it, as ``modified_equation`` gives it (it is divided
-        out in print: :math:`\frac{1}{12} f''(f, f)`); a Tree (drawn with TikZ); ``{Lyndon word: coefficient}``; or
-        sympy.
-      names: names of the fields or losses, by colour (or letters of a Lie element); f, or f1, f2, … (E, E1, …).
-      steps: step sizes by colour, names or sympy expressions; h, or h1, h2, ….
-      kind: "field" prints f' f; "loss" reads f as −∇E and prints Hessians and gradients, signs included.
-      trees: draw the trees in place of their elementary differentials (needs ``\usepackage{tikz}``).
-      left: the left-hand side; by default ``h \tilde f =`` or nothing.
-      align: one line an order, as an ``aligned`` environment.
+      thing: ``{Tree: coefficient}`` WITHOUT the symmetry factor, as returned by ``modified_equation`` (it is divided out
+        in print: :math:`\frac{1}{12} f''(f, f)`); a Tree (drawn with TikZ); ``{Lyndon word: coefficient}``; or a sympy
+        object.
+      names: names of the fields or losses, by colour (or letters of a Lie element); if None, f, or f1, f2, … (E, E1, …).
+      steps: step sizes by colour, names or sympy expressions; if None, h, or h1, h2, ….
+      kind: "field" prints f' f; "loss" takes f as −∇E and prints Hessians and gradients, signs included.
+      trees: whether to draw the trees in place of their elementary differentials (needs ``\usepackage{tikz}``).
+      left: the left-hand side; if None, ``h \tilde f =`` or nothing.
+      align: whether to print one line for each order, in an ``aligned`` environment.
 
     Raises:
-      TypeError: none of these.
+      TypeError: ``thing`` is none of these.
     """
     if isinstance(thing, Tree):
         return draw(thing)
@@ -73,7 +73,7 @@ def text(
     steps: Sequence[Any] | None = None,
     kind: Kind = "field",
 ) -> str:
-    """Return the same in plain text, one line an order: ``h f``, ``- h**2/2 f' f``, …; arguments as in :func:`latex`."""
+    """Return coefficients in plain text, one line an order: ``h f``, ``- h**2/2 f' f``, …; arguments as in :func:`latex`."""
     colours = 1 + max(max(tree.colours) for tree in coefficients)
     series = scaled(with_symmetry(coefficients), steps or _numbered("h", colours))
     names = names or _numbered("E" if kind == "loss" else "f", colours)
@@ -87,7 +87,7 @@ def scaled(series: Mapping[Tree, Any], steps: Sequence[Any]) -> dict[Tree, sp.Ex
 
 
 def differential(tree: Tree, names: Sequence[str], *, kind: Kind = "field", as_latex: bool = True) -> str:
-    """Return F(t) in letters; for losses without its sign (−1)^|t|."""
+    """Return F(t) as text or LaTeX; for losses without its sign (−1)^|t|."""
     name = sp.latex(sp.Symbol(names[tree.colour])) if as_latex else names[tree.colour]
     inner = [differential(child, names, kind=kind, as_latex=as_latex) for child in tree.children]
     k = len(inner)
@@ -135,7 +135,7 @@ def expression(
     align: bool = False,
     scalar: bool = False,
 ) -> str:
-    """Return Σ c(t) F(t), symmetry and step sizes in the coefficients; ``scalar``: contractions of trees without a root."""
+    """Return Σ c(t) F(t), with symmetry and step sizes in the coefficients; if ``scalar``, of contractions without a root."""
     orders: dict[int, dict[sp.Expr, list[tuple[sp.Expr, str]]]] = {}
     for tree, value in series.items():
         if (value := sp.sympify(value)) != 0:
@@ -165,7 +165,7 @@ def expression(
 
 
 def _leading(term: str) -> str:
-    """Return the first term of a sum, without its plus or with its minus close to it."""
+    """Return the first term of a sum without its plus, or with its minus and no space after it."""
     return "-" + term.removeprefix(" - ") if term.startswith(" - ") else term.removeprefix(" + ")
 
 
@@ -200,7 +200,7 @@ def draw(tree: Tree) -> str:
     edges: list[str] = []
 
     def place(part: Tree, left: float, height: int) -> tuple[float, float]:
-        """Return the position of the root and the right end of what it needs."""
+        """Return the position of the root and the right end of the tree."""
         at, centres = left, []
         for child in part.children:
             centre, at = place(child, at, height + 1)
@@ -215,7 +215,7 @@ def draw(tree: Tree) -> str:
 
 
 def latex_table(coefficients: Mapping[Tree, Any]) -> str:
-    r"""Return a table as in the textbooks: tree, F(t), σ(t), ω(t), one row a tree; needs ``\usepackage{tikz}``."""
+    r"""Return a table as in textbooks: tree, F(t), σ(t), ω(t), one row for each tree; needs ``\usepackage{tikz}``."""
     colours = 1 + max(max(tree.colours) for tree in coefficients)
     names = _numbered("f", colours)
     rows = [

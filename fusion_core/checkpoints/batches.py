@@ -13,13 +13,13 @@ from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import SpanCorruption
 from fusion_core.text.tokenizer import EOS, Tokenizer
 
-LENGTH = 64  # of a window of text, in tokens
+LENGTH = 64  # length of a window of text, in tokens
 
 
 def probe(config: Any, seed: int) -> Batch:
     """Return a small batch of random tokens, with ``targets``.
 
-    T5: ``encoder_ids`` and ``decoder_ids``, [2, 16] and [2, 12]; decoder-only: ``ids``, [2, 16].
+    A T5's has ``encoder_ids`` and ``decoder_ids``, [2, 16] and [2, 12]; a decoder's has ``ids``, [2, 16].
     """
     files, rng = architecture(config).files, np.random.default_rng(seed)
     assert files is not None
@@ -34,10 +34,10 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: 
 
     Args:
       texts: documents.
-      tokenizer: of the network.
-      config: of the network.
-      rows: most windows, drawn with ``seed``.
-      seed: of the windows and of the spans.
+      tokenizer: tokenizer of the network.
+      config: configuration of the network.
+      rows: largest number of windows, which are drawn with ``seed``.
+      seed: seed of the windows and of the spans.
 
     Raises:
       InputError: the tokenizer is not the network's, or there is too little text.

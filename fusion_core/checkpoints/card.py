@@ -1,4 +1,4 @@
-"""The model card of a grown checkpoint: what was fused or grown, how, and what was measured."""
+"""The model card of a grown checkpoint: its sources, its recipe, and its measured deviation from them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
     """Return all tensors of a folder, in one file or in shards with an index, from the headers alone.
 
     Raises:
-      InputError: a file is missing or damaged, the index names what is not there, or there are only pickles.
+      InputError: a file is missing or damaged, the index names a tensor that its file lacks, or there are only pickles.
     """
     if not folder.is_dir():
         what = CONVERT if folder.suffix in PICKLES else "is no folder; give the folder that save_pretrained wrote"
@@ -72,7 +72,7 @@ class Checkpoint:
     """A checkpoint whose names, shapes and dtypes are those of its configuration; no tensor is in memory.
 
     Attributes:
-      folder: where it is.
+      folder: its path.
       architecture: its record in the registry.
       config: the network's configuration.
       tensors: the network's tensors by their names in the table of rules, in its order.
@@ -176,7 +176,7 @@ def same_network(reader: Reader, a: Checkpoint, b: Checkpoint) -> bool:
 def _float32(reader: Reader, entry: Entry, chunk: int = 1 << 20) -> Any:
     """Return the tensor as a float32 array, in no more memory than that."""
     room = np.empty(entry.size + 16, np.float32)
-    skip = -room.ctypes.data % 64 // 4  # JAX takes aligned memory as it is
+    skip = -room.ctypes.data % 64 // 4  # JAX uses aligned memory without a copy
     values = room[skip : skip + entry.size]
     for first in range(0, entry.size, chunk):
         block = np.empty(min(chunk, entry.size - first), FLOATS[entry.dtype])
@@ -186,10 +186,10 @@ def _float32(reader: Reader, entry: Entry, chunk: int = 1 << 20) -> Any:
 
 
 class LazyParams(dict[str, Any]):
-    """A network's nested parameters whose arrays are read, as float32, each time they are asked for.
+    """A network's nested parameters whose arrays are read, as float32, at every access.
 
-    A function of params that is called outside jit so needs one tensor at a time in memory. A node's ``"path"`` is its
-    keys, as ``fusion_core.growth.norms`` marks norms.
+    So a function of params that is called outside jit has one tensor at a time in memory. A node's ``"path"`` is its keys,
+    as ``fusion_core.growth.norms`` marks norms.
     """
 
     def __init__(self, reader: Reader, tensors: Mapping[str, Entry], prefix: str = "") -> None:

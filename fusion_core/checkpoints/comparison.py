@@ -24,12 +24,12 @@ from fusion_core.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Deviation:
-    """How far one network's logits are from the weighted mean of others'.
+    """The deviation of one network's logits from the weighted mean of others'.
 
     Attributes:
-      largest, mean: absolute difference, over all logits of the batch.
+      largest, mean: largest and mean absolute difference, over all logits of the batch.
       spread: standard deviation of the mean's logits, to compare with.
-      tokens: positions looked at.
+      tokens: number of compared positions.
     """
 
     largest: float
@@ -61,7 +61,7 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
 
 
 def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict[Path, Moments]:
-    """Return what every norm sees on the batch (``fusion_core.growth.norms.norm_moments``), with memory as ``logits_of``."""
+    """Return ``fusion_core.growth.norms.norm_moments`` of a checkpoint on the batch, in the memory that ``logits_of`` needs."""
     with Reader() as reader:
         tokens = jax.tree.map(jnp.asarray, batch)
         if checkpoint.parameters < small:
@@ -102,19 +102,19 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Two checkpoints on the same tokens.
+    """The differences of two checkpoints on the same tokens, and of their tensors.
 
     Attributes:
-      text: whether the tokens are of a text; else they are random, and the losses say little.
-      tokens: positions looked at.
-      logits_largest, logits_mean: absolute differences of the logits.
-      log_probabilities_largest, log_probabilities_mean: of the log-probabilities, in nats.
+      text: whether the tokens are of a text; else they are random, and the losses mean little.
+      tokens: number of compared positions.
+      logits_largest, logits_mean: largest and mean absolute difference of the logits.
+      log_probabilities_largest, log_probabilities_mean: the same of the log-probabilities, in nats.
       agreement: share of positions at which both give the same token the largest logit.
-      losses: mean cross-entropy of the targets, of each, in nats a token.
+      losses: mean cross-entropy of the targets for each checkpoint, in nats a token.
       equal: number of tensors of equal name, shape and values.
-      different: name -> largest absolute difference of values, where the shapes agree.
-      reshaped: name -> the two shapes, where they do not.
-      only: names that only the first, and only the second, has.
+      different: name -> largest absolute difference of values, for tensors of equal shape.
+      reshaped: name -> the two shapes, for tensors of different shapes.
+      only: names of the tensors that only the first, and that only the second has.
     """
 
     text: bool
@@ -148,10 +148,10 @@ def compare(
     """Compare the functions of two checkpoints, and their tensors by name.
 
     Args:
-      a, b: may be of different sizes, but read and write the same vocabulary.
-      texts: what to run them on, with the tokenizer of either folder; None: a small batch of random tokens.
-      rows: windows of text at most.
-      seed: of the windows, of what is corrupted in them, and of random tokens.
+      a, b: the checkpoints, possibly of different sizes, but of the same vocabulary.
+      texts: documents to run them on, with the tokenizer of either folder; if None, a small batch of random tokens.
+      rows: largest number of windows of text.
+      seed: seed of the windows, of their corrupted spans, and of random tokens.
 
     Raises:
       InputError: vocabularies or tokenizers differ, there is no tokenizer for the text, or the text is too short.

@@ -1,4 +1,4 @@
-"""What is in a checkpoint folder, from its configuration and headers."""
+"""The description of a checkpoint folder, from its configuration and headers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fusion_core.text.tokenizer import Tokenizer
 
 
 def describe(path: str | pathlib.Path) -> dict[str, Any]:
-    """Return facts of a checkpoint, ready for JSON; also of an architecture that cannot be fused.
+    """Return facts of a checkpoint, ready for JSON; also for an architecture that is not supported.
 
     Returns:
-      ``folder``, ``model_type``, ``supported``, ``config`` (ours where supported, else the file's), ``parameters``,
+      ``folder``, ``model_type``, ``supported``, ``config`` (ours if supported, else the file's), ``parameters``,
       ``bytes``, ``dtypes`` (dtype -> tensors), ``files`` (name -> bytes and tensors), ``tied``, ``unused`` (tensors that
-      the network does not read), ``tokenizer`` (``files``, and ``pieces`` where they can be counted).
+      the network does not use), ``tokenizer`` (``files``, and ``pieces`` if they can be counted).
 
     Raises:
       InputError: as ``open_checkpoint``.

@@ -35,10 +35,10 @@ def write_recipe(
     Memory: a few rows of one tensor at a time; with ``probe``, one tensor as float32.
 
     Args:
-      recipe: of ``fusion_recipe`` or ``growth_recipe``.
+      recipe: recipe from ``fusion_recipe`` or ``growth_recipe``.
       out: folder to write; absent or empty.
       probe: whether to measure, for the model card, the deviation from the mean of the sources on a few random tokens.
-      report: called with what is being done and the bytes of weights just written.
+      report: function that is called with the present action in words and the bytes of weights just written.
 
     Returns:
       The measured deviation, or None without ``probe``.

@@ -1,6 +1,6 @@
 """Checkpoint folders of every architecture, whole in memory: one reader and one writer.
 
-Other modules here read and fuse them without loading them; the table of architectures says what each has in its files.
+Other modules here fuse folders without loading them; the form of each architecture's files is in its registry record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fusion_core.models.units import by_name, nested
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
     """Read the checkpoint folder of a T5, Llama, Qwen2 or GPT-2 in Hugging Face's layout.
 
-    Copies of the embedding that are saved beside it are passed over, and so are buffers of old files; decoders without
+    Copies of the embedding that are saved beside it are ignored, and so are buffers of old files; decoders without
     ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
 
     Returns:
@@ -49,7 +49,7 @@ def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict
         raise InputError(
             f"no checkpoint holds a configuration of type {type(config).__name__}; those of {known} are written"
         )
-    values = files.write_config(config)  # it refuses what cannot be exported
+    values = files.write_config(config)  # raises for what cannot be exported
     expected, arrays = {name: layout.shape for name, layout in layouts(config).items()}, by_name(params)
     found = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -73,12 +73,12 @@ def save_pretrained(path: str | pathlib.Path, params: dict[str, Any], config: An
     """Write a checkpoint folder that transformers reads. The folder appears whole or not at all.
 
     Args:
-      path: of the folder.
+      path: path of the folder.
       params, config: the network.
-      overwrite: whether a checkpoint that is there is replaced, whole: nothing of the old folder stays.
+      overwrite: whether to replace a checkpoint that is there; nothing of the old folder stays.
 
     Raises:
-      InputError: a parameter's name or shape is not what ``config`` says, or its norms are grouped.
+      InputError: a parameter's name or shape does not fit ``config``, or the norms are grouped.
       FileExistsError: ``path`` exists and is not an empty folder, and ``overwrite`` is false; or it holds no checkpoint.
     """
     contents, path = _contents(params, config), pathlib.Path(path)  # checked before there is a folder

@@ -1,8 +1,8 @@
 """Tensors in safetensors files, by ranges of bytes: headers are checked strictly, and nothing is read whole.
 
-The safetensors library reads whole tensors or slices of them into new arrays; fusing needs where a tensor lies in its
-file, to read a few rows at a time into one buffer. Not memory-mapped: mapped pages that were read once count as this
-process's memory until the kernel wants them back.
+The safetensors library reads whole tensors or slices of them into new arrays; fusing needs a tensor's position in its
+file, to read a few rows at a time into one buffer. Files are not memory-mapped: mapped pages that were read once count as
+this process's memory until the kernel reclaims them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
     **{f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)},
 }
-# those that weights are computed with
+# dtypes of weights
 FLOATS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -34,7 +34,7 @@ FLOATS: dict[str, np.dtype] = {
 }
 CODES = {dtype: code for code, dtype in FLOATS.items()}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # files of a checkpoint folder
-LARGEST_HEADER = 100_000_000  # bytes; the library's limit too
+LARGEST_HEADER = 100_000_000  # bytes, as in the library
 
 # dtype -> (its bits as unsigned and as signed integers, the bits of +inf): larger magnitudes are inf or NaN
 _BITS: dict[np.dtype, tuple[Any, Any, int]] = {
@@ -47,14 +47,14 @@ _BITS: dict[np.dtype, tuple[Any, Any, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies.
+    """The place of a tensor in a file.
 
     Attributes:
       path: the safetensors file.
       name: the tensor's name in it.
-      dtype: as headers spell it, such as ``"BF16"``.
+      dtype: its dtype in the spelling of headers, such as ``"BF16"``.
       shape: its shape.
-      start: first byte, counted from the beginning of the file.
+      start: position of its first byte, from the beginning of the file.
     """
 
     path: pathlib.Path
@@ -85,11 +85,11 @@ def _is_count(value: Any) -> bool:
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file, by name, from its header alone.
+    """Return the tensors of a safetensors file, by name, from its header alone.
 
     Raises:
-      InputError: the file is too short for what its header says, or the header lies: an absurd length, no JSON, offsets
-        outside the file, overlapping or with gaps, or a size that does not fit the shape.
+      InputError: the file is shorter than its header declares, or the header is not valid: its length is absurd, it is no
+        JSON, offsets are outside the file, overlap or leave gaps, or a size does not fit the shape.
     Source: the format's description in the safetensors repository.
     """
 
@@ -141,7 +141,7 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 class Reader:
-    """Reads ranges of tensors; keeps the files open until it is left; threads may share one."""
+    """A context that reads ranges of tensors and keeps their files open; threads may share one."""
 
     def __init__(self) -> None:
         self._open: dict[pathlib.Path, int] = {}
@@ -156,7 +156,7 @@ class Reader:
         self._open.clear()
 
     def into(self, entry: Entry, first: int, block: np.ndarray) -> None:
-        """Fills a contiguous ``block`` with the entries from number ``first`` on; checks that they are finite.
+        """Fill a contiguous ``block`` with the entries from number ``first`` on, and check that they are finite.
 
         Raises:
           InputError: the file ends too early, or has NaN or infinite entries there.
@@ -177,17 +177,17 @@ class Reader:
             )
 
     def whole(self, entry: Entry) -> np.ndarray:
-        """The tensor as a new array."""
+        """Return the tensor as a new array."""
         block = np.empty(entry.shape, FLOATS[entry.dtype])
         self.into(entry, 0, block)
         return block
 
 
 def all_finite(block: np.ndarray) -> bool:
-    """Whether no entry is NaN or infinite: two reductions over the bits, with no array in between.
+    """Return whether no entry is NaN or infinite, by two reductions over the bits, with no array in between.
 
-    Seen as unsigned integers, the largest is that of the negative numbers with the largest magnitude, if there are any;
-    seen as signed ones, that of the positive numbers.
+    The largest of the bits as unsigned integers is that of the negative number with the largest magnitude, if there are
+    negative ones; as signed integers, that of the largest positive number.
     """
     if not block.size:
         return True

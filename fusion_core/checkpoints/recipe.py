@@ -1,4 +1,4 @@
-"""Recipes: what a fusion or a growth of checkpoint folders will write, from configurations and headers alone."""
+"""Recipes for fusing or growing checkpoint folders, from configurations and headers alone."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ CALIBRATION_ROWS = 16  # windows of text, of at most 64 tokens each
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a fusion of checkpoints, or a growth of one, will write; only configurations and headers have been read.
+    """The recipe of a fusion of checkpoints, or of a growth of one, made from configurations and headers alone.
 
     Attributes:
       sources: the checkpoints.
-      weights: of their mean.
-      config: of the grown network.
-      tensors: of the grown network, in the order of its table.
+      weights: their weights in the mean.
+      config: configuration of the grown network.
+      tensors: tensors of the grown network, in the order of its table.
       shards: file name -> its tensors.
       equal: whether all sources are one network, bit for bit.
       operator: the growth operator's name; None for a fusion.
-      noise: standard deviation of the noise in units of each weight's root mean square; 0: none.
-      seed: of the noise.
-      calibrated_on: tokens that the norms' scales were fitted to; 0: plain norms.
+      noise: standard deviation of the noise in units of each weight's root mean square; 0 if there is none.
+      seed: seed of the noise.
+      calibrated_on: number of tokens that the norms' scales were fitted to; 0 for plain norms.
     """
 
     sources: tuple[Checkpoint, ...]
@@ -92,7 +92,7 @@ class Recipe:
 
 
 def _common_dtype(codes: Sequence[str]) -> str:
-    """Return the dtype of arrays that meet: bfloat16 and float16 meet in float32, as in JAX."""
+    """Return the common dtype of arrays: float32 for bfloat16 with float16, as in JAX."""
     if len(set(codes)) == 1:
         return codes[0]
     return "F64" if "F64" in codes else "F32"
@@ -109,18 +109,18 @@ def fusion_recipe(
     seed: int = 0,
     largest_shard: int = SHARD,
 ) -> Recipe:
-    """Return what fusing checkpoints would write, after all checks.
+    """Return the recipe of a fusion of checkpoints, after all checks.
 
     Args:
-      folders: of the sources, two or more; the same one twice is a self-fusion.
-      weights: of the sources in the mean; if None, equal ones.
-      dtype: ``"bf16"``, ``"f16"`` or ``"f32"``; if None, what the sources have in common, tensor by tensor.
-      norm: ``"plain"`` or ``"calibrated"`` (``fusion_core.calibrate``); grouped norms have no place in these files.
+      folders: folders of the sources, two or more; the same one twice is a self-fusion.
+      weights: weights of the sources in the mean; if None, equal ones.
+      dtype: ``"bf16"``, ``"f16"`` or ``"f32"``; if None, the common dtype of the sources, tensor by tensor.
+      norm: ``"plain"`` or ``"calibrated"`` (``fusion_core.calibrate``); these files cannot hold grouped norms.
       calibration: texts that calibrated norms are fitted to, with the tokenizer of the sources; 16 windows are taken.
       noise: standard deviation of function-preserving noise on every weight that reads a source's activations, in units of
         each weight's root mean square: ``fuse(off_diagonal="antisymmetric")``. For equal sources only.
-      seed: of the noise, and of the windows of the calibration.
-      largest_shard: bytes of tensors in one file.
+      seed: seed of the noise, and of the windows of the calibration.
+      largest_shard: largest size of the tensors in one file, in bytes.
 
     Raises:
       InputError: a checkpoint is damaged, the networks or their tokenizers do not fit together, or an option is unknown.
@@ -194,12 +194,12 @@ def growth_recipe(
     dtype: str | None = None,
     largest_shard: int = SHARD,
 ) -> Recipe:
-    """Return what growing one checkpoint by an operator would write.
+    """Return the recipe of the growth of one checkpoint by an operator, after all checks.
 
     Args:
-      folder: of the checkpoint.
-      operator: a name in ``fusion_core.GROWTH_OPERATORS`` whose result is all copied: it draws nothing but which units.
-      factor, width, depth, seed: as ``fusion_core.grow`` takes them.
+      folder: folder of the checkpoint.
+      operator: a name in ``fusion_core.GROWTH_OPERATORS`` of an operator that only copies and draws at most which units.
+      factor, width, depth, seed: as for ``fusion_core.grow``.
       dtype, largest_shard: as for ``fusion_recipe``.
 
     Raises:

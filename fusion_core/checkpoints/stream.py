@@ -1,7 +1,7 @@
-"""Grown tensors, row by row: a rule says where each block stands, one small buffer holds a few rows of the result.
+"""Grown tensors, row by row: a rule gives the place of each block, one small buffer holds a few rows of the result.
 
 The zeros of block-diagonal weights are zeros of that buffer: they are set once and written with every row. (Leaving them
-out, as holes of a sparse file, takes a call a row and was three times slower on ext4: 0.86 s against 0.36 s for 512 MB.)
+out, as holes of a sparse file, takes one call a row and was slower on ext4: 0.86 s against 0.36 s for 512 MB.)
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fusion_core.growth import Rule
 from fusion_core.growth.maps import Placement
 from fusion_core.growth.noise import cancelling, copy_generators
 
-CHUNK = 1 << 19  # bytes of the result that are put together at a time: they stay in a core's cache
+CHUNK = 1 << 19  # bytes of the result that are computed at a time: they fit into a core's cache
 
 
 class Noise(NamedTuple):
-    """Noise on a weight that leaves the function alone where the sources are equal: ``fusion_core.growth.noise``.
+    """Noise on a weight that does not change the function if the sources are equal (``fusion_core.growth.noise``).
 
     Attributes:
       scale: standard deviation of each entry, in units of the array's root mean square (scale included).
-      seed: of all tensors' noise.
-      array: number of this tensor in the network; it draws from (seed, array, copy).
+      seed: seed of all tensors' noise.
+      array: number of this tensor in the network; its draws have the seeds (seed, array, copy).
     """
 
     scale: float
@@ -42,11 +42,11 @@ class GrownTensor:
     """One tensor of the grown network, not yet computed.
 
     Attributes:
-      name: in the grown files.
-      rule: how the sources' tensors become this one.
-      entries: where the tensors of its parts lie.
-      dtype: of the result, as headers spell it.
-      noise: to be added; None if there is none.
+      name: its name in the grown files.
+      rule: rule by which the sources' tensors become this one.
+      entries: places of its parts' tensors in their files.
+      dtype: dtype of the result in the spelling of headers.
+      noise: noise to be added; None if there is none.
     """
 
     name: str
@@ -80,10 +80,10 @@ class GrownTensor:
         return not self.rule.own and len(self.rule.blocks) > 1
 
     def rows(self, reader: Reader, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-        """The tensor from its first row to its last, a few rows at a time, ``chunk`` bytes or one row; valid until the next.
+        """Yield the tensor's rows in order, ``chunk`` bytes or one row at a time, in a buffer that the next ones overwrite.
 
-        Blocks of scale 1 and of the result's dtype are copied bit for bit. Others are scaled in float32 (float64 where
-        one of the two dtypes is) and rounded once.
+        Blocks of scale 1 and of the result's dtype are copied bit for bit. Others are scaled in float32 (float64 if one of
+        the two dtypes is) and rounded once.
 
         Raises:
           InputError: a source has entries that are not finite, or the result does not fit its dtype.
@@ -102,7 +102,7 @@ class GrownTensor:
         for begin, group in itertools.groupby(sorted(everything, key=first_row), key=first_row):
             active = list(group)
             end = active[0].put[0].stop
-            buffer[...] = 0  # these rows have their blocks elsewhere than the rows before
+            buffer[...] = 0  # the blocks of these rows are at other places than those of the rows before
             for row in range(begin, end, many):
                 part = buffer[: min(many, end - row)]
                 if self._summed:
@@ -149,7 +149,7 @@ def _wide(*dtypes: np.dtype) -> np.dtype:
 
 
 class _SourceRows:
-    """Rows of the sources' tensors; the last ones of each source are kept, since packed rules want them again."""
+    """Rows of the sources' tensors; the last ones of each source are kept, since packed rules read them again."""
 
     def __init__(self, reader: Reader, entries: tuple[Entry, ...], many: int) -> None:
         self._reader, self._entries = reader, entries
@@ -170,17 +170,17 @@ class _SourceRows:
 
 
 class _NoiseRows:
-    """A weight's noise from its first row to its last, whatever the number of rows at a time.
+    """A weight's noise from its first row to its last, independent of the number of rows at a time.
 
-    Where the copies lie side by side (the weight reads along its second axis) a row needs one row of each copy's draws.
-    Where they lie one below the other, the rows of every copy's part need the draws of all copies, which are drawn again
-    for each part.
+    If the copies lie side by side (the weight reads along its second axis) a row needs one row of each copy's draws.
+    If they lie one below the other, the rows of every copy's part need the draws of all copies, which are drawn again for
+    each part.
     """
 
     def __init__(self, tensor: GrownTensor, reader: Reader) -> None:
         assert tensor.noise is not None
         self._noise, self._copies, self._reads = tensor.noise, len(tensor.entries), tensor.rule.axis(reads=True)
-        self._part = tensor.shape[0] // self._copies  # rows, where the copies lie one below the other
+        self._part = tensor.shape[0] // self._copies  # rows of a copy, if the copies lie one below the other
         self._row, self._generators = 0, self._start()
         total, entry = 0.0, tensor.entries[0]
         many = max(1, CHUNK // (math.prod(entry.shape[1:]) * 4))

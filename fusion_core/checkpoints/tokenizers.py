@@ -10,9 +10,9 @@ from typing import Any
 
 from fusion_core.errors import InputError
 
-# what decides the ids of a text
+# files that determine the ids of a text
 CONTENT = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
-# what else transformers reads beside it
+# further files that transformers reads
 SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,7 +30,7 @@ def _content(path: pathlib.Path) -> Any:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
     if path.name == "tokenizer.json" and isinstance(values, dict):
-        # how a batch is cut and filled up, not what the ids mean
+        # settings of truncation and padding do not change the ids
         return {name: value for name, value in values.items() if name not in ("truncation", "padding", "version")}
     return values
 
@@ -54,10 +54,10 @@ def _first_difference(a: Any, b: Any, where: str = "") -> str:
 
 
 def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
-    """Check that tokenizers give a text equal ids; a folder without a tokenizer agrees with any.
+    """Raise InputError unless the tokenizers give a text equal ids; a folder without a tokenizer agrees with any.
 
     Raises:
-      InputError: two have different content, or a file is damaged; the message says what differs first.
+      InputError: two have different content, or a file is damaged; the message names the first difference.
     """
     for name in CONTENT:
         having = [folder for folder in folders if (folder / name).exists()]

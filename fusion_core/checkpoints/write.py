@@ -61,13 +61,15 @@ def write_shards(
     """Compute and write all tensors, and the index if there are several files.
 
     Args:
-      folder: exists, and has none of the files.
-      report: called with a tensor's name and the number of its bytes just written, from any of the threads.
-      threads: each takes a tensor at a time; if None, one a processor, at most 4.
+      folder: existing folder without any of the files.
+      shards: file name -> its tensors.
+      reader: open reader of the sources.
+      report: function that any of the threads calls with a tensor's name and the number of its bytes just written.
+      threads: number of threads, each of which takes a tensor at a time; if None, one for each processor, at most 4.
 
     Raises:
       InputError: a source cannot be read or is not finite.
-      OSError: what the disk says.
+      OSError: a file cannot be written.
     """
     stop = threading.Event()
 
@@ -80,7 +82,7 @@ def write_shards(
             report(tensor.name, part.nbytes)
 
     with contextlib.ExitStack() as stack:
-        # leaving: no new tensors, wait for those at work, then close the files
+        # on leaving: start no new tensors, wait for those being written, then close the files
         jobs = []
         for file, tensors in shards.items():
             handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

@@ -4,8 +4,8 @@ Replication copies units, and divides what reads copies by their number:
 
 .. math:: W'_{ij} = \frac{W_{g(i)\,h(j)}}{n_{h(j)}}, \qquad n_u = |\{j : h(j) = u\}|
 
-where g and h are the grown units' sources. The sum over a unit's copies is then the unit's own term: exact, as long as
-every unit is copied at least once, and as norms see the same statistics (equal numbers of copies in the stream). A tied
+where g and h map each grown unit to its source. The sum over a unit's copies is then the unit's own term: exact, if
+every unit is copied at least once and the norms' statistics stay the same (equal numbers of copies in the stream). A tied
 head cannot be divided, since it is the embedding and the input uses it too: the norm before it carries ``1/k``, times the
 quotient of the logits' factors, ``k^½`` for a T5.
 """
@@ -34,7 +34,7 @@ def whole_copies(config: Config, factor: int) -> Units:
 
 
 def width_fields(config: Config) -> list[str]:
-    """Return the fields that count units, in the order of the configuration's."""
+    """Return the names of the fields that count units, in the configuration's order."""
     counted = {space.field for space in spaces(config).values()}
     return [field.name for field in dataclasses.fields(config) if field.name in counted]
 
@@ -53,9 +53,9 @@ def grown_sizes(config: Config, options: Options, *, copied: bool) -> dict[str, 
     """Return the grown number of units of every space.
 
     Args:
-      config: of the small network.
-      options: with a factor or a width.
-      copied: whether its units will be copies of the present ones.
+      config: configuration of the small network.
+      options: options with a factor or a width.
+      copied: whether the grown units will be copies of the present ones.
 
     Raises:
       InputError: the width names no fields or widths of this network, is smaller than the present one or equal to it, or
@@ -110,10 +110,10 @@ def replication(config: Config, units: Units, above: Mapping[str, str] | None = 
     """Return the map that copies units and divides what reads copies by their number.
 
     Args:
-      config: of the small network.
+      config: configuration of the small network.
       units: for every space the source of each grown unit.
-      above: array -> the array that makes the second and later copies of its units; itself, or if None, for all: none
-        other.
+      above: name of an array -> name of the array that makes the second and later copies of its units, possibly itself;
+        if None, every array makes its own copies.
     """
     grown = widened(config, {name: len(index) for name, index in units.items()})
     check_ratios(config, grown, "units cannot be copied so")
@@ -157,7 +157,7 @@ def net2net_width(config: Config, options: Options) -> Growth:
 
 
 def _whole(mapping: GrowthMap, options: Options, units: Units) -> Growth:
-    """Return the growth by whole copies, with noise that cancels over them if there is any."""
+    """Return the growth by whole copies, with cancelling noise if the options have noise."""
     if not options.noise:
         return Growth(mapping.config, mapping, units=units)
     finish = lambda grown: with_noise(mapping, grown, "antisymmetric", options.noise, options.seed)
@@ -177,7 +177,7 @@ def deep_fusion(config: Config, options: Options) -> Growth:
 
 
 def self_fusion(config: Config, networks: Sequence[int | None]) -> GrowthMap:
-    """Return the map of a fusion of one network (0) and of networks that are drawn (None), as a map of that one."""
+    """Return the map of a fusion of one network (0) with networks that are drawn (None), as a map of that one."""
     fused = fusion_map([config] * len(networks))
 
     def rule(old: Rule) -> Rule:
@@ -201,9 +201,9 @@ def aki(config: Config, options: Options) -> Growth:
 
 
 def _name_above(name: str, config: Config) -> str:
-    """Return the array of the next layer that new units take their weights from; itself if there is none.
+    """Return the name of the next layer's array from which new units take their weights; the name itself if there is none.
 
-    Norms belong to the stream and not to a layer's units; both layers as a whole must be of one shape.
+    Norms have the units of the stream and not of a layer; both layers as a whole must be of one shape.
     """
     table = layouts(config)
     for stack in architecture(config).stacks(config):

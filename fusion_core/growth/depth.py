@@ -24,8 +24,8 @@ class Layers(NamedTuple):
     """The layers of a grown stack.
 
     Attributes:
-      sources: for each layer the small network's one that it copies.
-      new: whether it is one more.
+      sources: for each layer the number of the small network's layer that it copies.
+      new: for each layer whether the small network does not have it.
     """
 
     sources: np.ndarray
@@ -36,12 +36,12 @@ def grown_depths(config: Config, options: Options, *, multiple: bool = False) ->
     """Return the grown number of repeated layers of every stack, by its field.
 
     Args:
-      config: of the small network.
-      options: with a factor or a depth.
+      config: configuration of the small network.
+      options: options with a factor or a depth.
       multiple: whether the depths must be multiples of the present ones.
 
     Raises:
-      InputError: a depth is not above the present one, or no multiple of it where that is needed.
+      InputError: a depth is not above the present one, or is no multiple of it although ``multiple``.
     """
     residual = architecture(config).stream is not None
     present = {s.field if residual else HIDDEN_LAYERS: len(s.repeated) for s in architecture(config).stacks(config)}
@@ -66,7 +66,7 @@ def grown_depths(config: Config, options: Options, *, multiple: bool = False) ->
 
 
 def deepened(config: Config, layers: Mapping[str, Layers]) -> Config:
-    """Return the configuration with other layers in its stacks, by their fields."""
+    """Return the configuration with the given layers in its stacks, by the stacks' fields."""
     changes: dict[str, object] = {}
     for field, (sources, _) in layers.items():
         widths = getattr(config, field)
@@ -79,9 +79,9 @@ def depth_map(config: Config, layers: Mapping[str, Layers], *, silent: bool) -> 
     """Return the map that copies layers.
 
     Args:
-      config: of the small network.
-      layers: of every stack, by its field.
-      silent: whether new layers are zero where they write to the stream, or everywhere if they have none.
+      config: configuration of the small network.
+      layers: grown layers of every stack, by its field.
+      silent: whether new layers are zero where they write to the stream, or everywhere if there is no stream.
     """
     record, grown = architecture(config), deepened(config, layers)
 
@@ -102,7 +102,7 @@ def depth_map(config: Config, layers: Mapping[str, Layers], *, silent: bool) -> 
 
 
 def _writes(stream: str | None, name: str, layout: Layout) -> bool:
-    """Return whether an array adds to the stream, or, if there is none, true."""
+    """Return whether an array adds to the stream; true if there is no stream."""
     if stream is None:
         return True
     made = layout.number(reads=False)
@@ -138,7 +138,7 @@ def _check_equal_widths(config: Config, stack: Stack) -> None:
 
 
 def _spread(small: int, grown: int) -> Layers:
-    """Return each layer followed by its new ones, as evenly as may be."""
+    """Return the layers with each one followed by its copies, whose numbers differ by 1 at most."""
     sources = np.arange(grown) * small // grown
     return Layers(sources, np.concatenate([[False], np.diff(sources) == 0]))
 
@@ -152,7 +152,7 @@ def identity_layers(config: Config, options: Options) -> Growth:
 
 
 def net2net_depth(config: Config, options: Options) -> Growth:
-    """Return identity layers after hidden ones; the identity is a constant, so it is no part of the linear map."""
+    """Return identity layers after hidden ones; the identities are constants, so J has zeros there."""
     (stack,) = architecture(config).stacks(config)
     hidden = stack.repeated.stop
     if options.factor is not None and not stack.repeated:

@@ -1,7 +1,7 @@
 r"""Fusion of whole networks: their spaces of units are concatenated, for every architecture of the registry.
 
 A fused network holds its sources side by side: every vector of activations is the concatenation ``(x_1, ..., x_k)``. What
-becomes of an array follows from which units its axes make and read:
+becomes of an array depends on the units that its axes make and read:
 
 ===================== ========================== ================================
 it reads              it makes the sources'      it writes the common outputs
@@ -110,12 +110,12 @@ def _norm_groups(configs: Sequence[Config], norm: str, stream: str) -> tuple[int
 
 
 def fused_config(configs: Sequence[Config], norm: NormMode | str = "plain") -> Config:
-    """Return the configuration of the fused network: what counts units adds up, all else must agree.
+    """Return the configuration of the fused network: numbers of units are added, all other fields must agree.
 
     Args:
-      configs: of the sources.
-      norm: as in ``fuse``; ``"calibrated"`` gives the configuration that ``"plain"`` gives, ``"grouped"`` keeps each
-        source's groups.
+      configs: configurations of the sources.
+      norm: as in ``fuse``; ``"calibrated"`` gives the same configuration as ``"plain"``, ``"grouped"`` keeps each source's
+        groups.
 
     Raises:
       InputError: the networks cannot be fused.
@@ -138,18 +138,18 @@ def fused_config(configs: Sequence[Config], norm: NormMode | str = "plain") -> C
 
 
 def fusion_map(configs: Sequence[Config], weights: Sequence[float] | None = None) -> GrowthMap:
-    """Return the linear map of a fusion, from the configurations alone. Plain and grouped norms have the same.
+    """Return the linear map of a fusion, from the configurations alone; it is the same for plain and grouped norms.
 
     Args:
-      configs: of the k sources, all of one kind.
-      weights: of the sources in the mean, positive, of sum 1; if None, 1/k each.
+      configs: configurations of the k sources, all of one kind.
+      weights: weights of the sources in the mean, positive, of sum 1; if None, 1/k each.
 
     Raises:
-      InputError: the networks cannot be fused, or the weights are not such.
+      InputError: the networks cannot be fused, or the weights are not positive or do not sum to 1.
     """
     _check_kinds(configs)
     residual = architecture(configs[0]).stream is not None
-    config = fused_config(configs, "grouped" if residual else "plain")  # takes what plain takes, and groups as well
+    config = fused_config(configs, "grouped" if residual else "plain")  # "grouped" takes every network, "plain" not
     if not any(getattr(c, "norm_groups", ()) for c in configs) and residual:
         config = dataclasses.replace(config, norm_groups=())
     if weights is None:
@@ -188,16 +188,16 @@ def calibrate(
 
     Args:
       networks: ``(params, config)`` of each source.
-      batch: T5: ``{"encoder_ids": int [batch, source], "targets": int [batch, target]}``, padding does not count;
-        decoder-only: ``{"ids": int [batch, length]}``. A few hundred tokens are enough.
-      weights: of the sources in the mean.
+      batch: for a T5 ``{"encoder_ids": int [batch, source], "targets": int [batch, target]}``, in which padding does not
+        count; for decoders ``{"ids": int [batch, length]}``. A few hundred tokens are enough.
+      weights: weights of the sources in the mean.
 
     Raises:
       InputError: as ``fuse``.
-    Source: docs/t5_fusion.md; ``fusion_core.growth.norms`` has the equation.
+    Source: docs/t5_fusion.md; the equation is in ``fusion_core.growth.norms``.
     """
     configs = [config for _, config in networks]
-    fused_config(configs, "calibrated")  # which refuses networks without norms
+    fused_config(configs, "calibrated")  # raises for networks without norms
     tokens = jax.tree.map(jnp.asarray, batch)
     watched = [
         jax.jit(lambda p, b, config=config: norm_moments(with_paths(p), config, b))(params, tokens)
@@ -218,7 +218,7 @@ def check_params(i: int, params: Params, shapes: Params) -> None:
             raise InputError(
                 f"network {i}: {name} has shape {tuple(leaf.shape)}, but its configuration says {struct.shape}"
             )
-        # a traced array has no values to look at
+        # a traced array has no values yet
         if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
             raise InputError(f"network {i}: {name} has entries that are not finite; it is of a diverged run")
 
@@ -262,25 +262,25 @@ def fuse(
     .. math:: \Theta = J (\theta_1, \dots, \theta_k), \qquad f(\Theta; x) = \sum_i w_i f_i(\theta_i; x)
 
     Exact for MLPs and convolutional networks, for any network fused with itself, and with grouped norms. With plain norms
-    different networks are averaged up to their norms' statistics: source i is rescaled by ``rms_i / rms`` at each norm.
+    the mean of different networks is approximate: source i is rescaled by ``rms_i / rms`` at each norm.
 
     Args:
-      networks: ``(params, config)`` of each source; the params are trees of arrays as ``config`` says.
-      weights: of the sources in the mean; if None, equal ones.
-      norm: ``"plain"``: the norms see the whole stream; ``"calibrated"``: so they do, with their scales fitted to a
-        batch (``calibrate``); ``"grouped"``: one norm a source, exact, but no other library has such a network.
-      off_diagonal: blocks between sources: ``"zero"``; ``"random"``: normal; ``"antisymmetric"``: for equal copies, noise
-        in all blocks that changes no output and lets the copies' gradients separate (without it they never do).
+      networks: ``(params, config)`` of each source.
+      weights: weights of the sources in the mean; if None, equal ones.
+      norm: ``"plain"``: one norm over the whole stream; ``"calibrated"``: the same with its scales fitted to a batch
+        (``calibrate``); ``"grouped"``: one norm a source, exact, but no other library has such a network.
+      off_diagonal: blocks between sources: ``"zero"``; ``"random"``: normal; ``"antisymmetric"``, for equal copies alone:
+        noise in all blocks that changes no output but separates the copies' gradients (which else stay equal).
       noise: standard deviation of the noise, in units of each array's root mean square.
-      seed: of the noise.
+      seed: seed of the noise.
       calibration: the batch of tokens that ``"calibrated"`` needs; see ``calibrate``.
 
     Returns:
       ``(params, config)`` of the fused network.
 
     Raises:
-      InputError: fewer than two networks, unequal depth or vocabulary, shapes that do not fit, entries not finite,
-        options that do not go together.
+      InputError: there are fewer than two networks, their depths or vocabularies differ, shapes do not fit, an entry is
+        not finite, or options do not go together.
     Source: Mazzawi et al. (2024); docs/fusion.md.
     """
     configs = [config for _, config in networks]

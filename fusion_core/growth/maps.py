@@ -1,13 +1,13 @@
 r"""The linear map of a growth, ``Θ = J θ``, of one network or of several.
 
-One rule for each grown array says where its entries come from. From the rules follow J, and everything that must agree
+One rule for each grown array gives the origin of its entries. From the rules follow J, and everything that must agree
 with it: noise, learning-rate factors, optimizer states, the streaming of files. The transpose is that of JAX, and the
-pseudo-inverse one division by a diagonal:
+pseudo-inverse is one division by a diagonal:
 
 * several networks: no small entry goes to two places, so that J Jᵀ is diagonal and ``J⁺ = Jᵀ (J Jᵀ)⁻¹``;
 * one network: no grown entry holds two small ones, so that JᵀJ is diagonal and ``J⁺ = (JᵀJ)⁻¹ Jᵀ``.
 
-Where the diagonal is zero, so is J⁺. Sources: theory.md, section 3; docs/fusion.md.
+J⁺ is zero where the diagonal is. Sources: theory.md, section 3; docs/fusion.md.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fusion_core.models.units import Config, Params, by_name
 
 
 class Block(NamedTuple):
-    """What one part of a grown array is made of.
+    """The origin of one part of a grown array.
 
     Attributes:
       network: number of the small network; None if the part is drawn, and so zero in J.
-      name: of the small array.
-      scale: factor on it.
-      weight: of the part's outputs in the mean; 1 if the outputs are no mean.
+      name: name of the small array.
+      scale: factor on the small array.
+      weight: weight of the part's outputs in the mean; 1 if there is no mean.
     """
 
     network: int | None
@@ -44,7 +44,7 @@ class Block(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where one block of one part goes in the grown array: ``grown[put] = scale · small[take]``.
+    """The place of one block of one part in the grown array: ``grown[put] = scale · small[take]``.
 
     Attributes:
       source: number of the part.
@@ -61,15 +61,15 @@ class Placement(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rule:
-    """How small arrays become one grown array.
+    """The rule by which small arrays become one grown array.
 
     Attributes:
-      blocks: of its parts.
-      axes: for each axis where its entries come from; None if the axis is common and keeps its length. Entries are filled
+      blocks: origins of its parts.
+      axes: for each axis the origin of its entries; None if the axis is common and keeps its length. Entries are filled
         where the parts along all axes agree: two axes with parts give a block-diagonal matrix, one a concatenation, none a
-        sum of the parts. An axis that reads copies of a unit divides by their number.
-      shape: of the grown array.
-      new: whether it is of a layer that the small network does not have.
+        sum of the parts. Along an axis that reads copies of a unit, entries are divided by their number.
+      shape: shape of the grown array.
+      new: whether the small network does not have the array's layer.
     """
 
     blocks: tuple[Block, ...]
@@ -84,7 +84,7 @@ class Rule:
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Numbers of the axes whose entries belong to parts."""
+        """Numbers of the axes along which the parts lie."""
         return tuple(i for i, axis in enumerate(self.axes) if axis is not None and axis.part is not None)
 
     def axis(self, *, reads: bool) -> int | None:
@@ -102,7 +102,7 @@ class Rule:
         return dataclasses.replace(self, blocks=tuple(blocks))
 
     def placements(self) -> list[Placement]:
-        """Return the blocks, part by part; where no axis belongs to parts, they lie on each other and are added."""
+        """Return the blocks, part by part; if no axis has parts, they lie on each other and are added."""
         return self._placements(self.scales, True, 1)
 
     def _placements(self, factors: Sequence[float], divide: bool | None, power: int) -> list[Placement]:
@@ -129,10 +129,11 @@ class Rule:
         """Return the parts' arrays at their places.
 
         Args:
-          arrays: one a part.
-          factors: on each.
-          divide: by the numbers of copies to the ``power``, along the axis that reads them (true) or makes them (false).
-          power: of the numbers.
+          arrays: one array for each part.
+          factors: one factor for each array.
+          divide: whether to divide by the numbers of copies to the ``power`` along the axis that reads them (True), or
+            along the one that makes them (False); if None, there is no division.
+          power: exponent of the numbers.
         """
         if len(self.blocks) > 1:
             return self._several(arrays, factors, divide, power)
@@ -163,7 +164,7 @@ class Rule:
 
 
 def along(values: np.ndarray, number: int, array: Array) -> Array:
-    """Return one value for each entry along an axis, in the dtype of the array and ready to be multiplied with it."""
+    """Return one value for each entry along an axis, in the array's dtype and of a shape to be multiplied with it."""
     return jnp.asarray(values, array.dtype).reshape([-1 if i == number else 1 for i in range(array.ndim)])
 
 
@@ -175,10 +176,10 @@ class GrowthMap:
 
     Attributes:
       rules: the grown network's tree, with a ``Rule`` at every leaf.
-      shapes: trees of shapes, a tuple of one for each of several networks; or the one tree of a single network. What
-        ``embed`` takes and the others return is like it.
-      config: of the grown network.
-      weights: of the networks in the mean; they sum to 1.
+      shapes: tree of shapes of a single network, or a tuple with the tree of each of several. ``embed`` takes, and
+        ``transpose`` and ``pinv`` return, trees of this structure.
+      config: configuration of the grown network.
+      weights: weights of the networks in the mean; they sum to 1.
     """
 
     rules: Params
@@ -188,7 +189,7 @@ class GrowthMap:
 
     @property
     def several(self) -> bool:
-        """Whether it maps a tuple of networks, rather than one."""
+        """Whether J maps a tuple of networks, rather than one."""
         return isinstance(self.shapes, tuple)
 
     def embed(self, small: Params) -> Params:
@@ -199,8 +200,8 @@ class GrowthMap:
         """Return the tree of ``function(rule, leaves of its parts)``; a part that is drawn has None.
 
         Args:
-          function: of one grown array.
-          networks: a tree like the parameters for each network.
+          function: (rule, leaves) -> leaf of the result.
+          networks: for each network a tree like its parameters.
         """
         named = [by_name(network) for network in networks]
 
@@ -210,17 +211,17 @@ class GrowthMap:
         return jax.tree.map(leaf, self.rules)
 
     def transpose(self, grown: Params) -> Params:
-        """Return Jᵀ Θ: ``⟨J u, v⟩ = ⟨u, Jᵀ v⟩``. It maps the grown loss's gradient to that along the small networks."""
+        """Return Jᵀ Θ, with ``⟨J u, v⟩ = ⟨u, Jᵀ v⟩``: for the grown loss's gradient, that along the small networks."""
         dtype = jnp.result_type(*jax.tree.leaves(grown))
         small = jax.tree.map(lambda struct: jax.ShapeDtypeStruct(struct.shape, dtype), self.shapes)
         return jax.linear_transpose(self.embed, small)(grown)[0]
 
     def pinv(self, grown: Params) -> Params:
-        """Return J⁺ Θ, the solution of least squares and least norm; ``J⁺ J = 1`` wherever J loses nothing."""
+        """Return J⁺ Θ, the least-squares solution of least norm; ``J⁺ J = 1`` if J is injective."""
         dtype = jnp.result_type(*jax.tree.leaves(grown))
         divided = lambda tree, by: jax.tree.map(lambda x, d: x / jnp.where(d == 0, 1, d), tree, by)
         tree = grown if self.several else self.shapes
-        # the barrier: XLA would otherwise compute the diagonal while it compiles
+        # without the barrier XLA would compute the diagonal while it compiles
         ones = jax.lax.optimization_barrier(jax.tree.map(lambda x: jnp.ones(x.shape, dtype), tree))
         if self.several:
             return self.transpose(divided(grown, self.embed(self.transpose(ones))))

@@ -10,8 +10,8 @@ block-diagonal matrix, block (i, j), from j into i, has the gradient ``a_i δ_i 
   is of full size otherwise), at the product of the row means of i and the column means of j, over the geometric mean of
   the two sources' means: what a gradient of independent ``δ_i`` and ``x_j`` would have.
 
-Estimates, too, are the moments of what is not copied: a new layer's begin at zero and at the second moments of the layer
-that it copies (their mean, if the shapes differ), those of a part that is drawn at zero and at the source's.
+The moments of what is not copied are estimates, too: those of a new layer are zero and the second moments of the layer
+that it copies (their mean, if the shapes differ), those of a part that is drawn zero and the source's.
 
 Source: docs/t5_fusion.md, Optimizer state; factored moments: Shazeer and Stern (2018).
 """
@@ -40,7 +40,7 @@ def gradient_factors(rule: Rule) -> list[float]:
 
 
 def _axes(rule: Rule) -> tuple[int, int]:
-    """Return the numbers of the axes that are made and read, of a rule with two axes of parts."""
+    """Return the numbers of the axis that makes units and of the one that reads them, for a rule with two axes of parts."""
     reads = rule.axis(reads=True)
     assert reads is not None
     return next(axis for axis in rule.own if axis != reads), reads
@@ -88,8 +88,8 @@ def _between(packed: tuple[int, int], write: int, read: int, moments: Sequence[A
 
     Args:
       packed: (axis, number of arrays packed along it), each of which has row and column means of its own.
-      write, read: the axes.
-      moments: of the sources.
+      write, read: numbers of the axes that make and read units.
+      moments: moments of the sources.
     """
     axis, count = packed
     if count > 1:
@@ -133,9 +133,9 @@ class Factored:
     """The second moments of one array: factored in two axes, or whole.
 
     Attributes:
-      v_row, v_col: means over the larger and over the smaller of the two largest axes; one zero if not factored.
-      v: the whole; one zero if factored.
-      shape: of the array.
+      v_row, v_col: means over the larger and over the smaller of the two largest axes; a single zero if not factored.
+      v: the second moments themselves; a single zero if factored.
+      shape: shape of the array.
     """
 
     v_row: Any
@@ -144,7 +144,7 @@ class Factored:
     shape: tuple[int, ...]
 
     def whole(self) -> Array:
-        """Return the second moments that the factors stand for: ``row · column / mean(row)``."""
+        """Return the second moments that the factors represent: ``row · column / mean(row)``."""
         axes = factored_axes(self.shape)
         if axes is None:
             return self.v
@@ -153,7 +153,7 @@ class Factored:
         return row * col / jnp.where(mean > 0, mean, 1)
 
     def mean_over(self, axis: int, kept: int) -> Array:
-        """Return the second moments averaged over one axis, whatever is factored."""
+        """Return the second moments averaged over one axis, factored or not."""
         axes = factored_axes(self.shape)
         if axes is not None and set(axes) == {axis, kept}:
             return self.v_row if axes[0] == kept else self.v_col

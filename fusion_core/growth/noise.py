@@ -28,15 +28,15 @@ OFF_DIAGONAL: tuple[OffDiagonal, ...] = ("zero", "random", "antisymmetric")
 
 
 def copy_generators(seed: int, array: int, copies: int) -> list[np.random.Generator]:
-    """Return one generator a copy for the noise of array number ``array``: what reads copy b is drawn from (seed, array, b).
+    """Return one generator for each copy, for the noise of array number ``array``; that of copy b has seed (seed, array, b).
 
-    So the noise can be drawn a few rows at a time along any axis, and is the same whatever their number.
+    So the noise can be drawn a few rows at a time along any axis, and does not depend on their number.
     """
     return [np.random.default_rng((seed, array, copy)) for copy in range(copies)]
 
 
 def cancelling(blocks: np.ndarray) -> np.ndarray:
-    """Return draws [copies, ...], less their mean over the copies, at the standard deviation that they had; float64."""
+    """Return draws [copies, ...] minus their mean over the copies, rescaled to their standard deviation; float64."""
     copies = len(blocks)
     wide = blocks.astype(np.float64)
     return math.sqrt(copies / (copies - 1)) * (wide - wide.mean(axis=0))
@@ -58,7 +58,7 @@ def _copies(selection: Selection) -> int:
 
 
 def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
-    """Return normal numbers with zeros where a source's own block stands."""
+    """Return normal numbers, with zeros in the sources' own blocks."""
     drawn = np.random.default_rng((seed, array)).standard_normal(rule.shape)
     for placement in rule.placements():
         drawn[placement.put] = 0
@@ -71,14 +71,14 @@ def with_noise(
     """Return the grown parameters with noise in them.
 
     Args:
-      mapping: of a fusion, or of an operator that copies all units equally often, copy after copy.
-      grown: what it gave.
-      kind: ``"random"``: normal entries in the blocks between sources. ``"antisymmetric"``: for equal copies, normal
+      mapping: map J of a fusion, or of an operator that copies all units equally often, copy after copy.
+      grown: parameters that J returned.
+      kind: ``"random"``: normal entries in the blocks between sources. ``"antisymmetric"``, for equal copies: normal
         entries that cancel, in all blocks of every array that reads copies; the function stays, to the rounding of the
         parameters' dtype.
       noise: standard deviation of the noise's entries, in units of the root mean square of the sources' entries in the
         same array (each source's times its scale).
-      seed: of the draws; array i draws from (seed, i, ...) whatever the others' sizes.
+      seed: seed of the draws; those of array i have the seed (seed, i, ...) and do not depend on the other arrays.
     """
     leaves, treedef = jax.tree.flatten(grown)
     noisy = []
@@ -95,17 +95,17 @@ def with_noise(
 
 
 def copy_noise(mapping: GrowthMap, grown: Params, size: float, seed: int) -> Params:
-    """Return the grown parameters with Net2Net's noise: on what makes the second and later copies of a unit.
+    """Return the grown parameters with Net2Net's noise on the entries that make the second and later copies of a unit.
 
-    It moves the function a little.
+    The noise changes the function a little.
 
     Args:
-      mapping: of an operator that copies units.
-      grown: what it gave.
+      mapping: map J of an operator that copies units.
+      grown: parameters that J returned.
       size: standard deviation of the noise's entries, in units of the root mean square of the array's.
-      seed: of the draws.
+      seed: seed of the draws.
     """
-    rng = np.random.default_rng((seed, 1))  # not the stream that chose the units
+    rng = np.random.default_rng((seed, 1))  # independent of the draws that chose the units
 
     def leaf(rule: Rule, array: Array) -> Array:
         number = rule.axis(reads=False)

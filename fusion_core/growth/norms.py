@@ -1,11 +1,11 @@
 r"""Norms of a fused network: over the whole stream (plain), over each source's part (grouped), or calibrated.
 
-Calibrated norms are plain ones with one factor per source and norm, so that each source is normalized as alone, as nearly
-as a constant can.
+Calibrated norms are plain ones with one factor per source and norm, by which each source is normalized as nearly as it
+would be alone.
 
-A norm of the fused network divides by the statistics of the whole stream, where source i alone would have been divided by
-its own. With ``a_i`` what the common norm makes of source i's part of the stream and ``b_i`` what its own norm would
-make, token by token, the scale of the part is multiplied by the least-squares factor
+A norm of the fused network divides by the statistics of the whole stream, while source i alone is divided by its own. Let
+``a_i`` be the common norm's output for source i's part of the stream and ``b_i`` that of its own norm, token by token. The
+scale of the part is multiplied by the least-squares factor
 
 .. math:: c_i = \arg\min_c \sum_t |c\,a_{i,t} - b_{i,t}|^2 = \frac{\sum_t a_{i,t} \cdot b_{i,t}}{\sum_t |a_{i,t}|^2}
 
@@ -15,7 +15,7 @@ network: the factors go into the norms' scales.
 Both products depend on the mean and the variance of each source's stream alone (width d_i, mean m_i, variance v_i; m and
 v of the whole stream follow). RMSNorm: ``a·b = d_i s_i / (√(s+ε) √(s_i+ε))`` and ``|a|² = d_i s_i / (s+ε)`` with the mean
 square ``s_i = v_i + m_i²``; LayerNorm: ``d_i v_i / (√(v+ε) √(v_i+ε))`` and ``d_i (v_i + (m_i − m)²) / (v+ε)``. So every
-source is run by itself, and the fused network not at all. Source: docs/t5_fusion.md, with what it gains.
+source is run by itself, and the fused network not at all. Source, and measured gains: docs/t5_fusion.md.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Path = tuple[str, ...]
 
 
 class Moments(NamedTuple):
-    """Statistics of what one norm of one network sees: a value a token.
+    """Statistics of the inputs of one norm of one network, one value for each token.
 
     Attributes:
-      mean, variance: over the width.
+      mean, variance: mean and variance over the width.
       counts: 1 where the token counts, 0 where it is padding.
     """
 
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
 
 
 def with_paths(tree: Params, path: Path = ()) -> Params:
-    """Return the parameters with every norm's keys beside its arrays under "path": the pass so names its norms."""
+    """Return the parameters with every norm's keys beside its arrays under "path", by which a pass names its norms."""
     found: Params = {}
     for name, node in tree.items():
         if not isinstance(node, dict):
@@ -67,12 +67,12 @@ def with_paths(tree: Params, path: Path = ()) -> Params:
 
 
 def norm_moments(params: Params, config: Config, batch: Any) -> dict[Path, Moments]:
-    """Return what every norm of one network sees on a batch, by the keys that lead to the norm.
+    """Return the ``Moments`` of every norm of one network on a batch, by the keys that lead to the norm.
 
     Args:
-      params: as ``with_paths`` gives them.
-      config: of the network.
-      batch: as in ``fusion_core.calibrate``.
+      params: parameters, as ``with_paths`` returns them.
+      config: configuration of the network.
+      batch: tokens, as for ``fusion_core.calibrate``.
     """
     record, found = architecture(config), {}
     assert record.norm is not None
@@ -106,12 +106,12 @@ def calibrated(mapping: GrowthMap, configs: Sequence[Config], moments: Sequence[
 def norm_factors(
     moments: Sequence[dict[Path, Moments]], widths: Sequence[int], kind: NormKind
 ) -> dict[Path, tuple[float, ...]]:
-    """Return the factors c of every norm, a value a source.
+    """Return the factors c of every norm, one for each source.
 
     Args:
-      moments: of each source, on the same batch.
-      widths: of the sources' streams.
-      kind: of the norms.
+      moments: moments of each source, on the same batch.
+      widths: widths of the sources' streams.
+      kind: kind of the norms.
 
     Raises:
       InputError: moments are traced, or a source's stream vanishes on the batch.

@@ -20,14 +20,14 @@ from fusion_core.models.units import Config, Params
 
 @dataclasses.dataclass(frozen=True)
 class Properties:
-    """What an operator does, on every architecture that it takes; the tests measure it (docs/growth_operators.md).
+    """Properties of an operator on every architecture that it takes; the tests measure them (docs/growth_operators.md).
 
     Attributes:
-      function_preserving: the grown network's outputs are the small one's, to rounding.
-      breaks_symmetry: copies of a unit get different gradients: of all units ("yes"), some ("in part"), none ("no"); or no
-        unit is copied ("no copies").
-      keeps_dynamics: the outputs go on with the velocity that they had under gradient descent: with unchanged learning
-        rates ("yes"), with those of ``growth_rate_factors`` ("with factors"), or not ("no").
+      function_preserving: whether the grown network's outputs are the small one's, to rounding.
+      breaks_symmetry: whether the copies of a unit get different gradients: of all units ("yes"), some ("in part"), none
+        ("no"); or no unit is copied ("no copies").
+      keeps_dynamics: whether the outputs keep their velocity under gradient descent: with unchanged learning rates
+        ("yes"), with those of ``growth_rate_factors`` ("with factors"), or not ("no").
     """
 
     function_preserving: bool
@@ -40,15 +40,16 @@ class GrowthOperator:
     """A way to grow a network.
 
     Attributes:
-      name: under which ``grow`` knows it.
-      summary: one line.
-      source: of the method.
-      grows: what becomes larger.
+      name: name of the operator for ``grow``.
+      summary: description in one line.
+      source: source of the method.
+      grows: whether width or depth becomes larger.
       takes: which of ``grow``'s factor, width and depth it takes.
       build: ``(config, options) -> Growth``, pure.
-      properties: without noise.
-      networks: which it takes: all, those with a residual stream, or those whose layers read each other alone ("chain").
-      noisy: with noise; None if it takes none.
+      properties: its properties without noise.
+      networks: networks that it takes: all, those with a residual stream ("residual"), or those in which each layer reads
+        only the one before it ("chain").
+      noisy: its properties with noise; None if it takes none.
       random: whether it draws even without noise.
       refusal: for networks that it does not take, why, and what to use.
     """
@@ -66,7 +67,7 @@ class GrowthOperator:
     refusal: str = ""
 
     def takes_network(self, config: Config) -> bool:
-        """Return whether it grows networks of this kind."""
+        """Return whether the operator grows networks of this kind."""
         kind = "chain" if architecture(config).stream is None else "residual"
         return self.networks in ("all", kind)
 
@@ -214,27 +215,28 @@ def grow(
 
     .. math:: \Theta = J\,\theta + c
 
-    with the operator's linear map J (``growth_map``) and what it draws, c, which is zero for most.
+    with the operator's linear map J (``growth_map``) and its draws and constants c, which are zero for most operators.
 
     Args:
-      params: of the small network, a tree of arrays as ``config`` says.
-      config: of any architecture of ``fusion_core.models.registry``.
+      params: parameters of the small network.
+      config: its configuration, of any architecture of ``fusion_core.models.registry``.
       operator: a name in ``GROWTH_OPERATORS``.
       factor: an integer k ≥ 2. Width operators multiply all hidden widths by it (of a T5: d_model, d_ff and num_heads); depth
         operators the number of layers of each stack, or of hidden-to-hidden layers.
       width: in its place, the grown widths, by field: ``{"d_ff": 96}``; or all hidden ones of an MLP, ``(16, 16)``.
       depth: in its place, the grown number of layers of each stack, or of hidden-to-hidden layers; or, by field, of those
         stacks that grow: ``{"num_layers": 8}``.
-      seed: of what is drawn; needed where something is.
-      noise: to separate copies: a standard deviation in units of each array's root mean square; 0: none. It keeps the
-        function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and moves it for ``net2net_width``.
+      seed: seed of the draws; needed if the operator draws or there is noise.
+      noise: standard deviation of noise that separates copies, in units of each array's root mean square; if 0, there is
+        none. It keeps the function for ``deep_fusion`` and ``hypercloning`` (its sum over the copies is zero), and changes
+        it for ``net2net_width``.
 
     Returns:
       ``(params, config)`` of the grown network, in the dtype of params.
 
     Raises:
-      InputError: the operator is unknown or does not take this architecture; a size, the seed or the noise is no such; the
-        params are not those of the configuration, or not finite.
+      InputError: the operator is unknown or does not take this architecture; a size, the seed or the noise is not valid;
+        the params do not fit the configuration, or are not finite.
     Source: that of the operator, ``GROWTH_OPERATORS[operator].source``.
     """
     growth = growth_of(config, operator, Options(factor, width, depth, seed, noise))
@@ -253,10 +255,10 @@ def growth_map(
     is no part of it.
 
     Args:
-      config, operator, factor, width, depth, seed: as ``grow`` takes them.
+      config, operator, factor, width, depth, seed: as for ``grow``.
 
     Raises:
-      InputError: as ``grow``; and for ``random_init``, which keeps nothing of the network.
+      InputError: as ``grow``; or the operator is ``random_init``, which keeps nothing of the network.
     """
     growth = growth_of(config, operator, Options(factor, width, depth, seed))
     if growth.mapping is None:
@@ -267,8 +269,8 @@ def growth_map(
 def copied_units(
     config: Config, operator: str, *, factor: Any = None, width: Any = None, depth: Any = None, seed: Any = None
 ) -> dict[str, Any]:
-    """Return for each space of units (hidden layer, stream, heads) which small unit each grown one is a copy of.
+    """Return for each space of units (hidden layer, stream, heads) the small unit that each grown one copies.
 
-    Empty where no unit is copied within its layer. Arguments and errors as for ``growth_map``.
+    The result is empty if no unit is copied within its layer. Arguments and errors as for ``growth_map``.
     """
     return dict(growth_of(config, operator, Options(factor, width, depth, seed)).units)

@@ -1,4 +1,4 @@
-"""What a growth operator is given, and what it makes of a configuration."""
+"""Options of a growth operator, and the operator applied to one configuration."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fusion_core.models.units import Config, Params
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How far to grow, and what is drawn; one of factor, width and depth is given.
+    """Options of a growth; one of factor, width and depth is given.
 
     Attributes:
       factor: multiple of the widths, or of the depth.
-      width: the grown widths, by field; or all hidden ones of a network whose layers read each other alone.
+      width: the grown widths, by field; or all hidden widths of an MLP or of convolutions.
       depth: the grown number of layers, of all stacks or by field.
-      seed: of all draws; None if none was given.
-      noise: of symmetry-breaking noise, in units of the root mean square of each array; 0: none.
+      seed: seed of all draws; None if none was given.
+      noise: standard deviation of symmetry-breaking noise, in units of the root mean square of each array; 0 if none.
 
     Raises:
       InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.
     """
 
-    # whatever the user passed: checked below, with a message that says what is wanted
+    # the user's values of any type, checked below
     factor: Any = None
     width: Any = None
     depth: Any = None
@@ -59,9 +59,9 @@ class Growth:
     """An operator applied to one configuration.
 
     Attributes:
-      config: of the grown network.
-      mapping: J; None if nothing of the small network is kept.
-      finish: ``J θ -> Θ`` (``θ -> Θ`` without J): adds what is drawn.
+      config: configuration of the grown network.
+      mapping: map J; None if nothing of the small network is kept.
+      finish: ``J θ -> Θ`` (``θ -> Θ`` without J), which adds draws and constants.
       units: for each space that is copied, the source of each grown unit; empty if no unit is copied.
     """
 
@@ -72,5 +72,5 @@ class Growth:
 
     @property
     def draws(self) -> bool:
-        """Whether ``finish`` changes anything: draws, or sets constants."""
+        """Whether ``finish`` changes anything: adds draws or constants."""
         return self.finish is not _unchanged

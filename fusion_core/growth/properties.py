@@ -1,8 +1,8 @@
-r"""What an operator does to a network, measured: the numbers behind the table in docs/growth_operators.md.
+r"""Measured properties of growth operators: the numbers behind the table in docs/growth_operators.md.
 
-The function is the network's outputs F(θ) on a batch, its velocity ``v = −∂F(θ) · r ∘ u(∇L)`` with the rates r and the
-optimizer's update u (u(g) = g for gradient descent, g/|g| for Adam's first step): a directional derivative, so that no step
-size enters.
+The function is the network's outputs F(θ) on a batch. Its velocity is ``v = −∂F(θ) · r ∘ u(∇L)`` with the rates r and the
+optimizer's update u (u(g) = g for gradient descent, g/|g| for Adam's first step): a directional derivative, free of any
+step size.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fusion_core.models.registry import layouts
 from fusion_core.models.units import Axis, Config, Params, by_name
 
 SAME_GRADIENT = 1e-3  # relative difference of the gradients of copies above which they separate
-SAME_VELOCITY = 1e-3  # of the ratio of velocities from 1, and of their cosine
+SAME_VELOCITY = 1e-3  # largest difference of the velocities' ratio, and of their cosine, from 1
 
 FIRST_UPDATES: dict[str, Callable[[Array], Array]] = {
     "sgd": lambda g: g,
-    "adam": lambda g: g / jnp.sqrt(g * g + 1e-60),  # its first step; where the gradient is zero nothing moves
+    "adam": lambda g: g / jnp.sqrt(g * g + 1e-60),  # its first step; zero where the gradient is zero
 }
 
 
@@ -37,8 +37,8 @@ class Velocity:
     """The grown function's velocity against the small one's, over all outputs of the batch.
 
     Attributes:
-      ratio: of their norms, grown by small.
-      cosine: of their angle.
+      ratio: norm of the grown one over that of the small one.
+      cosine: cosine of their angle.
     """
 
     ratio: float
@@ -51,14 +51,15 @@ class Velocity:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One operator on one network.
+    """Measurements of one operator on one network.
 
     Attributes:
-      difference: the largest |difference| of an output, of outputs of which the largest is ``scale``.
-      separation: for each space of copied units the largest relative difference, over the arrays that they own, of the
-        gradients of a unit's copies.
-      velocities: with one learning rate, by optimizer.
-      with_factors: with ``growth_rate_factors``, by optimizer; empty where there are none.
+      difference: largest absolute difference of an output.
+      scale: largest absolute output.
+      separation: for each space of copied units the largest relative difference of the gradients of a unit's copies, over
+        the arrays that make the units.
+      velocities: velocities with one learning rate, by optimizer.
+      with_factors: velocities with ``growth_rate_factors``, by optimizer; empty if there are no factors.
     """
 
     difference: float
@@ -107,14 +108,14 @@ def measure(
     noise: float = 0.0,
     **sizes: Any,
 ) -> Measured:
-    """Grow the network and measure what became of its function, its copies and its velocity.
+    """Grow the network, and measure the change of its function, of the gradients of copies, and of its velocity.
 
     Args:
-      params, config: of the small network; float64 to tell rounding from a wrong formula.
+      params, config: the small network, in float64 to tell rounding from a wrong formula.
       operator: a name in ``GROWTH_OPERATORS``.
       outputs: ``(params, config) -> array``, of one shape for both networks.
       loss: ``outputs -> scalar``.
-      noise, sizes: as ``grow`` takes them (factor, width or depth, and seed).
+      noise, sizes: as for ``grow`` (factor, width or depth, and seed).
 
     Raises:
       InputError: as ``grow``.

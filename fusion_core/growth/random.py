@@ -1,4 +1,4 @@
-"""Operators that draw: blocks, or all of the grown network, as in a network from scratch."""
+"""Operators that draw blocks, or all, of the grown network, as in a network from scratch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusion_core.models.units import Config, Params
 
 
 def _other_seed(seed: int, number: int) -> int:
-    """Return a seed of its own: a network from scratch must not repeat the draws of a source that has the user's seed."""
+    """Return another seed, so that a network from scratch does not repeat the draws of a source with the user's seed."""
     return int(np.random.default_rng((seed, number)).integers(2**31))
 
 

@@ -1,10 +1,10 @@
-r"""Learning rates across a growth: the factors with which the function goes on at the velocity that it had.
+r"""Rate factors that keep the function's velocity across a growth.
 
 Let a small entry have N grown entries that get one and the same gradient, a times the small one's. For k equal copies in a
-fusion these are all blocks, the off-diagonal ones of a hidden matrix too: ``N = k^(number of axes that belong to parts)``,
-``a = w/s``, as the loss sees w times a part's outputs and the array holds s times its parameters. For n copies of a unit
-by replication, whose outputs are divided by n, N is the product of the numbers along the axes and ``a = 1/n`` for what
-makes the units. Moving all N by u changes the function as moving the small entry by ``N a u`` does. An optimizer's update
+fusion these are all blocks, the off-diagonal ones of a hidden matrix too: ``N = k^(number of axes with parts)`` and
+``a = w/s``, as the loss depends on w times a part's outputs and the array holds s times its parameters. For n copies of a
+unit by replication, whose outputs are divided by n, N is the product of the numbers along the axes and ``a = 1/n`` for
+what makes the units. Adding u to all N changes the function as adding ``N a u`` to the small entry does. An optimizer's update
 is proportional to (gradient)^p · (root mean square of the parameter)^q, and the grown array's root mean square is ρ times
 the small one's. The velocity is kept by the factor
 
@@ -12,7 +12,7 @@ the small one's. The velocity is kept by the factor
 
 with (p, q) = (1, 0) for gradient descent, (0, 0) for Adam, (0, 1) for Adafactor. For an MLP these are the width factors of
 the maximal-update parametrization (Yang & Hu 2021). Deepening has no such factors: the gradients of the old layers stay,
-and the new layers begin to move the function too. Source: theory.md, section 5.
+and the new layers change the function too. Source: theory.md, section 5.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fusion_core.growth.maps import Rule
 from fusion_core.growth.operators import GROWTH_OPERATORS, grow, growth_map
 from fusion_core.models.units import Config, Params
 
-# optimizer -> (p, q): its update goes as gradient^p · rms(parameter)^q
+# optimizer -> (p, q): its update is proportional to gradient^p · rms(parameter)^q
 UPDATES: dict[str, tuple[int, int]] = {"sgd": (1, 0), "adam": (0, 0), "adafactor": (0, 1)}
 
 
@@ -41,7 +41,7 @@ def _check_optimizer(optimizer: str) -> None:
 
 
 def _numbers(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Return N, and the number of copies by which the gradient is divided, for every entry, as far as they differ."""
+    """Return N, and the number of copies by which the gradient is divided: arrays that broadcast to all entries."""
     number, divided = np.ones([1] * len(rule.shape)), np.ones([1] * len(rule.shape))
     for i, axis in enumerate(rule.axes):
         if axis is None:
@@ -54,7 +54,7 @@ def _numbers(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _size_ratio(rule: Rule) -> float:
-    """Return ρ, where the entries of a part's array are of one size."""
+    """Return ρ, if the entries of a part's array are of one size."""
     if not rule.own and len(rule.blocks) > 1:
         return math.fsum(rule.scales)  # a sum of equal terms is the term
     placements = rule.placements()
@@ -63,7 +63,7 @@ def _size_ratio(rule: Rule) -> float:
 
 
 def _factor(rule: Rule, optimizer: str, measured: Callable[[], float] | None = None) -> float | np.ndarray:
-    """Return r of one array: a number, or an array where copies are unequal in number."""
+    """Return r of one array: a number, or an array if units have different numbers of copies."""
     p, q = UPDATES[optimizer]
     number, divided = _numbers(rule)
     gradient = rule.blocks[0].weight / rule.blocks[0].scale / divided
@@ -78,21 +78,22 @@ def rate_factors(
 ) -> Params:
     """Return factors on the learning rate of every array with which fusion keeps the velocity of the function.
 
-    Exact for equal copies, to first order in the rate, where all blocks train: gradient descent in general, Adam and
-    Adafactor once their moments are the fused network's own (theirs times the square of the gradient's factor, off the
-    diagonal too) and far above their epsilon. For different sources they hold on average (theory.md, section 5).
+    Exact for equal copies, to first order in the rate, if all blocks train: with gradient descent always, with Adam and
+    Adafactor once their moments are the fused network's own (those of the source times the square of the gradient's
+    factor, off the diagonal too) and far above their epsilon. For different sources they hold on average (theory.md,
+    section 5).
 
     Args:
-      params: of the source or of the fused network; only their tree matters.
-      config: of the source or of the fused network: the factors depend on an array's kind, not on its size.
-      copies: k ≥ 2.
+      params: parameters of the source or of the fused network; only their tree matters.
+      config: configuration of the source or of the fused network: the factors depend on an array's kind, not on its size.
+      copies: number of copies k ≥ 2.
       optimizer: ``"sgd"``, ``"adam"`` or ``"adafactor"`` (factored or not, scaled by the parameter's root mean square).
 
     Returns:
       A tree like params with one float a leaf.
 
     Raises:
-      InputError: fewer than two copies, an unknown optimizer, or params that are not those of the configuration.
+      InputError: there are fewer than two copies, the optimizer is unknown, or the params do not fit the configuration.
     """
     if not isinstance(copies, int) or isinstance(copies, bool) or copies < 2:
         raise InputError(f"copies is {copies!r}; fusion takes at least two copies")
@@ -120,20 +121,20 @@ def growth_rate_factors(
 ) -> Params:
     """Return factors on the learning rate of every array with which the growth keeps the velocity of the function.
 
-    Exact to first order in the rate, without noise, under the conditions of ``rate_factors``, which this is for
-    ``deep_fusion``; for Adafactor only where all units have the same number of copies.
+    Exact to first order in the rate, without noise, under the conditions of ``rate_factors``, with which it agrees for
+    ``deep_fusion``; for Adafactor only if all units have the same number of copies.
 
     Args:
-      params: of the small network.
-      config, operator, factor, width, depth, seed: as ``grow`` took them.
+      params: parameters of the small network.
+      config, operator, factor, width, depth, seed: as they were given to ``grow``.
       optimizer: ``"sgd"``, ``"adam"`` or ``"adafactor"``.
 
     Returns:
-      A tree like the grown params: a float for each array, or an array of its shape where units have different numbers
-      of copies.
+      A tree like the grown params: a float for each array, or an array of its shape if units have different numbers of
+      copies.
 
     Raises:
-      InputError: as ``grow``; an unknown optimizer; an operator of whose new entries not all are copies.
+      InputError: as ``grow``; the optimizer is unknown; or not all new entries of the operator are copies.
     """
     _check_optimizer(optimizer)
     sizes = {"factor": factor, "width": width, "depth": depth, "seed": seed}

@@ -1,6 +1,6 @@
-"""Which entry of the small arrays each entry along an axis of a grown array comes from.
+"""The origin, in the small arrays, of each entry along an axis of a grown array.
 
-The axes of an array belong to units (``fusion_core.models.units``): fusion puts the units of several networks side by
+Units lie along the axes of an array (``fusion_core.models.units``): fusion puts the units of several networks side by
 side, the copying operators repeat a network's own.
 """
 
@@ -27,12 +27,12 @@ class Run(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Where the entries along an axis of a grown array come from.
+    """The origin of the entries along an axis of a grown array.
 
     Attributes:
       taken: position along the small array's axis, for each grown entry.
-      part: number of the part (``maps.Block``) that each grown entry belongs to; None if the axis is common to all parts.
-      copies: number of copies of each entry's unit; None: one each.
+      part: number of the part (``maps.Block``) of each grown entry; None if the axis is common to all parts.
+      copies: number of copies of each entry's unit; None if each has one.
       reads: whether the array sums over the units along the axis.
       packed: arrays of equal size that lie one after the other along the axis.
     """
@@ -44,7 +44,7 @@ class Selection(NamedTuple):
     packed: int = 1
 
     def runs(self, part: int) -> list[Run]:
-        """Return the entries of one part, as few ranges as they have."""
+        """Return the entries of one part as the fewest possible ranges."""
         put = np.arange(len(self.taken)) if self.part is None else np.flatnonzero(self.part == part)
         take = self.taken[put]
         copies = np.ones_like(put) if self.copies is None else self.copies[put]
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def beside(axes: tuple[Axis, ...]) -> Selection:
-    """Return the selection that puts the units of several networks side by side, a part each; packed arrays apart."""
+    """Return the selection that puts the units of several networks side by side, each a part; packed arrays stay apart."""
     index, part = [], []
     for j in range(axes[0].packed):
         for i, axis in enumerate(axes):
@@ -70,7 +70,7 @@ def beside(axes: tuple[Axis, ...]) -> Selection:
 
 
 def copied(axis: Axis, units: Mapping[str, np.ndarray]) -> Selection | None:
-    """Return the selection that copies one network's units; None if each is there once, in its place."""
+    """Return the selection that copies one network's units; None if each occurs once, in its place."""
     chosen = units.get(axis.space.name)
     if chosen is None or np.array_equal(chosen, np.arange(axis.space.size)):
         return None
@@ -81,7 +81,7 @@ def copied(axis: Axis, units: Mapping[str, np.ndarray]) -> Selection | None:
 
 
 def entries(units: np.ndarray, block: int) -> np.ndarray:
-    """Return the indices along an axis of which each unit takes ``block`` entries, for a selection of units."""
+    """Return the indices of the selected units' entries, along an axis with ``block`` entries for each unit."""
     return (units[:, None] * block + np.arange(block)).reshape(-1)
 
 

@@ -14,11 +14,19 @@ from fusion_core.models.units import Layout, Params, Space, Stack
 
 @dataclasses.dataclass(frozen=True)
 class ConvConfig:
-    """Channels of the image and of every convolution, the kernels' side in pixels, and the number of classes.
+    """Shape of a convolutional classifier.
 
     The parameters are ``{"convolutions": [{"weight": out × in × side × side, "bias": out}, ...], "head": {"weight":
-    classes × channels, "bias": classes}}``. Activations, strides, and pooling that treats channels alike are the
-    caller's: fusion holds whatever they are.
+    classes × channels, "bias": classes}}``. The forward pass is the caller's: fusion is exact for any elementwise
+    activation, stride, and pooling that treats all channels alike.
+
+    Attributes:
+      channels: channels of the image and of every convolution's output.
+      kernel: side of the kernels in pixels.
+      classes: number of classes.
+
+    Raises:
+      InputError: there is no convolution, or a size is below 1.
     """
 
     channels: tuple[int, ...]

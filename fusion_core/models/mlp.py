@@ -16,7 +16,11 @@ from fusion_core.models.units import Axis, Layout, Params, Space, Stack, fan_in,
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """Widths of a multi-layer perceptron, input and output included: (in, hidden, ..., out)."""
+    """Widths of a multi-layer perceptron, input and output included: (in, hidden, ..., out).
+
+    Raises:
+      InputError: there is no hidden layer, or a width is below 1.
+    """
 
     sizes: tuple[int, ...]
 
@@ -28,11 +32,12 @@ class MLPConfig:
 def chain(
     field: str, prefix: str, widths: tuple[int, ...], hidden: range, kernel: tuple[int, ...] = ()
 ) -> list[Params]:
-    """Return the layouts of layers that each read the one before: the table of an MLP, or of convolutions.
+    """Return the layouts of layers that each read the one before, as in an MLP or in convolutions.
 
     Args:
-      field, prefix: the configuration's field that holds the widths, and the first part of the spaces' names.
-      widths: of the input and of every layer's output.
+      field: the configuration's field that holds the widths.
+      prefix: first part of the spaces' names.
+      widths: widths of the input and of every layer's output.
       hidden: the positions in ``widths`` that count hidden units.
       kernel: sides of the layers' kernels.
     """
@@ -62,7 +67,7 @@ def stacks(config: MLPConfig) -> tuple[Stack, ...]:
 
 
 def from_scratch(layouts: Params, seed: int, dtype: Any = jnp.float32) -> Params:
-    """Return weights of mean 0 and variance 1 / fan-in and biases of zero; the seed alone decides them."""
+    """Return normal weights of mean 0 and variance 1 / fan-in, and biases of zero; equal seeds give equal parameters."""
     rng = np.random.default_rng(seed)
 
     def drawn(struct: jax.ShapeDtypeStruct) -> Any:

@@ -11,10 +11,10 @@ from jaxtyping import Array
 
 
 class NormKind(NamedTuple):
-    """What a norm divides by.
+    """The kind of a norm: LayerNorm or RMSNorm, with its epsilon.
 
     Attributes:
-      centred: whether the mean is subtracted: LayerNorm; else RMSNorm.
+      centred: whether the mean is subtracted (LayerNorm) or not (RMSNorm).
       epsilon: added to the variance or mean square.
     """
 
@@ -36,7 +36,7 @@ def unit_layer(x: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:
 
 
 def normed(x: Array, kind: NormKind, groups: tuple[int, ...] = ()) -> Array:
-    """Return ``unit_layer`` or ``unit_rms``, as ``kind`` says."""
+    """Return ``unit_layer(x)`` or ``unit_rms(x)``, by ``kind``."""
     if len(groups) > 1:
         parts = jnp.split(x, np.cumsum(groups)[:-1].tolist(), axis=-1)
         return jnp.concatenate([normed(part, kind) for part in parts], axis=-1)

@@ -1,6 +1,6 @@
-"""The one table of architectures: another one is one record more in ``ARCHITECTURES``.
+"""The one table of architectures: to add one, add one record to ``ARCHITECTURES``.
 
-A record's ``arrays`` says for every array which axis makes or reads which units of which space. From it follow shapes,
+A record's ``arrays`` gives for every array which axis makes or reads which units of which space. From it follow shapes,
 fusion (spaces are concatenated), operators that copy units or layers, learning-rate factors, optimizer states, and the
 streaming of checkpoint files (``fusion_core.growth``, ``fusion_core.checkpoints``).
 """
@@ -38,18 +38,18 @@ HEAD = "lm_head.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What files have of an architecture.
+    """The form of an architecture's checkpoint files.
 
     Attributes:
-      model_type: what ``config.json`` calls it.
-      read_config: (values of config.json, where they come from) -> configuration. Raises InputError.
-      write_config: configuration -> values of config.json. Raises InputError.
-      copies: configuration -> {name: the tensor that it repeats}; files may have them, those that we write do not.
-      aliases: configuration -> {name: names under which files may have it instead; the first that is there counts}.
-      ignored: (configuration, name) -> whether files may have this tensor though the network does not read it.
-      spans: whether text is given as pairs with spans left out, as to a T5; else as windows of which each next token is
-        predicted.
-      longest: configuration -> the longest sequence in tokens; None if no array depends on it.
+      model_type: name of the architecture in ``config.json``.
+      read_config: (values of config.json, their origin) -> configuration; raises InputError.
+      write_config: configuration -> values of config.json; raises InputError.
+      copies: configuration -> {name: the tensor that it repeats}; files may have these, files that we write do not.
+      aliases: configuration -> {name: other names that it may have in files; the first that is there counts}.
+      ignored: (configuration, name) -> whether files may have this tensor though the network does not use it.
+      spans: whether text becomes pairs of sources and targets with spans left out (T5); else windows in which every next
+        token is predicted.
+      longest: configuration -> length of the longest sequence in tokens; None if no array depends on it.
     """
 
     model_type: str
@@ -64,22 +64,23 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One kind of network.
+    """The record of one kind of network.
 
     Attributes:
       config: class of its configurations.
-      arrays: configuration -> tree of ``Layout``: the table of arrays and of the units that their axes make and read.
-      stacks: configuration -> its layers, by stack.
+      arrays: configuration -> tree of ``Layout``: every array, and the units that its axes make and read.
+      stacks: configuration -> its stacks of layers.
       init: (configuration, seed, dtype=...) -> random parameters.
-      stream: field and space of the residual stream's width; None if layers read each other alone and there are no norms.
-      norm: configuration -> what its norms divide by.
-      tied: configuration -> the arrays before a tied head, which carry what the head cannot: the embedding that it is must
-        not be scaled, since the input uses it too.
+      stream: name of the residual stream's space and of the field with its width; None if each layer reads only the one
+        before it and there are no norms.
+      norm: configuration -> kind of its norms.
+      tied: configuration -> the arrays before a tied head. They carry the head's factors, since the head is the embedding,
+        which the input uses too, and so must not be scaled.
       logit_scale: configuration -> factor on the logits.
       ratios: (field, field, why): quotients of sizes that must agree between sources, and stay when units are copied.
-      logits: (params, configuration, batch) -> logits; None if activations are the caller's.
+      logits: (params, configuration, batch) -> logits; None if the forward pass is the caller's.
       run: (params, configuration, batch, norm) -> logits, with ``norm`` in the place of the norms.
-      files: None if no files hold such networks.
+      files: form of its checkpoint files; None if there are no such files.
     """
 
     config: type
@@ -169,10 +170,10 @@ def decoder(
     """Return the record of a decoder-only network.
 
     Args:
-      spelling: of its ``config.json``.
+      spelling: form of its ``config.json``.
       kind: the module with its ``arrays`` and ``init``.
       run: (params, configuration, ids, norm) -> logits.
-      stream: field and space of the width.
+      stream: as in ``Architecture``.
       embedding: name of the token embedding; old files of the bare model lack its first part in front of all names.
       norm, stacks, tied, ratio, longest: see ``Architecture`` and ``Files``.
     """
@@ -243,13 +244,13 @@ GPT2 = decoder(
     longest=lambda config: config.n_positions,
 )
 
-# Networks whose layers read each other alone
+# Networks whose layers each read only the one before
 
 MLP = Architecture(config=mlp.MLPConfig, arrays=mlp.arrays, stacks=mlp.stacks, init=mlp.init)
 CONV = Architecture(config=conv.ConvConfig, arrays=conv.arrays, stacks=conv.stacks, init=conv.init)
 
 ARCHITECTURES: dict[type, Architecture] = {record.config: record for record in (T5, LLAMA, QWEN2, GPT2, MLP, CONV)}
-# what config.json calls them
+# name in config.json -> record
 MODEL_TYPES: dict[str, Architecture] = {
     record.files.model_type: record for record in ARCHITECTURES.values() if record.files is not None
 }
@@ -270,7 +271,7 @@ def parameter_shapes(config: Config) -> Params:
 
 
 def init(config: Config, seed: int, **options: Any) -> Params:
-    """Return random parameters; the seed alone decides them. The options are those of the architecture's ``init``."""
+    """Return random parameters; equal seeds give equal ones. The options are those of the architecture's ``init``."""
     return architecture(config).init(config, seed, **options)
 
 
@@ -291,9 +292,9 @@ def resized(config: Config, sizes: Mapping[str, int], **changes: Any) -> Config:
     """Return the configuration with other numbers of units.
 
     Args:
-      config: to change.
-      sizes: of spaces, by their names; the others stay.
-      changes: of other fields.
+      config: the configuration to change.
+      sizes: new sizes of spaces, by their names; the others stay.
+      changes: new values of other fields.
     """
     for space in spaces(config).values():
         size = sizes.get(space.name, space.size)
@@ -310,11 +311,11 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> Con
     """Return the configuration that a ``config.json`` describes.
 
     Args:
-      values: of the file.
-      origin: where they come from, for messages.
+      values: contents of the file.
+      origin: name of the file, for messages.
 
     Raises:
-      InputError: another model type, a field that is missing, or a setting that the model does not have.
+      InputError: the model type is unknown, a field is missing, or a setting is not supported.
     """
     record = MODEL_TYPES.get(values.get("model_type", ""))
     if record is None or record.files is None:

@@ -1,4 +1,4 @@
-"""The words in which an architecture's table of arrays is written: spaces of units, and the axes that make or read them.
+"""Spaces of units, and the axes that make or read them: the terms of an architecture's table of arrays.
 
 A *space* is a set of units that are copied together: the hidden units of one layer, the heads of one attention, the
 residual stream. An array *makes* the units of a space with the axis that has them as its outputs, and *reads* them with
@@ -24,9 +24,9 @@ class Space(NamedTuple):
     Attributes:
       name: unique within a network.
       size: number of units.
-      field: of the configuration, which counts them.
-      position: in the field, if it is a tuple of widths.
-      also: (field, units of it that one unit here brings along): the query heads of a key head.
+      field: the configuration's field with their number.
+      position: index into the field, if it is a tuple of widths.
+      also: (other field, its units per unit of this space), such as the query heads of a key head.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Space(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis that belongs to units.
+    """An axis of an array along which the units of a space lie.
 
     Attributes:
-      space: theirs.
+      space: the units' space.
       reads: whether the array sums over the units, rather than making them.
-      block: entries that a unit takes along the axis; a head takes its width.
+      block: entries of one unit along the axis; for a head its width.
       packed: arrays of equal size that lie one after the other along the axis (GPT-2's q, k and v in one).
     """
 
@@ -61,16 +61,16 @@ class Axis(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Entries along the axis."""
+        """Number of entries along the axis."""
         return self.space.size * self.block * self.packed
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the axes of one array are.
+    """The axes of one array.
 
     Attributes:
-      axes: an ``Axis``, or the length of an axis that is common to all sources and never grows.
+      axes: for each axis an ``Axis``, or the length of an axis that is common to all sources and never grows.
     """
 
     axes: tuple[Axis | int, ...]
@@ -89,11 +89,11 @@ class Stack(NamedTuple):
     """Layers that follow one another.
 
     Attributes:
-      field: of the configuration: the number of layers; or the tuple of widths, if each layer reads the one before it
-        and nothing else.
-      prefix: of their arrays' names, before the layer's number.
-      layers: how many there are under that prefix.
-      repeated: the numbers of those that may be repeated.
+      field: the configuration's field with the number of layers; or with the tuple of widths, if each layer reads only
+        the one before it.
+      prefix: part of their arrays' names before the layer's number.
+      layers: number of layers under that prefix.
+      repeated: numbers of the layers that may be repeated.
     """
 
     field: str
@@ -102,7 +102,7 @@ class Stack(NamedTuple):
     repeated: range
 
     def split(self, name: str) -> tuple[int, str] | None:
-        """Return a name's layer and the rest of it; None if it is of no layer of this stack."""
+        """Return an array's layer and the rest of its name; None if it is in no layer of this stack."""
         if not name.startswith(self.prefix + "."):
             return None
         layer, rest = name.removeprefix(self.prefix + ".").split(".", 1)
@@ -124,13 +124,13 @@ def shapes_of(arrays: Params) -> Params:
 
 
 def by_name(tree: Params) -> dict[str, Any]:
-    """Return a tree's leaves under their dotted names, Hugging Face's spelling: ``encoder.block.0.layer...weight``."""
+    """Return a tree's leaves under their dotted names, as in Hugging Face's files: ``encoder.block.0.layer...weight``."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def nested(named: dict[str, Any]) -> Params:
-    """Return the nested dict of dotted names: the inverse of ``by_name`` where the tree is of dicts alone."""
+    """Return the nested dict of dotted names: the inverse of ``by_name`` for trees of dicts alone."""
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *parents, last = name.split(".")

@@ -59,11 +59,10 @@ def clipped(optimizer: optax.GradientTransformation, norm: float | None) -> opta
 def preconditioner(
     optimizer: optax.GradientTransformation, grads: Params, state: optax.OptState, params: Params
 ) -> Params:
-    """The diagonal M of the optimizer's update ``−M ∇L``, with the optimizer frozen at this gradient.
+    """Return the diagonal M of the optimizer's update ``−M ∇L``, with the optimizer frozen at this gradient.
 
-    For any optimizer whose update is the gradient times a factor per entry: the factor is the update divided by the
-    gradient. Where the gradient is exactly zero (rows of unseen tokens) it is read off at a gradient too small to
-    change the statistics.
+    The update must be the gradient times a factor per entry; M is the update divided by the gradient. Where the gradient
+    is exactly zero (rows of unseen tokens), M is computed at a gradient too small to change the statistics.
     """
     tiny = 1e-22  # its square vanishes in float32, and beside the 1e-30 that Adafactor adds
     probe = jax.tree.map(lambda g: jnp.where(jnp.abs(g) < tiny, tiny, g), grads)
@@ -77,10 +76,11 @@ def grow_states(
     """Return the training state after a growth: parameters by J, moments by ``grow_optimizer_state``, step of the first.
 
     Args:
-      mapping: of a fusion, or of a growth operator.
-      states: of the networks that it takes; one for an operator.
-      factors: on the first network's learning rates, a tree like the grown parameters: a scalar or an array an array
-        (``fusion_core.rate_factors``, ``fusion_core.growth_rate_factors``). A new layer has the rates of the one it copies.
+      mapping: map J of a fusion or of a growth operator.
+      states: training states of the networks that J takes; one for an operator.
+      factors: factors on the first network's learning rates, a tree like the grown parameters with a scalar or an array
+        for each array (``fusion_core.rate_factors``, ``fusion_core.growth_rate_factors``). A new layer has the rates of
+        the layer that it copies.
       copies: whether the networks are equal.
 
     Raises:
@@ -103,18 +103,19 @@ def grow_states(
 def grow_optimizer_state(mapping: GrowthMap, states: Sequence[Any], *, copies: bool = False) -> Any:
     """Return the optimizer state after a growth: moments by the gradients' map, step counts of the first network.
 
-    Where copies get equal gradients, the grown ones are known: for k copies in a fusion every block of a hidden matrix, the
+    If copies get equal gradients, the grown ones are known: for k copies in a fusion every block of a hidden matrix, the
     off-diagonal ones too, gets w/s of the source's, for n copies of a unit 1/n; second moments get the square. The rest is
     estimated: blocks between different sources, new layers, parts that are drawn (``fusion_core.growth.moments``).
 
     Args:
-      mapping: of a fusion, or of a growth operator.
-      states: of one optax optimizer, one a network: Adam and those built on it, Adafactor, momentum, or none of these.
-      copies: whether the networks are equal, parameters and states: off-diagonal moments are then exact. Those of one
-        network always are.
+      mapping: map J of a fusion or of a growth operator.
+      states: states of one optax optimizer, one for each network: Adam and optimizers built on it, Adafactor, momentum,
+        or optimizers without arrays.
+      copies: whether the networks are equal in parameters and states: off-diagonal moments are then exact. For one
+        network they always are.
 
     Raises:
-      InputError: a state holds arrays of a kind that is not known here.
+      InputError: a state holds arrays of an unknown kind.
     """
     copies = copies or not mapping.several
     shapes = list(mapping.shapes) if mapping.several else [mapping.shapes]

@@ -22,12 +22,12 @@ def check_sizes(config: Any, names: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Rope:
-    """How Llama 3.1 stretches its rotary positions to longer sequences (``rope_type`` "llama3" in Hugging Face's files).
+    """Stretching of Llama 3.1's rotary positions to longer sequences (``rope_type`` "llama3" in Hugging Face's files).
 
     Attributes:
-      factor: F ≥ 1, by which low frequencies are divided.
-      low_freq_factor: l; frequencies that turn fewer times in the original length are divided.
-      high_freq_factor: h > l; those that turn more often are kept. Between the two it is interpolated.
+      factor: divisor F ≥ 1 of the low frequencies.
+      low_freq_factor: l; frequencies with fewer turns than this in the original length are divided.
+      high_freq_factor: h > l; frequencies with more turns are kept; those between the two are interpolated.
       original_max_position_embeddings: the length L that the model was first trained on, in tokens.
 
     Raises:
@@ -75,7 +75,7 @@ class LlamaConfig:
       num_attention_heads: query heads H.
       num_key_value_heads: key and value heads G; H is a multiple of G, and query head h reads head ``h // (H/G)``.
       head_dim: width of a head, even; ``H * head_dim`` need not be ``hidden_size``.
-      max_position_embeddings: the longest sequence meant; no array depends on it.
+      max_position_embeddings: intended length of the longest sequence, in tokens; no array depends on it.
       rms_norm_eps: added to the mean square in RMSNorm.
       rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
       rope_scaling: how the frequencies are stretched; if None, they are not.

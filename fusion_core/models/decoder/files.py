@@ -15,15 +15,15 @@ UNUSED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 class Spelling(NamedTuple):
-    """How ``config.json`` describes one kind of network.
+    """The form of ``config.json`` for one kind of network.
 
     Attributes:
-      model_type: the kind.
-      config: its configuration.
-      model: what transformers calls the class.
-      fixed: settings that change the function, and the only values of them that can be read.
-      read: (values, where they come from) -> values with all of our fields. Raises InputError.
-      write: (configuration, its fields) -> fields to write. Raises InputError.
+      model_type: name of the kind in the file.
+      config: class of its configuration.
+      model: name of its class in transformers.
+      fixed: settings that change the function -> the only value of each that is supported.
+      read: (values, their origin) -> values with all fields of ``config``; raises InputError.
+      write: (configuration, its fields) -> fields to write; raises InputError.
     """
 
     model_type: str
@@ -35,10 +35,10 @@ class Spelling(NamedTuple):
 
 
 def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
-    """Return the ``config.json`` that transformers reads: our fields, and those that say what the model is.
+    """Return the ``config.json`` that transformers reads: the configuration's fields and those that name the model.
 
     Raises:
-      InputError: the norms are grouped, or the sizes are none that transformers takes.
+      InputError: the norms are grouped, or transformers does not support the sizes.
     """
     fields = dataclasses.asdict(config)
     if fields.pop("norm_groups"):
@@ -51,10 +51,10 @@ def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
 
 
 def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) -> Any:
-    """Return the configuration that ``config.json`` describes; fields that do not change the function are passed over.
+    """Return the configuration that ``config.json`` describes; fields that do not change the function are ignored.
 
     Raises:
-      InputError: a field is missing, or a setting is one that this model does not have.
+      InputError: a field is missing, or a setting is not supported.
     """
     for name, wanted in spelling.fixed.items():
         if values.get(name, wanted) != wanted:
@@ -91,7 +91,7 @@ def llama_json(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
-    """Return the values with the fields that old files leave out, and the rotary positions as we spell them."""
+    """Return the values with the fields that old files leave out, and the rotary positions under our names."""
     heads = values.get("num_attention_heads")
     filled = dict(values)
     if filled.get("num_key_value_heads") is None:
@@ -119,7 +119,7 @@ def _llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> L
     found: dict[str, Any] = {field.name: rope.get(field.name) for field in dataclasses.fields(Llama3Rope)}
     length = "original_max_position_embeddings"
     if found[length] is None:
-        found[length] = values.get(length)  # transformers 5 takes it from there, too
+        found[length] = values.get(length)  # as transformers 5 does
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{origin}: {name} of the 'llama3' rotary positions is {value!r}; it must be a number")

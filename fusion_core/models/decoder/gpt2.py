@@ -81,12 +81,12 @@ def stacks(config: GPT2Config) -> tuple[Stack, ...]:
 
 
 def tied(config: GPT2Config) -> tuple[str, ...]:
-    """Return the arrays that carry what a tied head cannot."""
+    """Return the arrays that carry a tied head's factors: the norm before it (see ``Architecture.tied``)."""
     return ("transformer.ln_f.weight", "transformer.ln_f.bias") if config.tie_word_embeddings else ()
 
 
 def norm_kind(config: GPT2Config) -> NormKind:
-    """Return what the norms divide by."""
+    """Return the kind of the norms."""
     return NormKind(centred=True, epsilon=config.layer_norm_epsilon)
 
 

@@ -1,4 +1,4 @@
-"""What decoder-only transformers share: causal attention, linear maps of both orientations, their start.
+"""Layers that decoder-only transformers share: causal attention, linear maps in both orientations, initialisation.
 
 Suffixes name axes: B batch, T length, H query heads, G key and value heads, R = H/G, K head width.
 """

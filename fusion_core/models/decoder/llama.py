@@ -27,11 +27,12 @@ def rotary_frequencies(config: LlamaConfig) -> np.ndarray:
         f_i = \theta^{-2i/K}, \qquad f'_i = \big(s_i + (1 - s_i)/F\big) f_i, \qquad
         s_i = \min\Big(1, \max\Big(0, \frac{L f_i / 2\pi - l}{h - l}\Big)\Big)
 
-    with ``f'`` in the place of f where ``rope_scaling`` gives F, l, h and L.
+    with ``f'`` in the place of f if there is a ``rope_scaling``, which gives F, l, h and L.
+
     Source: Su et al. (2021); Grattafiori et al. (2024) and the code of Llama 3.1.
     """
     width, scaling = config.head_dim, config.rope_scaling
-    # float32, as the reference has it
+    # float32, as in the reference
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
     if scaling is None:
@@ -84,7 +85,7 @@ def layouts(config: Any, *, qkv: bool, out: bool, mlp: bool) -> Params:
     their groups.
 
     Args:
-      config: with Llama's names of the sizes.
+      config: configuration whose sizes have Llama's names.
       qkv, out, mlp: whether q, k and v, the projection after them, and the feed-forward have biases.
     """
     stream = Space("hidden_size", config.hidden_size, "hidden_size")
@@ -129,12 +130,12 @@ def stacks(config: LlamaConfig) -> tuple[Stack, ...]:
 
 
 def tied(config: LlamaConfig) -> tuple[str, ...]:
-    """Return the arrays that carry what a tied head cannot."""
+    """Return the arrays that carry a tied head's factors: the norm before it (see ``Architecture.tied``)."""
     return ("model.norm.weight",) if config.tie_word_embeddings else ()
 
 
 def norm_kind(config: LlamaConfig) -> NormKind:
-    """Return what the norms divide by."""
+    """Return the kind of the norms."""
     return NormKind(centred=False, epsilon=config.rms_norm_eps)
 
 

@@ -14,8 +14,8 @@ def forward(params: Params, config: Config, ids: Int[Array, "batch length"]) -> 
     Attention is causal, so padding on the right changes nothing before it.
 
     Args:
-      params: as ``fusion_core.models.registry.init`` or ``load_pretrained`` give them.
-      config: a ``LlamaConfig``, ``Qwen2Config`` or ``GPT2Config``: the shape that the params have.
+      params: parameters, as ``fusion_core.models.registry.init`` or ``load_pretrained`` return them.
+      config: their ``LlamaConfig``, ``Qwen2Config`` or ``GPT2Config``.
       ids: tokens.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Multi-head attention, with all pairs of positions held at once or a chunk of them.
+"""Multi-head attention that holds the logits of all pairs of positions at once, or of a chunk of queries at a time.
 
 Suffixes name axes: B batch, T queries, S keys, D d_model, H heads, K d_kv.
 """
@@ -17,19 +17,19 @@ from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.layers import Key, Params, broadcast_over, dropout, wide_dtype
 from fusion_core.models.t5.products import Product, product
 
-MASKED = -1e9  # added to a logit of attention that must not be; finite, so that a fully masked row stays finite
+MASKED = -1e9  # added to the logits of masked pairs; finite, so that a fully masked row stays finite
 
 
 class PairBias(NamedTuple):
-    """What is added to the logits of attention, in parts that are small: no axis pairs queries, keys and batch."""
+    """Position bias and mask of attention, in small parts: no array has the axes batch, queries and keys together."""
 
     position_HxTxS: Array | None  # with MASKED above the diagonal where attention is causal
-    query_segments_BxT: Array | None  # integers; None: all 1
-    key_segments_BxS: Array | None  # a query sees the keys of its own segment; None: all keys
+    query_segments_BxT: Array | None  # integers; if None, all are 1
+    key_segments_BxS: Array | None  # a query attends to the keys of its own segment; if None, to all keys
 
 
 def pair_bias(bias: PairBias, batch: int) -> Array | None:
-    """The parts added up: [B, H or 1, T or 1, S]."""
+    """Return the sum of the parts, [B, H or 1, T or 1, S]; None if there are none."""
     total = None if bias.position_HxTxS is None else broadcast_over(batch, bias.position_HxTxS)
     if bias.key_segments_BxS is None:
         return total
@@ -40,7 +40,7 @@ def pair_bias(bias: PairBias, batch: int) -> Array | None:
 
 
 def _mixed(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Array | None, rate: float, key: Key) -> Array:
-    """``softmax(q kᵀ + bias) v``; T5 does not divide the logits by √K."""
+    """Return ``softmax(q kᵀ + bias) v``; T5 does not divide the logits by √K."""
     logits = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK)
     wide = logits.astype(wide_dtype(logits.dtype))  # bf16 loses the tail of the softmax
     if bias is not None:
@@ -52,17 +52,17 @@ def _mixed(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Array | N
 def _mixed_in_chunks(
     q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: PairBias, rate: float, key: Key
 ) -> Array:
-    """The same, one chunk of queries after the other; the backward pass computes a chunk's pairs again.
+    """Return ``_mixed``, computed one chunk of queries at a time; the backward pass recomputes each chunk's pairs.
 
-    Chunks of queries rather than of keys: a row's softmax is whole, so that the sum needs no running maximum, the scan
-    carries nothing, and every mode of differentiation works.
+    With chunks of queries rather than of keys every row's softmax is whole: no running maximum is needed, the scan has
+    no carry, and every mode of differentiation works.
     """
     batch, length = q_BxTxHxK.shape[:2]
     n = -(-length // QUERY_CHUNK)
     size = -(-length // n)
 
     def chunks(x: Array | None, axis: int) -> Array | None:
-        """Axis T split into a leading axis of n chunks, filled up with zeros."""
+        """Return x with axis T padded with zeros and split into a leading axis of n chunks."""
         if x is None:
             return None
         filled = jnp.pad(x, [(0, n * size - length if i == axis else 0) for i in range(x.ndim)])
@@ -89,23 +89,29 @@ def attention(
     key: Key = None,
     multiply: Product = product,
 ) -> Array:
-    """Multi-head attention of x on itself, or on ``memory``.
+    r"""Return multi-head attention of x to itself, or to ``memory``.
+
+    .. math:: \sum_h \mathrm{softmax}\big(x W_{q,h}^T W_{k,h} m^T + b_h\big)\, m W_{v,h}^T W_{o,h}^T
+
+    with m the memory, or x.
 
     Args:
-      weights: q, k, v and o.
-      config: the shape that they have.
-      x_BxTxD: what asks.
-      memory_BxSxD: what is attended to; None: x.
-      bias: position bias and mask. An array, broadcastable to [B, H, T, S]: all pairs are held at once. A ``PairBias``:
-        a chunk of them at a time.
-      key: drops attention probabilities at ``config.dropout_rate``.
-      multiply: activations and weights.
+      weights: matrices q, k and v, [inner, D], and o, [D, inner].
+      config: the network's configuration.
+      x_BxTxD: activations that give the queries.
+      memory_BxSxD: activations that give keys and values; if None, x.
+      bias: position bias and mask b. If an array, broadcastable to [B, H, T, S], all pairs are held at once; if a
+        ``PairBias``, a chunk of queries at a time.
+      key: random key with which attention probabilities are dropped at ``config.dropout_rate``; if None, none are.
+      multiply: product of activations and weights.
+
+    Source: Raffel et al. (2020), section 2.1; Vaswani et al. (2017), section 3.2, without the division by √K.
     """
     heads, width = config.num_heads, config.d_kv
     q_w, k_w, v_w = (weights[n]["weight"] for n in "qkv")
 
     def split(flat: Array, parts: int) -> Iterator[Array]:
-        # one product for all that reads the same input: three small products cost more than a large one
+        # one product for all matrices with the same input: three small products cost more than a large one
         return (part.reshape(*part.shape[:2], heads, width) for part in jnp.split(flat, parts, axis=-1))
 
     if memory_BxSxD is None:

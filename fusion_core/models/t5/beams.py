@@ -13,22 +13,22 @@ from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import Params
 
 EarlyStopping = bool | Literal["never"]
-IMPOSSIBLE = -1e9  # the score of what is no candidate
+IMPOSSIBLE = -1e9  # score of a sequence that is no candidate
 
 
 class _Beams(NamedTuple):
     position: Array
-    running: Array  # [B, N, L], ids of the sequences that go on
+    running: Array  # [B, N, L], ids of the sequences that are continued
     running_scores: Array  # [B, N], summed log-probabilities, falling
-    finished: Array  # [B, N, L], the best that have ended
-    finished_scores: Array  # [B, N], summed log-probabilities / length^penalty, falling; IMPOSSIBLE: none yet
-    can_improve: Array  # [B], false from when no running sequence may overtake the finished ones
-    all_ended: Array  # scalar
+    finished: Array  # [B, N, L], ids of the best sequences that have ended
+    finished_scores: Array  # [B, N], summed log-probabilities / length^penalty, falling; IMPOSSIBLE if none has ended
+    can_improve: Array  # [B], whether a running sequence may still overtake the finished ones
+    all_ended: Array  # scalar, whether all candidates of the last round ended
     cache: Layers
 
 
 def _pick(x: Array, which_BxM: Array) -> Array:
-    """``x[b, which[b, m]]``."""
+    """Return ``x[b, which[b, m]]`` for all b and m."""
     return jax.vmap(lambda row, index: row[index])(x, which_BxM)
 
 
@@ -48,17 +48,21 @@ def beam_search(
     length_penalty: float,
     early_stopping: EarlyStopping,
 ) -> tuple[Int[Array, "batch beams length"], Float[Array, "batch beams"]]:
-    r"""The sequences with the highest scores ``Σ log p / n^penalty`` that a search of width ``beams`` finds, best first.
+    r"""Return the sequences with the highest scores ``Σ log p / n^penalty`` that a beam search finds, best first.
 
-    In every round the 2·beams best continuations of a source's running sequences are looked at. Those among the first
+    In every round the 2·beams best continuations of a source's running sequences are ranked. Those among the first
     ``beams`` that end (by the end token, or at the last position) compete for a place among the finished; the best
-    ``beams`` that do not end run on. A source is done when no running sequence may overtake its worst finished one,
-    judged with the present length (``early_stopping`` false or true), or, for ``"never"`` and a positive penalty, with
-    the greatest length; with true all sources are done as soon as each has ``beams`` finished ones.
+    ``beams`` that do not end are continued. A source is done if no running sequence may overtake its worst finished
+    one, scored with the present length (``early_stopping`` false or true), or, for ``"never"`` and a positive penalty,
+    with the greatest length; if true, all sources are done as soon as each has ``beams`` finished ones.
 
     Args:
-      memory: of the source, for ``length`` positions.
-      length: of the longest sequence, the end token included.
+      params, config: the network.
+      memory: the encoded sources (``remember``), for ``length`` positions.
+      length: tokens of the longest sequence, the end token included.
+      beams: number of sequences kept for each source.
+      length_penalty: exponent of the length n in the score; above 0 it favours long sequences.
+      early_stopping: False, True or ``"never"``, as above.
 
     Returns:
       Ids, padded after the end token, and scores.
@@ -69,7 +73,7 @@ def beam_search(
     candidates = 2 * beams
     among_the_first = jnp.arange(candidates) < beams
     empty = jnp.full((batch, beams, length), config.pad_token_id, jnp.int32)
-    # one sequence to begin with: equal ones would stay equal
+    # the search begins with one sequence: equal ones would stay equal
     first = jnp.where(jnp.arange(beams) == 0, 0.0, IMPOSSIBLE) * jnp.ones((batch, 1))
     start = _Beams(
         position=jnp.zeros((), jnp.int32),
@@ -99,7 +103,7 @@ def beam_search(
         cache = jax.tree.map(lambda x: _pick(x, came_from), cache)
 
         reached = (t + 1.0) ** length_penalty
-        # a source whose sequences are full takes no more where stopping is early
+        # with early stopping, a source that has all its finished sequences takes no more
         closed = ~state.can_improve
         if early_stopping is True:
             closed |= jnp.all(state.finished_scores > IMPOSSIBLE / 2, axis=1)

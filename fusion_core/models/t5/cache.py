@@ -1,6 +1,6 @@
-"""A T5's decoder one token at a time: what it has read is kept, and the encoder's keys and values are computed once.
+"""A T5's decoder one token at a time, with the keys and values of encoder and earlier tokens computed once and kept.
 
-Suffixes as in ``model``, and N: sequences that grow from one source (beams), L: positions that the cache has room for.
+Suffixes as in ``model``, and N: sequences of one source (beams), L: length of the cache in positions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Layers = tuple[tuple[Array, Array], ...]  # keys and values of every decoder lay
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of the source, whatever it has written so far."""
+    """The decoder's inputs that do not depend on the tokens decoded so far."""
 
-    keys_values: Layers  # of the cross-attentions, each [B, H, S, K]
-    mask_BxS: Array  # added to the cross-attentions' logits
-    bias_HxL: Array  # self-attention's bias of the distances L − 1, ..., 1, 0
+    keys_values: Layers  # keys and values of the cross-attentions, each [B, H, S, K]
+    mask_BxS: Array  # summand of the cross-attentions' logits: 0 or MASKED
+    bias_HxL: Array  # self-attention's bias at the distances L − 1, ..., 1, 0
 
 
 def _norm(weights: Params, config: T5Config, x_BxTxD: Array) -> Array:
@@ -34,7 +34,7 @@ def _final(stack: Params, config: T5Config, x_BxTxD: Array) -> Array:
 
 
 def _heads(x: Array, weight: Array, config: T5Config) -> Array:
-    """``x Wᵀ`` as [B, length, H, K]."""
+    """Return ``x Wᵀ`` as [B, length, H, K]."""
     return (x @ weight.T).reshape(*x.shape[:2], config.num_heads, config.d_kv)
 
 
@@ -54,21 +54,28 @@ def remember(
     mask: Bool[Array, "batch source"],
     length: int,
 ) -> Memory:
-    """Runs the encoder, and computes what the decoder needs at each of ``length`` positions."""
+    """Return the ``Memory`` for decoding ``length`` positions: run the encoder, compute cross-attention's keys and values.
+
+    Args:
+      params, config: the network.
+      encoder_ids: tokens of the sources.
+      mask: true where a source token counts.
+      length: positions that will be decoded.
+    """
     encoded = encode(params, config, encoder_ids, mask)
     stack, pairs = params["decoder"], []
     for i in range(config.num_decoder_layers):
         weights = stack["block"][str(i)]["layer"]["1"]["EncDecAttention"]
         k, v = (_heads(encoded, weights[name]["weight"], config).swapaxes(1, 2) for name in "kv")
         pairs.append((k, v))
-    # a causal bias depends on the distance alone: one key, and queries further and further after it
+    # a causal bias depends on the distance alone: one key and the queries at each distance after it are enough
     by_distance = position_bias(_relative_bias(stack), relative_buckets(length, 1, config, bidirectional=False))
     added = jnp.where(mask, 0.0, MASKED).astype(encoded.dtype)
     return Memory(tuple(pairs), added, by_distance[:, ::-1, 0])
 
 
 def empty_cache(params: Params, config: T5Config, batch: int, sequences: int, length: int) -> Layers:
-    """Zeros [B, N, H, L, K] for keys and values of every decoder layer."""
+    """Return zeros [B, N, H, L, K] for keys and values of every decoder layer."""
     zeros = jnp.zeros((batch, sequences, config.num_heads, length, config.d_kv), params["shared"]["weight"].dtype)
     return ((zeros, zeros),) * config.num_decoder_layers
 
@@ -76,9 +83,9 @@ def empty_cache(params: Params, config: T5Config, batch: int, sequences: int, le
 def next_logits(
     params: Params, config: T5Config, memory: Memory, cache: Layers, token_BxN: Array, position: Any
 ) -> tuple[Float[Array, "batch sequences vocabulary"], Layers]:
-    """Logits after each sequence's token at ``position`` (from 0), and the cache with its keys and values.
+    """Return the logits after each sequence's token at ``position`` (from 0), and the cache with its keys and values.
 
-    The cache holds the positions before; what it has at later ones is not read.
+    The cache must hold the positions before; entries at later ones are not read.
     """
     stack, length = params["decoder"], memory.bias_HxL.shape[1]
     x = params["shared"]["weight"][token_BxN]

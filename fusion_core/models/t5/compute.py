@@ -1,4 +1,4 @@
-"""How a T5 is computed, apart from what it computes."""
+"""Settings of a T5's computation: precision, memory, speed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class Compute:
     """Choices of precision, memory and speed. All but ``dtype`` and ``z_loss`` leave the loss as it is, up to rounding.
 
     Attributes:
-      dtype: of activations and products. Parameters, the softmax, the norms' statistics and the loss's log-sum-exp
-        are float32 in both cases; float64 parameters are computed with in float64 under "float32".
-      remat: keep only the input of every block for the backward pass and compute the rest again: about a third more
-        operations for a memory that no longer grows with what a block holds inside. On a CPU only together with ``scan``:
-        XLA merges what is computed twice there, unless it is in a loop.
-      scan: one compiled block for all layers, with their parameters stacked inside the step, instead of a copy a layer:
-        the program no longer grows with depth. Slower on a CPU, for the stacking (docs/t5.md).
-      reverse_only: gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a step
-        (``products``). Gradients and Hessian-vector products by forward over reverse work as before; ``jax.jvp`` of the
-        loss does not. For training; bea's theory may need the default.
-      loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; None: all of the batch.
+      dtype: dtype of activations and products, "float32" or "bfloat16". Parameters, the softmax, the norms' statistics
+        and the loss's log-sum-exp are float32 with both; float64 parameters are computed in float64 under "float32".
+      remat: whether to keep only the input of every block for the backward pass and recompute the rest: about a third
+        more operations, for a memory that does not grow with the activations inside a block. On a CPU it helps only
+        together with ``scan``: outside a loop XLA merges the two computations there.
+      scan: whether to compile one block for all layers, with their parameters stacked inside the step, instead of one
+        a layer: the program does not grow with depth. Slower on a CPU, because of the stacking (docs/t5.md).
+      reverse_only: whether gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a
+        step (``products``). Gradients and Hessian-vector products by forward over reverse work as before; ``jax.jvp``
+        of the loss does not. For training; the theory in ``bea`` may need the default.
+      loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; if None, all of the batch.
       attention: "plain" holds the matrix of all pairs [batch, heads, target, source]; "chunked" only that of 64 query
         positions at a time, which the backward pass computes again.
       z_loss: weight of ``(log Σ exp logits)²`` added to every token's loss; T5's own training used 1e-4.
 
     Raises:
-      InputError: a value is not among these.
+      InputError: ``dtype`` or ``attention`` is unknown, or a number is out of its range.
     """
 
     dtype: str = "float32"
@@ -59,9 +59,9 @@ class Compute:
 
     @property
     def multiply(self) -> Product:
-        """The product of activations and weights."""
+        """Product of activations and weights."""
         return reverse_product if self.reverse_only else product
 
     def activations(self, params_dtype: jnp.dtype) -> jnp.dtype:
-        """The dtype of activations for parameters of ``params_dtype``."""
+        """Return the dtype of activations for parameters of ``params_dtype``."""
         return jnp.dtype(jnp.bfloat16) if self.dtype == "bfloat16" else params_dtype

@@ -19,8 +19,8 @@ _EFFICIENT = {
     "t5-efficient-tiny": (256, 1024, 4, 4, 64),
     "t5-efficient-mini": (384, 1536, 8, 4, 64),
 }
-# The paper's S, fused once (two of them) and twice. It names no sizes in what we could read: S is t5-small, the others
-# are what fusion makes of it.
+# The paper's S, fused once (two of them) and twice. The parts of the paper that we could read give no sizes: S is
+# t5-small here, and the others are its fusions.
 _DEEP_FUSION = {
     "deep-fusion-s": (512, 2048, 8, 6, 64),
     "deep-fusion-m": (1024, 4096, 16, 6, 64),
@@ -36,7 +36,7 @@ _V1_1 = {
 
 
 def check_norm_groups(kind: str, groups: tuple[int, ...], width: int) -> None:
-    """Raises InputError where the groups are no division of the width."""
+    """Raise InputError if the groups are not positive integers that sum to the width."""
     if groups and (min(groups) < 1 or sum(groups) != width):
         raise InputError(f"{kind}.norm_groups is {groups}; it must be positive widths that add up to {width}")
 
@@ -52,19 +52,22 @@ class T5Config:
       d_ff: hidden width of the feed-forward blocks.
       num_layers, num_decoder_layers: depth of encoder and decoder.
       num_heads: attention heads H.
-      relative_attention_num_buckets, relative_attention_max_distance: of the relative position bias.
+      relative_attention_num_buckets: number of buckets of the relative position bias, even and at least 4.
+      relative_attention_max_distance: distance in tokens from which on all share the last bucket.
       feed_forward_proj: ``"relu"`` (v1.0) or ``"gated-gelu"`` (v1.1, tanh-approximated).
-      tie_word_embeddings: true (v1.0): logits are ``(h / sqrt(d)) Eᵀ``; false (v1.1): an own, unscaled ``lm_head``.
+      tie_word_embeddings: whether the head is the embedding: logits are ``(h / √d) Eᵀ`` if true (v1.0), and
+        ``h lm_headᵀ`` with a matrix of its own if false (v1.1).
       layer_norm_epsilon: added to the mean square in RMSNorm.
-      pad_token_id, eos_token_id, decoder_start_token_id: ids with a meaning.
-      dropout_rate: share of the units that are dropped in training, in [0, 1), where a function is given a random key;
-        without one nothing drops. Published T5s say 0.1.
+      pad_token_id, eos_token_id, decoder_start_token_id: ids of padding, of the end token, and of the decoder's first
+        input.
+      dropout_rate: probability in [0, 1) with which a unit is dropped by functions that get a random key; without a key
+        none is. 0.1 in published T5s.
       norm_groups: widths of the groups, one after the other, that RMSNorm normalizes apart (``fuse`` with
-        ``norm="grouped"``); empty: one group, as in every published T5. A field of ours: Hugging Face has no such norm.
+        ``norm="grouped"``); if empty, one group, as in every published T5. Hugging Face has no such field.
 
     Raises:
-      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, the dropout rate is none, or the
-        groups do not add up.
+      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, the dropout rate is outside
+        [0, 1), the buckets or their distance are too few, or the groups do not sum to ``d_model``.
     """
 
     vocab_size: int = 32128
@@ -97,14 +100,14 @@ class T5Config:
         if not 0 <= self.dropout_rate < 1:
             raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
         check_norm_groups("T5Config", self.norm_groups, self.d_model)
-        # Causal buckets reach max_distance; the bidirectional ones split the buckets in two halves, each half again
-        # exact and logarithmic, so fewer than 4 buckets leave one of them empty.
+        # Bidirectional attention halves the buckets by direction, and each half is exact and logarithmic by halves
+        # again: with fewer than 4 buckets a part is empty.
         if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
             raise InputError(
                 f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
                 "it must be an even number, at least 4"
             )
-        # the logarithmic half of the causal buckets begins at half their number
+        # the logarithmic half of the causal buckets begins at the distance of half their number
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise InputError(
                 f"T5Config.relative_attention_max_distance is {self.relative_attention_max_distance}; it must be above "
@@ -113,7 +116,7 @@ class T5Config:
 
     @property
     def inner_dim(self) -> int:
-        """``num_heads * d_kv``, the width between q, k, v and o."""
+        """Width between q, k, v and o, ``num_heads * d_kv``."""
         return self.num_heads * self.d_kv
 
     @property
@@ -122,16 +125,16 @@ class T5Config:
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> T5Config:
-        """The published configuration ``name``.
+        """Return the published configuration ``name``, with the fields in ``changes`` replaced.
 
         "t5-small" ... "t5-11b"; "t5-v1_1-small" ... "t5-v1_1-xxl"; "t5-efficient-tiny" and "-mini"; and
-        "deep-fusion-s", "-m", "-l", of which two of one size fuse to the next. Their dropout rate is 0 unless it is
+        "deep-fusion-s", "-m", "-l", of which two of one size fuse to the next. The dropout rate is 0 unless it is
         among the ``changes``.
 
         Raises:
-          InputError: the name is not known; the message lists those that are.
-        Source: Raffel et al. (2020), table of model variants; the released v1.1 and efficient checkpoints' config files
-        (Tay et al. (2021) print a d_kv of 32 for the latter; the files, and the parameter counts of both, say 64).
+          InputError: the name is unknown; the message lists the known ones.
+        Source: Raffel et al. (2020), table of model variants; config files of the released v1.1 and efficient checkpoints
+        (for the latter Tay et al. (2021) print a d_kv of 32; it is 64 in the files and by both parameter counts).
         """
         v1_0 = _V1_0 | _EFFICIENT | _DEEP_FUSION
         if name in v1_0:

@@ -1,4 +1,4 @@
-"""Text out of a T5: greedy, sampled, or by beam search, each compiled once for a shape and a set of options."""
+"""Decoding of a T5, greedy, by sampling or by beam search, compiled once for each shape and set of options."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Method = Literal["greedy", "sample", "beam"]
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen.
+    """Settings by which tokens are chosen.
 
     Attributes:
-      max_length: tokens of an answer at most, the end token included.
-      method: ``"greedy"``: the most probable token each time; ``"sample"``: drawn; ``"beam"``: see ``beam_search``.
-      temperature: of samples; logits are divided by it.
-      top_k: samples come from the k most probable tokens; 0: from all.
-      top_p: samples come from the fewest most probable tokens that together have at least this probability.
-      beams: sequences that a beam search keeps.
-      length_penalty, early_stopping: of ``beam_search``.
+      max_length: largest number of tokens of an answer, the end token included.
+      method: ``"greedy"`` takes the most probable token each time, ``"sample"`` draws, ``"beam"`` is ``beam_search``.
+      temperature: divisor of the logits of samples, above 0.
+      top_k: samples are drawn from the k most probable tokens; if 0, from all.
+      top_p: samples are drawn from the fewest most probable tokens that together have at least this probability.
+      beams: number of sequences that a beam search keeps.
+      length_penalty, early_stopping: see ``beam_search``.
 
     Raises:
       InputError: a value is out of its range, or has no meaning for the method.
@@ -79,7 +79,7 @@ class Decoding:
 
 
 def restricted(logits: Float[Array, "*rows vocabulary"], how: Decoding) -> Float[Array, "*rows vocabulary"]:
-    """Logits over the temperature, −∞ at the tokens that ``top_k`` and ``top_p`` leave out, in that order.
+    """Return the logits divided by the temperature, −∞ at the tokens that ``top_k``, then ``top_p``, leave out.
 
     Tokens as probable as the last one that ``top_k`` keeps are kept too.
     """
@@ -91,7 +91,7 @@ def restricted(logits: Float[Array, "*rows vocabulary"], how: Decoding) -> Float
     if how.top_p < 1:
         order = jnp.argsort(-logits, axis=-1)
         falling = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.cumsum(falling, axis=-1) - falling  # probability of all that are more probable
+        before = jnp.cumsum(falling, axis=-1) - falling  # probability of all tokens that are more probable
         kept_in_order = (before < how.top_p).at[..., 0].set(True)
         kept = jnp.take_along_axis(kept_in_order, jnp.argsort(order, axis=-1), axis=-1)
         logits = jnp.where(kept, logits, -jnp.inf)
@@ -113,13 +113,13 @@ def decode(
     rows: Int[Array, " batch"],
     seed: Int[Array, ""],
 ) -> Int[Array, "batch length"]:
-    """``generate``, to be jitted with ``config`` and ``how`` static."""
+    """Return what ``generate`` does; to be jitted with ``config`` and ``how`` static."""
     length, batch = how.max_length, encoder_ids.shape[0]
     memory = remember(params, config, encoder_ids, encoder_ids != config.pad_token_id, length)
     if how.method == "beam":
         options = {"beams": how.beams, "length_penalty": how.length_penalty, "early_stopping": how.early_stopping}
         return beam_search(params, config, memory, length=length, **options)[0][:, 0]  # type: ignore[arg-type]
-    # a key a row: what is drawn for a text does not depend on the others in its batch
+    # one key a row: a text's samples do not depend on the others in its batch
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
 
     def choose(logits: Array, position: Array) -> Array:
@@ -166,22 +166,22 @@ def generate(
     seed: int = 0,
     rows: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Answers to a batch of sources.
+    """Return the decoder's answers to a batch of sources.
 
     Compiled once for every shape of ``encoder_ids`` and every set of options; the loop ends when all rows have ended.
 
     Args:
-      params, config: of the network; grouped norms are fine.
+      params, config: the network; its norms may be grouped.
       encoder_ids: integers [batch, source]; the pad id is masked.
       max_length ... early_stopping: see ``Decoding``.
-      seed: of samples. A row's depend on the seed, its number and the network alone.
-      rows: numbers of the rows, where the batch is a part of a longer list; None: 0, 1, 2, ...
+      seed: seed of samples. A row's samples depend on the seed, the row's number, its source and the network alone.
+      rows: numbers of the rows, if the batch is a part of a longer list; if None, 0, 1, 2, ...
 
     Returns:
       int32 [batch, max_length]: the tokens after the start token, the end token included, padding after it.
 
     Raises:
-      InputError: see ``Decoding``; or ids that are no token of the network, or more beams than tokens, or a seed out of
+      InputError: as ``Decoding``; an id is not in the vocabulary; there are more beams than tokens; the seed is out of
         range.
     """
     how = Decoding(max_length, method, temperature, top_k, top_p, beams, length_penalty, early_stopping)

@@ -8,12 +8,12 @@ from typing import Any
 from fusion_core.errors import InputError
 from fusion_core.models.t5.config import T5Config
 
-# in released checkpoints, but read by no version of the model
+# a tensor of released checkpoints that no version of the model reads
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def config_to_json(config: T5Config) -> dict[str, Any]:
-    """Return the ``config.json`` that transformers reads: our fields, and those that say what the model is."""
+    """Return the ``config.json`` that transformers reads: the fields of ``T5Config`` and those that name the model."""
     fields = dataclasses.asdict(config)
     if fields.pop("norm_groups"):
         raise InputError(
@@ -26,17 +26,20 @@ def config_to_json(config: T5Config) -> dict[str, Any]:
         "is_encoder_decoder": True,
         "use_cache": True,
         "initializer_factor": 1.0,
-        # transformers 5 ties the two tensors in memory whatever tie_word_embeddings says, and scales by this
+        # transformers 5 ties the two tensors in memory whatever tie_word_embeddings is, and scales by this
         "scale_decoder_outputs": config.tie_word_embeddings,
         **fields,
     }
 
 
 def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5Config:
-    """Return the T5 that a ``config.json`` describes; fields that do not change the function are passed over.
+    """Return the T5 that a ``config.json`` describes; fields that do not change the function are ignored.
 
-    ``tie_word_embeddings`` may be absent or forced to true by current transformers, which then keeps the truth in
+    Current transformers may leave ``tie_word_embeddings`` out or force it to true; the setting that counts is then in
     ``scale_decoder_outputs``.
+
+    Raises:
+      InputError: a field is missing or not valid; the message begins with ``origin``.
     """
     known = {f.name for f in dataclasses.fields(T5Config)} - {"norm_groups"}
     fields = {k: v for k, v in values.items() if k in known}

@@ -1,4 +1,4 @@
-"""What a training step costs, counted from the shapes, and what devices can do at most."""
+"""FLOPs of a training step, counted from the shapes, and the peak FLOP/s of devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fusion_core.models.t5.config import T5Config
 
 # device kind as JAX names it -> peak of dense bf16 products in FLOP/s, and of float32 ones where published.
 # Sources: NVIDIA's data sheets (dense, without sparsity; float32 outside the tensor cores); Google Cloud's TPU pages.
-# A TPU v2 or v3 is seen as two devices, one a core; so is the table's entry.
+# JAX has a TPU v2 or v3 as two devices, one a core; the table's entries are per core, too.
 _PEAKS = {
     "v100": (125e12, 15.7e12),  # float16: it has no bf16
     "a100": (312e12, 19.5e12),
@@ -31,7 +31,7 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """Largest number of floating-point operations a second of one device, or None where it is not known.
+    """Return the peak of one device in floating-point operations a second, or None if it is not known.
 
     Args:
       device_kind: ``jax.Device.device_kind``: "NVIDIA H100 80GB HBM3", "TPU v5 lite", "cpu", ...
@@ -46,7 +46,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 
 def forward_flops(config: T5Config, batch: int, source: int, target: int) -> float:
-    """Floating-point operations of the matrix products of one forward pass (see ``step_flops``)."""
+    """Return the floating-point operations of the matrix products of one forward pass (see ``step_flops``)."""
     d, inner, v = config.d_model, config.inner_dim, config.vocab_size
     ff = (3 if config.gated else 2) * d * config.d_ff
     encoder = source * (4 * d * inner + ff) + 2 * source * source * inner
@@ -57,14 +57,15 @@ def forward_flops(config: T5Config, batch: int, source: int, target: int) -> flo
 
 
 def step_flops(config: T5Config, batch: int, source: int, target: int) -> float:
-    """Floating-point operations of one training step: matrix products, forward and backward.
+    """Return the floating-point operations of one training step: matrix products, forward and backward.
 
     A product of [m, n] and [n, p] counts 2·m·n·p; the backward pass costs twice the forward one. Embedding look-ups,
-    norms, softmax and the optimizer are left out (under 5 % at every size that we train). So is what rematerialisation
-    computes again: these are the model's operations, by which model FLOPs utilisation is defined. Packed rows count
-    as full rows: the products between documents are computed, then masked.
+    norms, softmax and the optimizer are left out (under 5 % at every size that we train), and so is rematerialisation:
+    model FLOPs utilisation is defined by the model's own operations. Packed rows count as full rows: the products
+    between documents are computed, then masked.
 
     Args:
+      config: the network's configuration.
       batch: sequences in the global batch, or rows of packed ones.
       source, target: their lengths in tokens.
 
@@ -76,6 +77,6 @@ def step_flops(config: T5Config, batch: int, source: int, target: int) -> float:
 def utilisation(
     flops: float, seconds: float, device_kind: str, devices: int = 1, dtype: str = "bfloat16"
 ) -> float | None:
-    """Model FLOPs utilisation: ``flops / (seconds · devices · peak)``, or None where the device's peak is not known."""
+    """Return the model FLOPs utilisation ``flops / (seconds · devices · peak)``; None if the peak is not known."""
     peak = peak_flops(device_kind, dtype)
     return None if peak is None else flops / (seconds * devices * peak)

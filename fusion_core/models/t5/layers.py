@@ -1,4 +1,4 @@
-"""The parts of a T5's block but attention: norm, relative positions, feed-forward, dropout.
+"""The parts of a T5's block except attention: norm, relative positions, feed-forward, dropout.
 
 Suffixes name axes: B batch, T target length, S source length, D d_model, H heads.
 """
@@ -18,19 +18,19 @@ from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.products import Product, product
 
 Params = dict[str, Any]
-Key = Array | None  # of jax.random; None: nothing drops
+Key = Array | None  # a jax.random key for dropout; if None, nothing is dropped
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
-    """float32, or ``dtype`` where that is wider: what sums and exponentials are computed in."""
+    """Return the dtype of sums and exponentials: float32, or ``dtype`` if that is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def broadcast_over(n: int, x: Array) -> Array:
-    """``x`` repeated along a new leading axis of length n.
+    """Return ``x`` repeated along a new leading axis of length n.
 
-    On a CPU by a product with ones, whose gradient is a product too: XLA sums over leading axes slowly there (thirty
-    times slower than the product for the position bias of docs/t5.md's small network).
+    On a CPU this is a product with ones, whose gradient is a product too: XLA's sums over leading axes are slow there
+    (thirty times slower than the product for the position bias of docs/t5.md's small network).
     """
     if jax.default_backend() != "cpu":
         return jnp.broadcast_to(x, (n, *x.shape))
@@ -38,14 +38,14 @@ def broadcast_over(n: int, x: Array) -> Array:
 
 
 def rms_norm(weight_D: Array, x_BxTxD: Array, epsilon: float, groups: tuple[int, ...] = ()) -> Array:
-    """``unit_rms(x) · w``: no mean is subtracted, no bias added."""
+    """Return ``unit_rms(x) · w``; no mean is subtracted, no bias added."""
     batch, length, width = x_BxTxD.shape
     scales = broadcast_over(batch * length, weight_D).reshape(batch, length, width)
     return unit_rms(x_BxTxD, epsilon, groups) * scales
 
 
 def _buckets(distance: np.ndarray, config: T5Config, *, bidirectional: bool) -> np.ndarray:
-    """Bucket of every distance (key position − query position)."""
+    """Return the bucket of every distance (key position − query position)."""
     buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
     result = np.zeros_like(distance)
     if bidirectional:
@@ -55,7 +55,7 @@ def _buckets(distance: np.ndarray, config: T5Config, *, bidirectional: bool) -> 
     else:
         distance = -np.minimum(distance, 0)
     exact = buckets // 2
-    # float32, as the reference has it: the bucket of a distance on a boundary depends on the rounding
+    # float32, as in the reference: the bucket of a distance on a boundary depends on the rounding
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
         math.log(farthest / exact)
     )
@@ -64,17 +64,19 @@ def _buckets(distance: np.ndarray, config: T5Config, *, bidirectional: bool) -> 
 
 
 def relative_buckets(queries: int, keys: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
-    """Bucket of the distance (key position − query position), an integer matrix [queries, keys].
+    """Return the buckets of the distances (key position − query position), an integer matrix [queries, keys].
 
-    Half of the buckets hold exact distances, the others grow logarithmically up to ``relative_attention_max_distance``.
-    Bidirectional: the upper half of the buckets is for keys after the query. Causal: later keys share bucket 0.
+    Half of the buckets hold one distance each, the others ranges that grow logarithmically up to
+    ``relative_attention_max_distance``. If bidirectional, the upper half of the buckets is for keys after the query;
+    if causal, keys after the query share bucket 0.
+
     Source: Raffel et al. (2020), section 2.1; same numbers as the reference implementation.
     """
     return _buckets(np.arange(keys)[None, :] - np.arange(queries)[:, None], config, bidirectional=bidirectional)
 
 
 def position_bias(weight: Array, buckets: np.ndarray) -> Float[Array, "heads queries keys"]:
-    """Bias per head of every (query, key) pair; ``weight`` is [number of buckets, heads]."""
+    """Return the bias of every head for every (query, key) pair; ``weight`` is [number of buckets, heads]."""
     # A one-hot product: its gradient is a product, where a gather's would be a scatter over all pairs.
     one_hot = (buckets.reshape(-1, 1) == np.arange(weight.shape[0])).astype(np.float32)
     table = jnp.asarray(one_hot, weight.dtype) @ weight
@@ -84,13 +86,13 @@ def position_bias(weight: Array, buckets: np.ndarray) -> Float[Array, "heads que
 def self_bias(
     weight: Array, length: int, config: T5Config, *, bidirectional: bool
 ) -> Float[Array, "heads length length"]:
-    """``position_bias`` of all pairs of a sequence, from the biases of its 2·length − 1 distances.
+    """Return ``position_bias`` for all pairs of a sequence, from the biases of its 2·length − 1 distances.
 
     The one-hot matrix of all pairs would be a constant of 33 MB in the program for 512 tokens and 32 buckets.
     """
     distances = np.arange(1 - length, length)
     by_distance = position_bias(weight, _buckets(distances[None, :], config, bidirectional=bidirectional))
-    # One distance too many, repeated, and read in rows one shorter: each row begins one distance before the last.
+    # The row of 2·length distances, repeated and reshaped to rows one shorter, shifts by one distance from row to row.
     period = 2 * length
     heads = weight.shape[1]
     rows = jnp.broadcast_to(jnp.pad(by_distance, ((0, 0), (0, 0), (0, 1))), (heads, length, period))
@@ -99,15 +101,15 @@ def self_bias(
 
 
 def keys_for(key: Key, places: int) -> list[Key]:
-    """One key a place; all None where nothing drops."""
+    """Return one key for each of ``places``; all None if ``key`` is None."""
     return [None] * places if key is None else list(jax.random.split(key, places))
 
 
 def dropout(x: Array, rate: float, key: Key) -> Array:
-    """Every entry is zero with probability ``rate`` and otherwise ``x / (1 - rate)``; without a key, ``x``.
+    """Return x with every entry zero with probability ``rate`` and divided by ``1 - rate`` otherwise; without a key, x.
 
-    The rate is rounded to a multiple of 2^-16 (16 random bits an entry: drawing them is what dropout costs), and the
-    factor belongs to the rounded one, so that the mean is exact.
+    The rate is rounded to a multiple of 2^-16 (16 random bits an entry: drawing them is dropout's main cost), and the
+    factor is that of the rounded rate, so that the mean is exact.
     """
     threshold = round(rate * 2**16)
     if key is None or threshold == 0:
@@ -119,12 +121,12 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
 def feed_forward(
     weights: Params, config: T5Config, x_BxTxD: Array, key: Key = None, multiply: Product = product
 ) -> Array:
-    """``wo act(wi x)``, or ``wo (gelu(wi_0 x) · wi_1 x)`` where gated; a key drops units of the hidden layer."""
+    """Return ``wo relu(wi x)``, or ``wo (gelu(wi_0 x) · wi_1 x)`` if gated; with a key, hidden units are dropped."""
     if config.gated:
         gate = jax.nn.gelu(multiply(x_BxTxD, weights["wi_0"]["weight"]), approximate=True)
         hidden = gate * multiply(x_BxTxD, weights["wi_1"]["weight"])
     else:
         hidden = multiply(x_BxTxD, weights["wi"]["weight"])
-        # ReLU, with a NaN kept; jax.nn.relu is the same, but has no Taylor series (jax.experimental.jet)
+        # ReLU that keeps NaN, as jax.nn.relu does, but with a Taylor series (jax.experimental.jet)
         hidden = jnp.where(hidden <= 0, 0, hidden)
     return multiply(dropout(hidden, config.dropout_rate, key), weights["wo"]["weight"])

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, with the logits of all tokens held at once or a chunk of them."""
+"""Cross-entropy over a vocabulary, with the logits of all tokens held at once, or of a chunk of tokens at a time."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def token_sums(
     chunk: int | None = None,
     multiply: Product = product,
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over the counted tokens, with logits ``hidden headᵀ``.
+    """Return sums over the counted tokens, with logits ``hidden headᵀ``.
 
     Args:
-      hidden: what the head reads, already scaled.
-      head: one row a word of the vocabulary.
-      targets: the words that should come.
+      hidden: input of the head, already scaled.
+      head: matrix with one row for each token of the vocabulary.
+      targets: ids of the correct tokens.
       counted: true (or 1) where a token counts.
       z_loss: weight of the squared log-sum-exp.
       chunk: tokens whose logits are held at once, in the forward pass and in the backward pass, which computes them
-        again; None: all.
-      multiply: hidden and head.
+        again; if None, all.
+      multiply: product of hidden and head.
 
     Returns:
-      ``nll``: cross-entropies in nats; ``total``: they plus z-loss; ``correct``: tokens whose logit is the largest
-      (not exceeded, so that ties count); ``tokens``: how many were counted. float32, or the head's dtype if wider.
+      ``nll``: cross-entropies in nats; ``total``: ``nll`` plus z-loss; ``correct``: tokens whose logit is not exceeded
+      (ties count); ``tokens``: the number of counted tokens. float32, or the head's dtype if wider.
     """
     counts = counted.astype(wide_dtype(head.dtype))
     tokens = jnp.sum(counts)

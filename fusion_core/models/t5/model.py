@@ -46,7 +46,10 @@ def _block(
     cross: Bias,
     key: Key,
 ) -> Array:
-    """One layer: self-attention, cross-attention where there is a memory, feed-forward; each normed, then added to x."""
+    """Return x after one layer: self-attention, cross-attention if there is a memory, feed-forward, each on normed x.
+
+    Each part's output is added to x.
+    """
     rate, layers = config.dropout_rate, weights["layer"]
     keys = iter(keys_for(key, 6))
     parts, inner = layers["0"]["SelfAttention"], norm(layers["0"]["layer_norm"], x)
@@ -70,10 +73,10 @@ def _stack(
     cross: PairBias,
     key: Key,
 ) -> Array:
-    """All layers of the encoder (no memory) or of the decoder."""
+    """Return x after all layers of the encoder (without memory) or of the decoder."""
     depth = config.num_layers if memory is None else config.num_decoder_layers
     first, last, *layer_keys = keys_for(key, depth + 2)
-    # what all layers add to their logits is built once, unless it is to be held in chunks only
+    # the summand of all layers' attention logits is built once, unless attention is chunked
     biases: list[Bias] = [bias, cross]
     if compute.attention == "plain":
         biases = [pair_bias(part, len(x)) for part in (bias, cross)]
@@ -99,14 +102,14 @@ def _stack(
 
 
 def _without_position_bias(block: Params) -> Params:
-    """The block of a layer as those above the first have it."""
+    """Return the block's parameters without the position bias, as in the layers above the first."""
     first = block["layer"]["0"]
     kept = {n: w for n, w in first["SelfAttention"].items() if n != "relative_attention_bias"}
     return block | {"layer": block["layer"] | {"0": first | {"SelfAttention": kept}}}
 
 
 def _positions(stack: Params, length: int, config: T5Config, *, causal: bool) -> Array:
-    """Position bias [H, T, T] of a stack's self-attention, in float32 at least, with the causal mask where it is one."""
+    """Return a stack's position bias [H, T, T], in float32 at least, with the causal mask if ``causal``."""
     weight = stack["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["weight"]
     bias = self_bias(weight.astype(wide_dtype(weight.dtype)), length, config, bidirectional=not causal)
     if not causal:
@@ -115,7 +118,7 @@ def _positions(stack: Params, length: int, config: T5Config, *, causal: bool) ->
 
 
 def _unmasked(mask: Array, segments: Array | None) -> Array:
-    """The segment of every source token; those under the mask are of one that no query has."""
+    """Return the segment of every source token; masked tokens get a segment that no query has."""
     return jnp.where(mask, 1 if segments is None else segments, -1)
 
 
@@ -129,7 +132,7 @@ def _memory(
     sources: Array | None,
     key: Key,
 ) -> Array:
-    """The encoder's output; ``sources`` are the segments of the tokens as keys."""
+    """Return the encoder's output; ``sources`` are the segments of the tokens as keys."""
     embedding, stack = params["shared"]["weight"], params["encoder"]
     bias = PairBias(_positions(stack, ids.shape[1], config, causal=False), segments, sources)
     x = embedding[ids].astype(compute.activations(embedding.dtype))
@@ -139,7 +142,7 @@ def _memory(
 def encode(
     params: Params, config: T5Config, encoder_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
 ) -> Float[Array, "batch source width"]:
-    """The encoder's output; the mask is true where a token counts."""
+    """Return the encoder's output; the mask is true where a token counts."""
     return _memory(params, config, _norm(config), Compute(), encoder_ids, None, _unmasked(mask, None), None)
 
 
@@ -155,7 +158,7 @@ def _hidden(
     decoder_segments: Array | None,
     key: Key,
 ) -> tuple[Array, Array]:
-    """What the head reads at every target position, scaled, and the head [V, D]."""
+    """Return the head's scaled input at every target position, and the head [V, D]."""
     embedding = params["shared"]["weight"]
     encoder_key, decoder_key = keys_for(key if config.dropout_rate else None, 2)
     sources = encoder_segments
@@ -192,20 +195,20 @@ def forward(
     compute: Compute = Compute(),
     key: Key = None,
 ) -> Float[Array, "batch target vocabulary"]:
-    """Logits of the next token at every target position.
+    """Return the logits of the next token at every target position.
 
     Args:
-      params: as ``init`` or ``load_pretrained`` give them.
-      config: the shape that the params have.
+      params: parameters, as ``init`` or ``load_pretrained`` return them.
+      config: their configuration.
       encoder_ids: source tokens.
       decoder_ids: target tokens shifted right, beginning with ``decoder_start_token_id``.
-      encoder_mask: true where a source token counts; None: all do.
-      encoder_segments, decoder_segments: of packed rows, both or neither: the document of each token, 1, 2, ...; 0 is
-        padding. A token attends to tokens of its own document alone. Distances are differences of positions, so that
-        documents need no positions of their own. Every document of a target needs a source in its row.
-      compute: precision, memory and speed.
-      key: of ``jax.random``: units are dropped at ``config.dropout_rate``, in the places where Hugging Face's T5 drops
-        them in training. None: none are.
+      encoder_mask: true where a source token counts; if None, all do.
+      encoder_segments, decoder_segments: for packed rows, both or neither: the number of each token's document, 1, 2,
+        ...; 0 is padding. A token attends to tokens of its own document alone. Distances are differences of positions,
+        so that documents need no positions of their own. Every document of a target needs a source in its row.
+      compute: settings of precision, memory and speed.
+      key: ``jax.random`` key with which units are dropped at ``config.dropout_rate``, in the places where Hugging Face's
+        T5 drops them in training; if None, none are.
 
     Returns:
       Logits in the params' dtype. Tied: ``(h / √d_model) Eᵀ``; untied: ``h lm_headᵀ``.
@@ -223,7 +226,7 @@ def forward(
 def normed_forward(
     params: Params, config: T5Config, encoder_ids: Array, decoder_ids: Array, encoder_mask: Array | None, norm: Norm
 ) -> Array:
-    """``forward`` with any norm: a calibration watches what the norms see."""
+    """Return the logits of ``forward`` with any norm, for calibrations that record the norms' inputs."""
     ids = (encoder_ids, decoder_ids, encoder_mask, None, None)
     return product(*_hidden(params, config, norm, Compute(), *ids, None))
 
@@ -237,8 +240,7 @@ def _check_segments(encoder_segments: Any, decoder_segments: Any) -> None:
 def shifted_right(
     targets: Int[Array, "batch target"], config: T5Config, segments: Int[Array, "batch target"] | None = None
 ) -> Int[Array, "batch target"]:
-    """What the decoder reads to predict ``targets``: the start token, then all of them but the last; in packed rows so
-    for every document."""
+    """Return the decoder's input for ``targets``: the start token, then all but the last; per document in packed rows."""
     start = jnp.full_like(targets[:, :1], config.decoder_start_token_id)
     shifted = jnp.concatenate([start, targets[:, :-1]], axis=1)
     if segments is None:
@@ -250,20 +252,20 @@ def shifted_right(
 def batch_loss(
     params: Params, config: T5Config, batch: dict[str, Any], compute: Compute = Compute(), key: Key = None
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    r"""The loss of a batch, as sums over its tokens, so that means over devices and batches are means over tokens.
+    r"""Return the loss of a batch, as sums over its tokens, so that means over devices and batches are means over tokens.
 
     .. math:: \sum_t -\log p(y_t) + \zeta \Big(\log \sum_v e^{l_{tv}}\Big)^2
 
-    over the targets t that count: those that are not the pad id and, in packed rows, of a document. ζ is
+    over the targets t that count: those that are not the pad id and, in packed rows, are part of a document. ζ is
     ``compute.z_loss``.
 
     Args:
-      params: as ``init`` or ``load_pretrained`` give them.
-      config: the shape that they have.
+      params: parameters, as ``init`` or ``load_pretrained`` return them.
+      config: their configuration.
       batch: ``encoder_ids`` and ``targets``, integers [batch, source] and [batch, target]; packed rows also have
         ``encoder_segments`` and ``target_segments`` (see ``forward``).
-      compute: precision, memory and speed.
-      key: of ``jax.random``, for dropout; None: nothing drops.
+      compute: settings of precision, memory and speed.
+      key: ``jax.random`` key for dropout; if None, nothing is dropped.
 
     Returns:
       ``(total, sums)``: the sum above, to be differentiated, and ``tokens``, ``nll`` (in nats, without z-loss) and
@@ -295,6 +297,6 @@ def token_loss(
     encoder_ids: Int[Array, "batch source"],
     targets: Int[Array, "batch target"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the targets' cross-entropies in nats, and their number; targets equal to the pad id do not count."""
+    """Return the sum of the targets' cross-entropies in nats, and their number; the pad id does not count."""
     total, sums = batch_loss(params, config, {"encoder_ids": encoder_ids, "targets": targets})
     return total, sums["tokens"]

@@ -1,4 +1,4 @@
-"""Which arrays a T5 has, and how they begin."""
+"""The arrays of a T5 and their initial values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.units import Layout, Params, Space, Stack, by_name, is_norm, layers_of, shapes_of
 
-_FEED_FORWARD = {False: ("wi",), True: ("wi_0", "wi_1")}  # gated or not -> what reads the stream
+_FEED_FORWARD = {False: ("wi",), True: ("wi_0", "wi_1")}  # whether gated -> the matrices that read the stream
 
 
 def arrays(config: T5Config) -> Params:
-    """Return the layout of every array: which arrays a T5 has, and what makes and reads which units.
+    """Return the layout of every array: which of its axes make, and which read, the units of which space.
 
-    The heads of all self-attention layers of a stack are one space: they share the stack's relative position bias, which
-    has one column a head, so that head h of one layer cannot become other copies than head h of another.
+    The heads of all self-attention layers of a stack are one space: the stack's relative position bias has one column
+    for each head of all layers, so that head h must be copied equally in every layer.
     """
     stream = Space("d_model", config.d_model, "d_model")
     norm = {"weight": Layout((stream.makes(),))}
@@ -73,15 +73,20 @@ def parameter_shapes(config: T5Config) -> Params:
 
 
 def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dtype: Any = jnp.float32) -> Params:
-    """Return random parameters, with the reference's standard deviations. The seed alone decides them.
+    """Return random parameters with the reference's standard deviations; equal seeds give equal parameters.
 
     q: (d·d_kv)^-½, since attention logits are not divided by √d_kv; k, v, wi and the relative bias: d^-½; o: inner^-½;
     wo: d_ff^-½; embedding and untied head: 1; norm scales: the constant 1.
 
     Args:
-      match_cross_attention: start each cross-attention with ``q = k / √d_kv``, so that a decoder token attends to equal
-        tokens of the source: above all a sentinel to the place that it stands for. Small networks otherwise spend a
-        large part of a short run on a plateau before they find the source at all (see docs/demo.md for the figures).
+      config: the network's configuration.
+      seed: non-negative seed.
+      match_cross_attention: whether to start each cross-attention with ``q = k / √d_kv``, so that a decoder token attends
+        to equal tokens of the source, above all a sentinel to the span that it stands for. Small networks otherwise
+        spend a large part of a short run on a plateau before they attend to the source at all (figures: docs/demo.md).
+      dtype: dtype of the parameters.
+
+    Source: the initialisation of Hugging Face's ``T5PreTrainedModel``.
     """
     deviations = {
         "q": (config.d_model * config.d_kv) ** -0.5,
