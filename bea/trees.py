@@ -23,7 +23,7 @@ from itertools import groupby
 import numpy as np
 
 MOST_NODES = 150
-"""Nodes of the largest tree that is read from a text."""
+"""Largest number of nodes of a tree in text."""
 _NODE = re.compile(r"(\d*)\[")
 
 

@@ -30,7 +30,7 @@ from bea.symbolic.methods import Method, Step
 from bea.trees import Tree
 
 MOST_BATCHES = 6
-"""Minibatches whose orders are averaged one by one (6! = 720)."""
+"""Largest number of minibatches, whose orders are averaged one by one (6! = 720)."""
 
 
 class NotAGradient(ValueError):

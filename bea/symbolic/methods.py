@@ -95,7 +95,7 @@ def _named() -> dict[str, RungeKutta]:
 
 
 METHODS: dict[str, RungeKutta] = _named()
-"""The methods that have a name: euler, implicit-euler, midpoint, implicit-midpoint, heun, rk4."""
+"""The named methods: euler, implicit-euler, midpoint, implicit-midpoint, heun, rk4."""
 
 
 @dataclass(frozen=True)
