@@ -15,7 +15,7 @@ from bea.krylov import lanczos, metric_root
 from bea.pytrees import Loss, Number, Params, check_floating, check_step_size, is_traced
 
 Curvature: TypeAlias = Callable[[Params], tuple[Params, Callable[[Params], Params]]]
-"""``params -> (gradient, v -> A v)`` with the symmetric matrix that stands for the Hessian there."""
+"""``params -> (gradient, v -> A v)`` with the symmetric matrix A that is, or replaces, the Hessian at params."""
 
 
 class LookAhead(NamedTuple):

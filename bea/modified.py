@@ -28,7 +28,7 @@ from bea.symbolic.equation import modified_equation, with_symmetry
 from bea.taylor import modified_field_by_taylor
 
 HIGHEST_ORDER_BY_TREES = 4
-"""Up to here a sum over rooted trees is cheaper than Taylor arithmetic, and needs no Taylor rules."""
+"""Largest order for which the sum over trees is used: it is cheaper than Taylor arithmetic, and needs no Taylor rules."""
 
 
 def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:

@@ -11,7 +11,7 @@ from bea.modified import log_map
 from bea.pytrees import Field, Loss, Number, Params, check_params, check_step_size, is_traced
 
 Point = tuple[Params, Any]
-"""Parameters and optimizer state, as one point of one space."""
+"""Parameters and optimizer state, as one point of a common space."""
 
 
 def optimizer_step(optimizer: Any, loss: Loss) -> Callable[[Point], Point]:

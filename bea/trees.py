@@ -23,7 +23,7 @@ from itertools import groupby
 import numpy as np
 
 MOST_NODES = 150
-"""Nodes of the largest tree that is read from a text."""
+"""Largest number of nodes of a tree in text."""
 _NODE = re.compile(r"(\d*)\[")
 
 
@@ -64,7 +64,11 @@ class Tree(str):
 
     @classmethod
     def of(cls, children: Iterable[Tree] = (), colour: int = 0) -> Tree:
-        """Return the tree whose root has this colour (an int ≥ 0) and these children, in any order."""
+        """Return the tree whose root has this colour and these children, in any order.
+
+        Raises:
+          ValueError: the colour is negative.
+        """
         if colour < 0:
             raise ValueError(f"a colour is an integer >= 0, not {colour}")
         ordered = sorted(children, key=Tree.sort_key)

@@ -60,7 +60,7 @@ def exponential(a: Mapping[Word, Fraction], order: int) -> Element:
 
 
 def logarithm(a: Mapping[Word, Fraction], order: int) -> Element:
-    """Return log(a) through words of length ``order``; the constant term of a is 1."""
+    """Return log(a) through words of length ``order``; raise ValueError if the constant term of a is not 1."""
     if a.get((), 0) != 1:
         raise ValueError(f"the logarithm needs the constant term 1, not {a.get((), 0)}")
     rest = {word: value for word, value in a.items() if word}
@@ -93,6 +93,9 @@ def bracketing(word: Word) -> Any:
     """Return the standard bracketing of a Lyndon word as nested pairs: ``(0, 0, 1)`` gives ``(0, (0, 1))``.
 
     The right part is the longest proper suffix that is a Lyndon word.
+
+    Raises:
+      ValueError: the word is not a Lyndon word.
     """
     if not is_lyndon(word):
         raise ValueError(f"{word} is not a Lyndon word: it must be smaller than each of its proper suffixes")
@@ -118,7 +121,11 @@ def _expanded(word: Word) -> Element:
 
 
 def expand(lie: Mapping[Word, Fraction]) -> Element:
-    """Return a Lie element in the Lyndon basis as an element of the free associative algebra."""
+    """Return a Lie element in the Lyndon basis as an element of the free associative algebra.
+
+    Raises:
+      ValueError: a word is not a Lyndon word.
+    """
     total: Element = {}
     for word, value in lie.items():
         if not is_lyndon(word):

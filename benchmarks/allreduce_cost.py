@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.allreduce_cost", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "--network", default="t5-v1_1-base", help="a name that T5Config.named knows (default t5-v1_1-base)"
-    )
+    parser.add_argument("--network", default="t5-v1_1-base", help="name for T5Config.named (default t5-v1_1-base)")
     parser.add_argument("--step", type=float, default=0.2, help="seconds of a step without communication (default 0.2)")
     parser.add_argument("--bytes", type=int, default=4, help="bytes of a gradient's entry (default 4, float32)")
     parser.add_argument(
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--latency", type=float, nargs=2, default=(3.0, 10.0), help="µs of a hop inside and between (3 10)"
     )
-    parser.add_argument("--hidden", type=float, default=0.0, help="share hidden behind the backward pass (default 0)")
+    parser.add_argument("--hidden", type=float, default=0.0, help="share that overlaps the backward pass (default 0)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
     arguments = parser.parse_args(argv)
     for name in ("step", "inside", "between", "bytes"):

@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print Markdown, write JSON; 0 if every limit held (the smoke size has none)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bea_cost", description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="which networks")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each work beside a gradient (default 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each work, each with a gradient (default 7)")
     parser.add_argument("--orders", type=int, default=7, help="highest order of the second table (default 7)")
     parser.add_argument("--nested", type=int, default=5, help="highest order by nested derivatives (default 5)")
     parser.add_argument("--smoke", action="store_true", help="small enough for a test; no limits")

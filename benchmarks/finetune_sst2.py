@@ -249,17 +249,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print Markdown, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune_sst2", description=__doc__.splitlines()[0])
     parser.add_argument("--glue", type=pathlib.Path, help="folder with SST-2's train.tsv, dev.tsv and perhaps test.tsv")
-    parser.add_argument("--text", nargs="*", default=[], help="to pre-train on (default: installed documentation)")
+    parser.add_argument(
+        "--text", nargs="*", default=[], help="files to pre-train on (default: installed documentation)"
+    )
     parser.add_argument("--width", type=int, default=128, help="d_model, a multiple of 32 (default 128)")
-    parser.add_argument("--layers", type=int, default=4, help="of encoder and of decoder (default 4)")
+    parser.add_argument("--layers", type=int, default=4, help="layers of encoder and of decoder (default 4)")
     parser.add_argument("--vocab", type=int, default=4096, help="pieces of the tokenizer (default 4096)")
-    parser.add_argument("--pretrain-steps", type=int, default=3000, help="of 16 sequences of 128 tokens (default 3000)")
+    parser.add_argument(
+        "--pretrain-steps", type=int, default=3000, help="steps of 16 sequences of 128 tokens (default 3000)"
+    )
     parser.add_argument("--pretrain-rate", type=float, default=0.02, help="Adafactor's learning rate (default 0.02)")
-    parser.add_argument("--steps", type=int, default=3000, help="of fine-tuning (default 3000)")
-    parser.add_argument("--batch", type=int, default=64, help="of fine-tuning (default 64)")
-    parser.add_argument("--every", type=int, default=300, help="steps between looks at the held-out rows (default 300)")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of fine-tuning (default 3000)")
+    parser.add_argument("--batch", type=int, default=64, help="rows of a step of fine-tuning (default 64)")
+    parser.add_argument(
+        "--every", type=int, default=300, help="steps between evaluations on held-out rows (default 300)"
+    )
     parser.add_argument("--rates", type=float, nargs="*", default=[0.005], help="learning rates to choose from")
-    parser.add_argument("--dropout", type=float, default=0.0, help="in fine-tuning (default 0)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="dropout rate in fine-tuning (default 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="small enough for a test, on made-up sentences")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")

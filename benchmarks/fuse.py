@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print Markdown, write JSON; 0 if every limit held. With ``--smoke`` times are too short to be judged."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuse", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default 3)")
-    parser.add_argument("--folder", type=pathlib.Path, help="where to work; default: the system's temporary folder")
+    parser.add_argument("--folder", type=pathlib.Path, help="working folder; default: the system's temporary folder")
     parser.add_argument(
         "--mergekit", metavar="FILE", default=shutil.which("mergekit-yaml"),
         help="mergekit 0.1.5's mergekit-yaml, from an environment of its own; default: on the path, else left out",

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print Markdown, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="calls of each, in turns (default 5)")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch (default 2)")
     parser.add_argument("--smoke", action="store_true", help="small enough for a test")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
     arguments = parser.parse_args(argv)

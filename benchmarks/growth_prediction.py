@@ -53,9 +53,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--problems", type=span, default=range(40), metavar="FIRST:LAST", help="default 0:40")
     parser.add_argument("--runs", type=int, default=8, help="initialisations with rules, at least 2 (default 8)")
-    parser.add_argument("--truth-runs", type=int, default=64, help="initialisations behind the truth (default 64)")
+    parser.add_argument("--truth-runs", type=int, default=64, help="initialisations for the truth (default 64)")
     parser.add_argument("--costate-runs", type=int, default=4, help="runs with the switching function (default 4)")
-    parser.add_argument("--folder", default="runs/growth_prediction", help="of the records, one file a problem")
+    parser.add_argument(
+        "--folder", default="runs/growth_prediction", help="folder of the records, one file for each problem"
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--tuning", action="store_true", help="problems that rules may be tuned on")
     kind.add_argument("--short", action="store_true", help="problems too short for growth to pay: 60 to 200 steps")

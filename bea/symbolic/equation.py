@@ -36,9 +36,9 @@ from bea.symbolic.methods import Method, Step, denominator, growth_rate, steps_o
 from bea.trees import Tree, TreeTable, count_trees
 
 BYTES_A_TREE = 400
-"""Memory of one tree with its coefficient, beside its row of the table (measured, rounded up)."""
+"""Bytes of one tree with its coefficient, without its row of the table (measured, rounded up)."""
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes of a table of coefficients above which :func:`modified_equation` refuses."""
+"""Bytes of a table of coefficients above which :func:`modified_equation` raises ValueError."""
 
 
 def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_LIMIT) -> dict[Tree, Fraction]:

@@ -66,6 +66,9 @@ def log_map(step: Callable[[list[Any]], list[Any]], point: Sequence[Any], order:
 
     This is :func:`bea.log_map`, which takes floating pytrees, in exact numbers. With :class:`Truncated` numbers the
     remainder is truncated too, so the result EQUALS the modified equation's.
+
+    Raises:
+      ValueError: order is below 1.
     """
     if order < 1:
         raise ValueError(f"order is {order}, but has to be at least 1: it is the number of steps to run")

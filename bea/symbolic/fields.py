@@ -27,11 +27,11 @@ NON_SMOOTH = (
 """Functions without the derivatives that an expansion needs."""
 
 MOST_TERMS = 300_000
-"""Products that one elementary differential table may take in symbols before it is refused."""
+"""Largest number of symbolic products in one table of elementary differentials; above it ValueError is raised."""
 
 Symbols = Sequence[sp.Symbol]
 Components = Any
-"""A sequence of expressions or a column of sympy's, which is no Sequence."""
+"""A sequence of expressions, or a sympy column, which is no Sequence."""
 
 
 def check_expression(expr: Any, what: str) -> sp.Expr:
@@ -137,9 +137,9 @@ class _Differentials:
 
 
 MOST_FACTORED = 50
-"""Terms up to which a polynomial is factored: high degrees in several symbols take minutes."""
+"""Largest number of terms of a polynomial that is factored: high degrees in several symbols take minutes."""
 MOST_SIMPLIFIED = 20
-"""Operations up to which sympy's ``simplify`` is used: it can take minutes on long expressions."""
+"""Largest number of operations for which sympy's ``simplify`` is used: it can take minutes on long expressions."""
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:

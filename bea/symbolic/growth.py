@@ -62,7 +62,11 @@ class LinearGrowth:
         return sp.expand(sp.sympify(loss).subs(dict(zip(grown, image, strict=True)), simultaneous=True))
 
     def push(self, field: Components, small: Symbols, grown: Symbols) -> sp.Matrix:
-        """Return the small field in the grown space, Θ ↦ J f_s(J⁺Θ)."""
+        """Return the small field in the grown space, Θ ↦ J f_s(J⁺Θ).
+
+        Raises:
+          ValueError: the symbols or the components are not as many as J has columns or rows.
+        """
         rows, columns = self.embed.shape
         if (len(grown), len(small), len(list(field))) != (rows, columns, columns):
             raise ValueError(
@@ -82,7 +86,11 @@ class LinearGrowth:
         return (self.metric * gradient_field(loss, grown)).applyfunc(sp.expand)
 
     def conflict(self, loss: Any, grown: Symbols, grown_metric: sp.MatrixBase | None = None) -> sp.Matrix:
-        """Return [f_1, f_2] = (MHP − PHM)∇L for f_1 = −P∇L before and f_2 = −M∇L after the event."""
+        """Return [f_1, f_2] = (MHP − PHM)∇L for f_1 = −P∇L before and f_2 = −M∇L after the event; if M is None, M = 1.
+
+        Raises:
+          ValueError: as :func:`~bea.symbolic.losses.modified_loss`; or the grown symbols are not as many as J has rows.
+        """
         loss = check_expression(loss, "the loss")
         check_symbols(grown, [loss], "the loss", all_occur=True)
         if len(grown) != self.embed.rows:

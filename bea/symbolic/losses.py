@@ -30,7 +30,7 @@ from bea.symbolic.methods import Method, Step
 from bea.trees import Tree
 
 MOST_BATCHES = 6
-"""Minibatches whose orders are averaged one by one (6! = 720)."""
+"""Largest number of minibatches, whose orders are averaged one by one (6! = 720)."""
 
 
 class NotAGradient(ValueError):
@@ -205,6 +205,9 @@ def minibatch_loss(losses: Sequence[Any], symbols: Symbols, step: Any) -> sp.Exp
     .. math:: \tilde E = E + \frac h4 \|\nabla E\|^2 + \frac{h}{4m} \sum_k \|\nabla E_k - \nabla E\|^2
 
     The tests derive it from :func:`minibatch_field`. E is the mean of the E_k; arguments are those of that function.
+
+    Raises:
+      ValueError: there are no losses; else as :func:`modified_loss`.
     """
     losses = [check_expression(e, f"loss {k}") for k, e in enumerate(losses, 1)]
     if not losses:

@@ -20,7 +20,10 @@ from typing import Any
 
 
 def exact(value: Any, what: str) -> Fraction:
-    """Return ``value`` as a Fraction. Ints, Fractions, texts such as "1/2" and sympy's Rationals are exact, floats are not."""
+    """Return ``value`` as a Fraction; raise ValueError if it is not exact.
+
+    Ints, Fractions, texts such as "1/2" and sympy's Rationals are exact, floats are not.
+    """
     if isinstance(value, numbers.Rational) and not isinstance(value, bool):  # sympy's are such numbers too
         return Fraction(int(value.numerator), int(value.denominator))
     if isinstance(value, str):
@@ -92,7 +95,7 @@ def _named() -> dict[str, RungeKutta]:
 
 
 METHODS: dict[str, RungeKutta] = _named()
-"""The methods that have a name: euler, implicit-euler, midpoint, implicit-midpoint, heun, rk4."""
+"""The named methods: euler, implicit-euler, midpoint, implicit-midpoint, heun, rk4."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ Method = str | RungeKutta | Step | Sequence[Step]
 
 
 def tableau_of(method: str | RungeKutta) -> RungeKutta:
-    """Return the tableau of a named method; a tableau is returned as it is."""
+    """Return the tableau of a named method, or a tableau as it is; raise ValueError if the name is unknown."""
     if isinstance(method, RungeKutta):
         return method
     if method not in METHODS:
@@ -140,7 +143,7 @@ def tableau_of(method: str | RungeKutta) -> RungeKutta:
 
 
 def steps_of(method: Method) -> tuple[Step, ...]:
-    """Return a method (a name, a tableau or steps) as a tuple of steps."""
+    """Return a method (a name, a tableau or steps) as a tuple of steps; raise ValueError if there is none."""
     if isinstance(method, (str, RungeKutta)):
         return (Step(method),)
     steps = (method,) if isinstance(method, Step) else tuple(method)

@@ -18,7 +18,7 @@ FUNCTIONS: dict[str, Callable] = {
 }  # fmt: skip
 """Functions that a formula may call."""
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "E": sp.E}
-"""Names that are numbers, unless they are parameters."""
+"""Names of constants, unless they are parameters."""
 NOT_SMOOTH = (
     "Abs",
     "abs",

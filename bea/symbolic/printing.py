@@ -19,7 +19,7 @@ Kind = Literal["field", "loss"]
 FILLS = ("black", "white", "black!40", "red!70", "blue!70", "green!60!black", "orange")
 """Node colours of drawn trees, by the number of the field."""
 LONGEST_LINE = 300
-"""Characters of LaTeX after which ``align`` breaks the terms of one order into several lines."""
+"""Length in characters above which ``align`` breaks the terms of one order into several lines."""
 
 
 def latex(

@@ -87,6 +87,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
+        """Number of entries of all the network's tensors."""
         return sum(entry.size for entry in self.tensors.values())
 
 

@@ -70,6 +70,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
+        """Number of bytes."""
         return self.size * SIZES[self.dtype]
 
 

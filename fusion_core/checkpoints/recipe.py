@@ -56,6 +56,7 @@ class Recipe:
 
     @property
     def parameters(self) -> int:
+        """Number of entries of all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
     @property

@@ -92,7 +92,11 @@ def grown_sizes(config: Config, options: Options, *, copied: bool) -> dict[str, 
 
 
 def widened(config: Config, sizes: Mapping[str, int]) -> Config:
-    """Return the configuration at other widths; copies of a stream with grouped norms keep their groups."""
+    """Return the configuration at other widths; copies of a stream with grouped norms keep their groups.
+
+    Raises:
+      InputError: the norms are grouped, and the stream's new width is no multiple of the present one.
+    """
     stream = architecture(config).stream
     if stream is None:
         return resized(config, sizes)
@@ -188,7 +192,11 @@ def self_fusion(config: Config, networks: Sequence[int | None]) -> GrowthMap:
 
 
 def aki(config: Config, options: Options) -> Growth:
-    """Return whole copies, of which the second and later ones are made by the weights of the layer above."""
+    """Return whole copies, of which the second and later ones are made by the weights of the layer above.
+
+    Raises:
+      InputError: no layer has one of the same shape above it.
+    """
     units = whole_copies(config, options.factor)
     above = {name: _name_above(name, config) for name in layouts(config)}
     if all(name == up for name, up in above.items()):

@@ -152,7 +152,11 @@ def identity_layers(config: Config, options: Options) -> Growth:
 
 
 def net2net_depth(config: Config, options: Options) -> Growth:
-    """Return identity layers after hidden ones; the identities are constants, so J has zeros there."""
+    """Return identity layers after hidden ones; the identities are constants, so J has zeros there.
+
+    Raises:
+      InputError: a factor is given but there is no hidden-to-hidden layer, or kernels have even sides.
+    """
     (stack,) = architecture(config).stacks(config)
     hidden = stack.repeated.stop
     if options.factor is not None and not stack.repeated:

@@ -46,6 +46,7 @@ class Velocity:
 
     @property
     def kept(self) -> bool:
+        """Whether ratio and cosine are 1 within ``SAME_VELOCITY``."""
         return abs(self.ratio - 1) < SAME_VELOCITY and self.cosine > 1 - SAME_VELOCITY
 
 

@@ -56,7 +56,11 @@ def random_off_diagonal(config: Config, options: Options) -> Growth:
 
 
 def random_init(config: Config, options: Options) -> Growth:
-    """Return the grown configuration from scratch: wider by ``factor`` or to ``width``, or of another ``depth``."""
+    """Return the grown configuration from scratch: wider by ``factor`` or to ``width``, or of another ``depth``.
+
+    Raises:
+      InputError: a depth is given for an MLP or convolutions.
+    """
     if options.depth is None:
         grown = widened(config, grown_sizes(config, options, copied=False))
     elif architecture(config).stream is None:

@@ -91,7 +91,11 @@ def llama_json(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
-    """Return the values with the fields that old files leave out, and the rotary positions under our names."""
+    """Return the values with the fields that old files leave out, and the rotary positions under our names.
+
+    Raises:
+      InputError: the rotary positions are of another kind than "default" and "llama3", or turn a part of a head only.
+    """
     heads = values.get("num_attention_heads")
     filled = dict(values)
     if filled.get("num_key_value_heads") is None:

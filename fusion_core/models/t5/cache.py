@@ -85,7 +85,12 @@ def next_logits(
 ) -> tuple[Float[Array, "batch sequences vocabulary"], Layers]:
     """Return the logits after each sequence's token at ``position`` (from 0), and the cache with its keys and values.
 
-    The cache must hold the positions before; entries at later ones are not read.
+    Args:
+      params, config: the network.
+      memory: the encoded sources, with the number of positions of the cache.
+      cache: keys and values of the positions before; entries at later ones are not read.
+      token_BxN: last token of each sequence.
+      position: number of that token's position; may be traced.
     """
     stack, length = params["decoder"], memory.bias_HxL.shape[1]
     x = params["shared"]["weight"][token_BxN]

@@ -121,6 +121,7 @@ class T5Config:
 
     @property
     def gated(self) -> bool:
+        """Whether the feed-forward blocks are gated."""
         return self.feed_forward_proj == "gated-gelu"
 
     @classmethod

@@ -13,7 +13,11 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 
 
 def config_to_json(config: T5Config) -> dict[str, Any]:
-    """Return the ``config.json`` that transformers reads: the fields of ``T5Config`` and those that name the model."""
+    """Return the ``config.json`` that transformers reads: the fields of ``T5Config`` and those that name the model.
+
+    Raises:
+      InputError: the norms are grouped.
+    """
     fields = dataclasses.asdict(config)
     if fields.pop("norm_groups"):
         raise InputError(
