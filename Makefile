@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## Grow a T5 on real text and compare it at equal FLOPs
 	$(BIN)/deepfusion demo
 
 test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -174,9 +174,10 @@ def compute(
     for seed, source in enumerate(sources):
         report(f"writing source {source.name}")
         write_source(source, config, seed, shards)
-    plan = fusion_recipe(sources)
-    read, written = plan.bytes_read, plan.nbytes
-    largest = max(tensor.nbytes for tensor in plan.tensors)
+    recipe = fusion_recipe(sources)
+    read = sum(entry.nbytes for tensor in recipe.tensors for entry in tensor.entries)
+    written = recipe.nbytes
+    largest = max(tensor.nbytes for tensor in recipe.tensors)
     runs: dict[str, list[dict[str, float]]] = {}
     works: dict[str, Callable[[pathlib.Path], dict[str, float]]] = {
         "copy": lambda out: timed(lambda: copy_files(sources, out, (read + written) // 2)),
@@ -201,8 +202,8 @@ def compute(
     synced = {name: middle["fuse"]["synced_s"] / middle[name]["synced_s"] for name in ("copy", "plain")}
     cpu = {name: middle["fuse"]["cpu_s"] / middle[name]["cpu_s"] for name in ("copy", "plain")}
     result: dict[str, Any] = {
-        "parameters_each": plan.sources[0].parameters,
-        "parameters_fused": plan.parameters,
+        "parameters_each": recipe.sources[0].parameters,
+        "parameters_fused": recipe.parameters,
         "read": read,
         "written": written,
         "largest_tensor": largest,

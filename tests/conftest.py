@@ -23,6 +23,15 @@ os.environ |= {
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# files that take longest, begun first so that no worker is left with one of them at the end
+LONG = ("test_runs_killed", "test_growth_operators", "test_demo", "test_runs", "test_rates", "test_symbolic_equation")
+
+
+def pytest_collection_modifyitems(items):
+    """Move the files that take longest to the front."""
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
