@@ -2,7 +2,7 @@ r"""An optimizer's moments of one array across a growth, from the array's rule.
 
 A small gradient g reaches the grown entries times a, with ``a_i = w_i / s_i`` for part i of a fusion (which holds ``s_i``
 times its parameters and whose outputs count ``w_i``), divided by the number of copies of a unit for what makes it: first
-moments are multiplied with a, second ones with a². This is exact where copies get equal gradients. Between the parts of a
+moments are multiplied with a, second ones with a². This is exact if copies get equal gradients. Between the parts of a
 block-diagonal matrix, block (i, j), from j into i, has the gradient ``a_i δ_i x_jᵀ``:
 
 * for equal copies it is the source's own, times ``a_i``: known exactly;
@@ -29,7 +29,7 @@ from jaxtyping import Array
 from fusion_core.growth.maps import Rule, along
 from fusion_core.growth.units import Selection
 
-# Second moments are factored in the two largest axes when the smaller has at least this many entries. T5's own 128
+# Second moments are factored in the two largest axes if the smaller has at least this many entries. T5's own 128
 # would leave our small networks unfactored, and only factored moments give a grown network's new entries an estimate.
 MIN_DIM_TO_FACTOR = 8
 

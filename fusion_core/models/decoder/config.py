@@ -78,7 +78,7 @@ class LlamaConfig:
       max_position_embeddings: intended length of the longest sequence, in tokens; no array depends on it.
       rms_norm_eps: added to the mean square in RMSNorm.
       rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
-      rope_scaling: how the frequencies are stretched; if None, they are not.
+      rope_scaling: stretching of the frequencies; None if there is none.
       attention_bias, mlp_bias: whether their matrices have biases.
       tie_word_embeddings: whether the head is the embedding.
       bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.

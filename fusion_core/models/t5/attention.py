@@ -23,7 +23,7 @@ MASKED = -1e9  # added to the logits of masked pairs; finite, so that a fully ma
 class PairBias(NamedTuple):
     """Position bias and mask of attention, in small parts: no array has the axes batch, queries and keys together."""
 
-    position_HxTxS: Array | None  # with MASKED above the diagonal where attention is causal
+    position_HxTxS: Array | None  # with MASKED above the diagonal if attention is causal
     query_segments_BxT: Array | None  # integers; if None, all are 1
     key_segments_BxS: Array | None  # a query attends to the keys of its own segment; if None, to all keys
 

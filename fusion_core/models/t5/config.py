@@ -7,7 +7,7 @@ from typing import Any
 
 from fusion_core.errors import InputError
 
-# name -> (d_model, d_ff, heads, layers of the encoder and of the decoder), head width 64 except where given.
+# name -> (d_model, d_ff, heads, layers of the encoder and of the decoder, head width)
 _V1_0 = {
     "t5-small": (512, 2048, 8, 6, 64),
     "t5-base": (768, 3072, 12, 12, 64),

@@ -6,7 +6,7 @@ import re
 
 from fusion_core.models.t5.config import T5Config
 
-# device kind as JAX names it -> peak of dense bf16 products in FLOP/s, and of float32 ones where published.
+# part of JAX's name of a device kind -> peak of dense bf16 products in FLOP/s, and of float32 ones if published.
 # Sources: NVIDIA's data sheets (dense, without sparsity; float32 outside the tensor cores); Google Cloud's TPU pages.
 # JAX has a TPU v2 or v3 as two devices, one a core; the table's entries are per core, too.
 _PEAKS = {
