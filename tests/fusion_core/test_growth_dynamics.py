@@ -165,11 +165,13 @@ def close(found, wanted, err_msg=""):
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9 * float(np.abs(wanted).max()), err_msg=err_msg)
 
 
-@pytest.mark.parametrize("operator", ["deep_fusion", "hypercloning", "net2net_width"])
-@pytest.mark.parametrize("name", GROWING)
+# Adafactor's row and column factors are estimates where units have unequal numbers of copies (``growth.moments``)
+EXACT = [(n, o) for n in GROWING for o in ("deep_fusion", "hypercloning", "net2net_width")]
+EXACT.remove(("adafactor", "net2net_width"))
+
+
+@pytest.mark.parametrize(("name", "operator"), EXACT)
 def test_the_state_that_an_operator_grows_is_what_the_grown_network_accumulates(name, operator):
-    if (name, operator) == ("adafactor", "net2net_width"):
-        pytest.skip("with unequal numbers of copies the factors are estimates")
     params, batches = source(), [data(0), data(1)]
     grown, _ = fc.grow(params, CONFIG, operator, factor=2, seed=0)
     mapping = fc.growth_map(CONFIG, operator, factor=2, seed=0)
