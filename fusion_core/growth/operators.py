@@ -52,6 +52,8 @@ class GrowthOperator:
       noisy: its properties with noise; None if it takes none.
       random: whether it draws even without noise.
       refusal: for networks that it does not take, why, and what to use.
+      rates: ``rates`` of a plan's ``grow`` node that gives none; if None, the node's own default.
+      optimizer_state: ``optimizer_state`` of a plan's ``grow`` node that gives none; if None, the node's own default.
     """
 
     name: str
@@ -65,6 +67,8 @@ class GrowthOperator:
     noisy: Properties | None = None
     random: bool = False
     refusal: str = ""
+    rates: str | None = None
+    optimizer_state: str | None = None
 
     def takes_network(self, config: Config) -> bool:
         """Return whether the operator grows networks of this kind."""
