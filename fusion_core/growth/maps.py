@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fusion_core.errors import InputError
 from fusion_core.growth.units import Run, Selection, first_copies
 from fusion_core.models.units import Config, Params, by_name
 
@@ -228,6 +229,39 @@ class GrowthMap:
         dtype = jnp.result_type(*jax.tree.leaves(grown))
         small = jax.tree.map(lambda struct: jax.ShapeDtypeStruct(struct.shape, dtype), self.shapes)
         return jax.linear_transpose(self.embed, small)(grown)[0]
+
+    @property
+    def copies(self) -> int:
+        """Number of copies that the map makes of a unit, or of networks that it puts side by side; 1 if there are none."""
+        axes = (a for rule in jax.tree.leaves(self.rules) for a in rule.axes if a is not None)
+        return max((int(np.bincount(axis.taken).max()) for axis in axes), default=1)
+
+    def exchanges(self, grown: Params) -> list[Params]:
+        """Return the images of Θ under the cyclic exchanges of the copies, Θ itself first; ``bea.separation_rate`` takes it.
+
+        All units of a copy move at once, in every array that makes or reads them: a permutation of the parameters that
+        changes no output, for equal copies or not. For two copies there are no other exchanges; for k they are enough
+        (``bea.separation``).
+
+        Args:
+          grown: Θ, or any tree like it, such as a gradient.
+
+        Raises:
+          InputError: there are no copies, or units have different numbers of them.
+        """
+        if self.copies < 2:
+            raise InputError("the map copies no units, so that there are no copies to exchange; take one that widens")
+
+        def moved(rule: Rule, array: Array) -> Array:
+            for number, axis in enumerate(rule.axes):
+                if axis is not None:
+                    array = jnp.take(array, axis.next_copy(), axis=number)
+            return array
+
+        images = [grown]
+        while len(images) < self.copies:
+            images.append(jax.tree.map(moved, self.rules, images[-1]))
+        return images
 
     def pinv(self, grown: Params) -> Params:
         """Return J⁺ Θ, the least-squares solution of least norm; ``J⁺ J = 1`` if J is injective."""

@@ -30,6 +30,7 @@ class DataSettings:
     Attributes:
       text: files or folders; if empty, the documentation of the standard library and of ``packages``.
       packages: see ``text``.
+      documentation: read that documentation beside ``text`` too.
       tokenizer: folder with a ``tokenizer.json``; if empty, a tokenizer of ``vocab`` pieces is trained on the text.
       vocab: number of its pieces, without the sentinels.
       validation_share: share of the documents that are kept for validation.
@@ -40,6 +41,7 @@ class DataSettings:
 
     text: tuple[Word, ...] = ()
     packages: tuple[Word, ...] = DEFAULT_PACKAGES
+    documentation: Flag = False
     tokenizer: Word = ""
     vocab: Count = 4096
     validation_share: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
@@ -50,6 +52,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.stream and not self.text:
             raise InputError("data.stream is for text of yours; give data.text, or leave it out")
+        if self.stream and self.documentation:
+            raise InputError("data.documentation is for text that is held in memory; leave it or data.stream out")
         if self.packed and not self.stream:
             raise InputError("data.packed needs data.stream = true")
 

@@ -42,6 +42,7 @@ class TextSettings:
       vocab: pieces of a trained tokenizer, without the sentinels.
       validation_share: share of the documents that are for validation.
       seed: of the split and of the tokenizer's training.
+      documentation: read that documentation beside ``text`` too.
     """
 
     text: tuple[str, ...]
@@ -50,18 +51,25 @@ class TextSettings:
     vocab: int
     validation_share: float
     seed: int
+    documentation: bool = False
 
     def key(self, content: str, tokenizer: Tokenizer | None) -> str:
         """Return the key in the cache, given the sum of the text that is read and the tokenizer, if one is given."""
         facts = dataclasses.asdict(self) | {
             "text": content,
             "tokenizer": None if tokenizer is None else tokenizer.backend.to_str(),
-            "packages": () if self.text else self.packages,
+            "packages": self.packages if self.documented else (),
+            "documentation": self.documented,
             "vocab": self.vocab if tokenizer is None else None,
             "format": FORMAT,
             "versions": [platform.python_version(), *map(importlib.metadata.version, ("sentencepiece", "tokenizers"))],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def documented(self) -> bool:
+        """Whether the documentation is read."""
+        return self.documentation or not self.text
 
     def part(self, held_out: bool) -> Part:
         """Return the training or the validation documents of ``text``, streamed."""
@@ -106,13 +114,15 @@ def prepare_tokens(settings: TextSettings, folder: pathlib.Path, note: Callable[
     if (folder / TOKENS).exists():
         return
     given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    files = text_files(settings.text) if settings.text else corpus_files(settings.packages)
+    files = text_files(settings.text) + (corpus_files(settings.packages) if settings.documented else [])
     key = settings.key(_sum_of_files(files), given)
     if cache.fetch(key, folder, note):
         note(f"took the tokenized text from the cache ({key[:8]})")
         return
     note("reading the text")
-    documents = read_documents(settings.text) if settings.text else default_corpus(settings.packages)
+    documents = read_documents(settings.text) if settings.text else []
+    if settings.documented:
+        documents += default_corpus(settings.packages)
     train, validation = split_documents(documents, settings.validation_share, settings.seed)
     tokenizer = given or _trained(settings, train, note)
     note("tokenizing")

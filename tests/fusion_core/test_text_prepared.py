@@ -15,7 +15,7 @@ from fusion_core import atomic
 from fusion_core.runs.data import RunData
 from fusion_core.runs.settings import DataSettings
 from fusion_core.text import cache, corpus, prepared, train_tokenizer
-from fusion_core.text.prepared import TOKENIZER_FILES, TOKENS
+from fusion_core.text.prepared import TOKENIZER_FILES, TOKENS, read_tokens
 from tests.strategies.texts import documents, sentences
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -104,6 +104,15 @@ def test_whatever_decides_the_tokens_is_in_the_key(tmp_path, text, change, monke
         text = write(text.with_name(change.pop("name", text.name)), change.pop("texts", TEXTS))
     assert not made(tmp_path / "2", text, **change)[2]
     assert made(tmp_path / "3", text, **change)[2]
+
+
+def test_documentation_is_read_beside_the_text(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(prepared, "corpus_files", lambda packages: [("d.py", text)])
+    monkeypatch.setattr(prepared, "default_corpus", lambda packages: sentences(3, 100))
+    alone, both = made(tmp_path / "1", text), made(tmp_path / "2", text, documentation=True)
+    assert not both[2]
+    assert read_tokens(tmp_path / "2")["train"].size > read_tokens(tmp_path / "1")["train"].size
+    assert alone[0].digest != both[0].digest
 
 
 def test_where_the_text_lies_is_not_in_the_key(tmp_path, text):

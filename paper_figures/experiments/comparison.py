@@ -1,0 +1,199 @@
+"""The arms of records at three budgets, as plain arrays, and estimates from them.
+
+``compare`` gives the configuration and arrays of a figure's ``Results``; ``Comparison`` reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusion_core.errors import InputError
+from paper_figures.experiments import statistics
+from paper_figures.experiments.record import Record, load_record, path_of
+from paper_figures.experiments.smoke import shared_record
+from paper_figures.experiments.statistics import KINDS, SCRATCH, Arms, Estimate, Path, estimate
+from paper_figures.results import Results
+
+SHARES = (0.25, 0.5, 1.0)  # of the whole budget
+REFERENCE, SMALL = (
+    "t5_medium",
+    "small",
+)  # the record that has the arms from scratch and the small one for those that lack them
+TUNED = "scratch, tuned"
+POINTS = 161  # of a drawn curve
+
+
+def records_of(name: str, preset: str) -> list[Record]:
+    """Return the record of a figure, and the reference if it has no arms from scratch, or no small one.
+
+    Raises:
+      InputError: a record is missing, with the command that makes it, or the two are of different texts.
+    """
+    if preset == "smoke":
+        return [shared_record()]
+    record = load_record(name)
+    have = statistics.arms_over_seeds(record.seeds)
+    complete = any(arm.startswith(SCRATCH) for arm in have) and SMALL in have
+    if (
+        complete
+        or name == REFERENCE
+        or (not path_of(REFERENCE, "json").exists() and any(a.startswith(SCRATCH) for a in have))
+    ):
+        return [record]
+    reference = load_record(REFERENCE)
+    if record.text and reference.text and record.text != reference.text:
+        raise InputError(
+            f"{name} and {REFERENCE} are of different texts, so that their losses do not compare; run both anew"
+        )
+    return [record, reference]
+
+
+def arms_of_records(records: Sequence[Record]) -> dict[str, dict[str, Path]]:
+    """Return the arms of the first record, and from the others those from scratch and the small one that it lacks."""
+    found = statistics.arms_over_seeds(records[0].seeds)
+    for record in records[1:]:
+        more = statistics.arms_over_seeds(record.seeds)
+        found |= {a: p for a, p in more.items() if a not in found and (a.startswith(SCRATCH) or a == SMALL)}
+    return found
+
+
+def large_node(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the facts of the first network from scratch; its step is the unit of FLOPs."""
+    for record in records:
+        nodes = next(iter(record.seeds.values()))
+        for name, arm in statistics.paths_of(nodes).items():
+            if name.startswith(SCRATCH):
+                return nodes[arm.arm.node]
+    raise InputError(f"{records[0].name} has no arm whose name begins with {SCRATCH!r}; give the plan one")
+
+
+def whole_budget(records: Sequence[Record]) -> float:
+    """Return the FLOPs of the plan's budget; without one those of the longest network from scratch."""
+    for record in records:
+        budget, nodes = record.settings.get("budget"), next(iter(record.seeds.values()))
+        if isinstance(budget, int | float):
+            return float(budget)
+        if isinstance(budget, dict):
+            return budget["steps"] * nodes[budget["node"]]["step_flops"] if "node" in budget else float(budget["flops"])
+    arms = arms_of_records(records)
+    return max(path.end for name, paths in arms.items() if name.startswith(SCRATCH) for path in paths.values())
+
+
+def tokens_a_step(record: Record) -> int:
+    """Return the source tokens of a training step, by the plan's defaults."""
+    defaults = record.settings.get("defaults", {})
+    return int(defaults.get("batch", 128)) * int(defaults.get("length", 512))
+
+
+def compare(records: Sequence[Record], shares: Sequence[float] = SHARES) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration and the arrays of a comparison at shares of the whole budget.
+
+    Arrays are [arm, budget, seed]: ``loss``, ``reached`` (1 or 0) and a saving of each kind; NaN where an arm has no number.
+    The first arm is the tuned one from scratch, which is another arm at each budget.
+    """
+    arms, large = arms_of_records(records), large_node(records)
+    budgets = [share * whole_budget(records) for share in shares]
+    best = [statistics.tuned(arms, budget) for budget in budgets]
+    seeds = sorted({seed for paths in arms.values() for seed in paths}, key=int)
+    names = [TUNED, *arms]
+    shape = (len(names), len(budgets), len(seeds))
+    arrays: dict[str, Any] = {key: np.full(shape, np.nan) for key in ("loss", "reached", *KINDS)}
+    for b, budget in enumerate(budgets):
+        for i, name in enumerate(names):
+            paths = arms[best[b]] if name == TUNED else arms[name]
+            for s, seed in enumerate(seeds):
+                if seed not in paths:
+                    continue
+                loss = paths[seed].loss_at(budget)
+                arrays["loss"][i, b, s] = math.nan if loss is None else loss
+                if seed in arms[best[b]] and (found := statistics.saving(paths[seed], arms[best[b]][seed], budget)):
+                    for key in ("reached", *KINDS):
+                        arrays[key][i, b, s] = float(getattr(found, key))
+    arrays["ran"] = [[float(seed in arms.get(name, arms[best[-1]])) for seed in seeds] for name in names]
+    arrays["grown_at"] = [_grown_at(arms.get(name, {}), large["step_flops"]) for name in names]
+    arrays["budgets"] = np.array(budgets) / large["step_flops"]
+    config = {
+        "record": records[0].name,
+        "arms": names,
+        "seeds": seeds,
+        "tuned": best,
+        "step_flops": large["step_flops"],
+        "parameters": large["parameters"],
+        "tokens_a_parameter": [
+            b / large["step_flops"] * tokens_a_step(records[0]) / large["parameters"] for b in budgets
+        ],
+        "measured": [origin for record in records for origin in record.provenance],
+    }
+    return config, arrays
+
+
+def _grown_at(paths: Mapping[str, Path], unit: float) -> float:
+    """Return the mean FLOPs at the last growth, in steps of the large network; 0 without one."""
+    return float(np.mean([path.arm.before[0] for path in paths.values()])) / unit if paths else 0.0
+
+
+def curves(arms: Arms, names: Sequence[str], unit: float, points: int = POINTS) -> dict[str, Any]:
+    """Return the lowest loss so far of some arms at common FLOPs: ``curve_flops`` [arm, point], ``curves`` [arm, point, seed].
+
+    FLOPs are in steps of the large network. Each arm has its own, from its first evaluation to the end that all seeds reach.
+    """
+    seeds = sorted({seed for name in names for seed in arms[name]}, key=int)
+    flops = np.full((len(names), points), np.nan)
+    losses = np.full((len(names), points, len(seeds)), np.nan)
+    for i, name in enumerate(names):
+        begin = max(path.arm.points[0][0] for path in arms[name].values())
+        end = min(path.end for path in arms[name].values())
+        flops[i] = np.linspace(begin, end, points) / unit
+        for s, seed in enumerate(seeds):
+            if seed in arms[name]:
+                found = [arms[name][seed].loss_at(f) for f in np.linspace(begin, end, points)]
+                losses[i, :, s] = [math.nan if loss is None else loss for loss in found]
+    return {"curve_flops": flops, "curves": losses}
+
+
+class Comparison:
+    """Estimates from the arrays of ``compare``; an arm is given by its name, a budget by its number (-1: the whole)."""
+
+    def __init__(self, results: Results) -> None:
+        self.config, self.arrays = results.config, results.arrays
+        self.arms: list[str] = results.config["arms"]
+        self.budgets = results.arrays["budgets"]
+
+    def __contains__(self, arm: str) -> bool:
+        return arm in self.arms
+
+    @property
+    def others(self) -> list[str]:
+        """All arms but those from scratch."""
+        return [arm for arm in self.arms if not arm.startswith(SCRATCH)]
+
+    def _values(self, key: str, arm: str, budget: int) -> np.ndarray:
+        i = self.arms.index(arm)
+        return self.arrays[key][i, budget][self.arrays["ran"][i] > 0]
+
+    def loss(self, arm: str, budget: int = -1) -> Estimate | None:
+        """Return the loss at a budget; None if the arm has none there."""
+        return estimate(self._values("loss", arm, budget).tolist())
+
+    def saving(self, arm: str, kind: str = "paid", budget: int = -1) -> Estimate | None:
+        """Return a saving of one of ``KINDS``, over the seeds that the arm and the tuned scratch network share."""
+        values, reached = self._values(kind, arm, budget), self._values("reached", arm, budget)
+        both = self.arrays["ran"][0][self.arrays["ran"][self.arms.index(arm)] > 0] > 0
+        values, reached = values[both], reached[both]
+        if np.isnan(values).any():
+            return None
+        return estimate(values.tolist(), int(reached.sum()))
+
+    def difference(self, arm: str, other: str, budget: int = -1) -> Estimate | None:
+        """Return loss less that of another arm, paired over the seeds of both."""
+        i, j = self.arms.index(arm), self.arms.index(other)
+        both = (self.arrays["ran"][i] > 0) & (self.arrays["ran"][j] > 0)
+        return estimate((self.arrays["loss"][i, budget] - self.arrays["loss"][j, budget])[both].tolist())
+
+    def tuned(self, budget: int = -1) -> str:
+        """Return the name of the tuned arm from scratch at a budget."""
+        return str(self.config["tuned"][budget])

@@ -1,0 +1,227 @@
+"""Records: what the runs of a plan gave, small enough to be committed.
+
+A record is JSON::
+
+    format      1
+    name        of the experiment
+    plan        the text of its plan file
+    seeds       {seed: {node: facts}}
+    text        sum of tokens and tokenizer, or None if it is not known
+    provenance  versions, devices, commit, created; a list, one entry for each run that was merged
+
+Facts of a node are those of ``results.json`` (``fusion_core.runs.compare``) that take little room: the validation losses stay a
+curve, the pace is one entry, the median over the run, of the theory's terms the last record stays. Numbers have 5 significant
+digits. ``fusion_core.runs.compare_arms`` reads the nodes of a record as it reads those of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fusion_core import atomic
+from fusion_core.errors import InputError
+from fusion_core.runs.data import RunData
+from fusion_core.runs.plan import Plan
+from fusion_core.runs.plan_file import read_plan
+from fusion_core.runs.run import PLAN
+
+FORMAT = 1
+HERE = pathlib.Path(__file__).parent
+DIGITS = 5
+SMOKE = "smoke"  # the plan that the figures draw at the preset of that name
+# facts of a node that take much room, or that say where the run kept its files
+LEFT_OUT = ("loss", "tokens_per_second", "input_wait", "work")
+NOT_COMPARED = ("name", "seeds", "seed")  # of the plans of runs that are merged
+
+Nodes = dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the runs of a plan gave.
+
+    Attributes:
+      name: of the experiment.
+      plan: the text of its plan file.
+      seeds: seed -> node -> facts.
+      text: sum of tokens and tokenizer; None if it is not known.
+      provenance: of each run that was merged.
+    """
+
+    name: str
+    plan: str
+    seeds: dict[str, Nodes]
+    text: str | None
+    provenance: tuple[dict[str, Any], ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan's values."""
+        return tomllib.loads(self.plan)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write the file whole or not at all, a node a line."""
+        lines = lambda nodes: ",\n".join(f"   {json.dumps(name)}: {_line(node)}" for name, node in nodes.items())
+        seeds = ",\n".join(f"  {json.dumps(seed)}: {{\n{lines(nodes)}\n  }}" for seed, nodes in self.seeds.items())
+        head = {"format": FORMAT, "name": self.name, "plan": self.plan, "text": self.text}
+        fields = [f" {json.dumps(key)}: {_line(value)}" for key, value in head.items()]
+        origin = ",\n".join(f"  {_line(one)}" for one in self.provenance)
+        body = ",\n".join([*fields, f' "provenance": [\n{origin}\n ]', f' "seeds": {{\n{seeds}\n }}'])
+        atomic.write_text(path, f"{{\n{body}\n}}\n")
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+
+
+def path_of(name: str, kind: str) -> pathlib.Path:
+    """Return the path of an experiment's plan (``kind`` ``"toml"``) or record (``"json"``)."""
+    return HERE / f"{name}.{kind}"
+
+
+def names() -> list[str]:
+    """Return the names of the experiments that have a plan."""
+    return sorted(file.stem for file in HERE.glob("*.toml") if file.stem != SMOKE)
+
+
+def command_of(name: str) -> str:
+    """Return the command that makes an experiment's record."""
+    return f"python -m paper_figures.experiments {name} --out runs/{name} --seeds 0,1,2"
+
+
+def load_record(name: str) -> Record:
+    """Return the committed record of an experiment.
+
+    Raises:
+      InputError: it is missing, with the command that makes it, or it is no record.
+    """
+    path = path_of(name, "json")
+    if not path.exists():
+        raise InputError(f"there is no record of {name} ({path}); make it with: {command_of(name)}")
+    return read_record(path)
+
+
+def read_record(path: pathlib.Path) -> Record:
+    """Read what ``Record.save`` wrote.
+
+    Raises:
+      InputError: the file is missing or is no record.
+    """
+    values = _read(path)
+    if values.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has the record format {values.get('format')!r}, but this version reads {FORMAT}; make it again"
+        )
+    missing = [key for key in ("name", "plan", "seeds", "text", "provenance") if key not in values]
+    if missing or not values["seeds"]:
+        raise InputError(f"{path} is no record: it has no {', '.join(missing or ['seeds'])}; make it again")
+    return Record(values["name"], values["plan"], values["seeds"], values["text"], tuple(values["provenance"]))
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}; give the results.json of a finished run, or a record") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path} holds a {type(values).__name__}; give the results.json of a finished run, or a record"
+        )
+    return values
+
+
+def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path]) -> Record:
+    """Return the record of finished runs of one plan, with different seeds.
+
+    Args:
+      name: of the experiment.
+      plan_file: that the runs are of.
+      files: ``results.json`` of the runs, or records.
+
+    Raises:
+      InputError: a file cannot be read, is of another plan, or has a seed that one before it has.
+    """
+    plan, text = read_plan(plan_file), plan_file.read_text(encoding="utf-8-sig")
+    seeds: dict[str, Nodes] = {}
+    origins: list[dict[str, Any]] = []
+    texts: set[str] = set()
+    for file in files:
+        found, digest, origin = _contents(file, plan, text)
+        for seed, nodes in found.items():
+            if seed in seeds:
+                raise InputError(f"{file} has the seed {seed}, which a file before it has too; give one of them")
+            seeds[seed] = {node: facts_of(facts) for node, facts in nodes.items()}
+        origins += origin
+        texts |= {digest} if digest else set()
+    if len(texts) > 1:
+        raise InputError(f"the runs are of different texts ({', '.join(sorted(texts))}); merge runs of one text")
+    ordered = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
+    return Record(name, text, ordered, next(iter(texts), None), tuple(origins))
+
+
+def _contents(file: pathlib.Path, plan: Plan, text: str) -> tuple[dict[str, Any], str | None, list[dict[str, Any]]]:
+    """Return the nodes of each seed, the text's sum and the origin of a results file or a record, both of this plan."""
+    values = _read(file)
+    wrong = f"{file} is of another plan: "
+    if "format" in values:
+        record = read_record(file)
+        if tomllib.loads(record.plan) != tomllib.loads(text):
+            raise InputError(f"{wrong}its text differs; give runs of one plan")
+        return record.seeds, record.text, list(record.provenance)
+    if "nodes" not in values:
+        raise InputError(f"{file} has no nodes; give the results.json of a finished run, or a record")
+    found = values.get("seeds") or {str(plan.seed): values["nodes"]}
+    expected = {node.name for node in plan.nodes}
+    for nodes in found.values():
+        if differ := sorted(expected ^ set(nodes)):
+            raise InputError(f"{wrong}{', '.join(differ)} {'is' if len(differ) == 1 else 'are'} in one of the two only")
+    folder = file.parent
+    if (folder / PLAN).exists():
+        differ = _differences(json.loads((folder / PLAN).read_text(encoding="utf-8")), plan)
+        if differ:
+            raise InputError(f"{wrong}{', '.join(differ)} differ; give the plan file that it was begun with")
+    data = folder / "data"
+    digest = RunData(plan.data, plan.seed, data, lambda line: None).digest if data.exists() else None
+    return found, digest, [values["provenance"]]
+
+
+def _differences(ran: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Return the fields in which the plan of a run differs from one; where files are does not count."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
+    for values in (ran, wanted):
+        for key in ("text", "tokenizer"):
+            values.get("data", {}).pop(key, None)
+    return [key for key, value in wanted.items() if key not in NOT_COMPARED and ran.get(key) != value]
+
+
+def facts_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a node that a record keeps; facts of a record stay as they are."""
+    kept = {key: value for key, value in node.items() if key not in LEFT_OUT}
+    paces = [value for _, value in node.get("steps_per_second") or [] if value > 0]
+    paces = paces[1:] or paces  # the first includes the compilation
+    kept["steps_per_second"] = [[node["step"], statistics.median(paces)]] if paces else []
+    theory = node.get("theory")
+    kept["theory"] = theory[-1] if isinstance(theory, list) and theory else theory or None
+    return {key: rounded(value) for key, value in kept.items() if value is not None or key == "final"}
+
+
+def rounded(value: Any) -> Any:
+    """Return JSON values with floats of 5 significant digits; numbers that JSON lacks are None."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{DIGITS - 1}e}")
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    return value

@@ -1,0 +1,107 @@
+"""Plans at a toy's size: the same graph of nodes, with tiny networks, few steps and made-up text, to see that they run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import random
+import tempfile
+import tomllib
+from typing import Any
+
+from fusion_core import atomic
+from fusion_core.runs.plan_file import read_plan
+from fusion_core.runs.run import RESULTS
+from paper_figures.experiments.record import HERE, Record, record_of
+from paper_figures.experiments.runner import run_noted
+
+SHARED = HERE / "smoke.toml"  # the plan whose runs the figures draw at the preset "smoke"
+WIDTH, HEAD, HEADS = 8, 4, 2  # of the smallest network
+STEPS, DISPATCH = 60, 1  # of the budget, or of the longest node; and in one dispatch
+DEFAULTS = {"batch": 4, "length": 16, "cadence": {"log": 10, "evaluate": 10, "checkpoint": 1000}}
+DATA = {"text": ["text.txt"], "vocab": 300, "validation_share": 0.2, "validation_batches": 4}
+
+
+def tiny_copy(plan: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Write a copy of a plan at a toy's size, ``plan.toml``, and its text into a folder; return the copy.
+
+    Names, growths, rates and shares of the budget stay. The smallest network gets width 8 and one layer, larger ones in
+    proportion; the budget, or without one the longest node, gets 60 steps, numbers of steps in proportion.
+    """
+    values = tomllib.loads(plan.read_text(encoding="utf-8-sig"))
+    models = [node["model"] for node in _tables(values) if "model" in node]
+    least = {key: min((m.get(key, 1) for m in models), default=1) for key in ("d_model", "num_heads", "num_layers")}
+    budget = values.get("budget")
+    steps = [n["steps"] for n in values["node"].values() if isinstance(n.get("steps"), int)]
+    whole = budget["steps"] if isinstance(budget, dict) else max(steps, default=STEPS)
+    fewer = lambda n: max(1, round(n * STEPS / whole / DISPATCH)) * DISPATCH
+    for node in _tables(values):
+        for key in ("batch", "length", "cadence", "compute", "accumulate", "until_loss"):
+            node.pop(key, None)
+        if "model" in node:
+            node["model"] = _tiny_model(node["model"], least)
+        if isinstance(node.get("steps"), int):
+            node["steps"] = fewer(node["steps"])
+        if isinstance(node.get("width"), int):
+            node["width"] = WIDTH * node["width"] // least["d_model"]
+        if isinstance(schedule := node.get("schedule"), dict) and "warmup" in schedule:
+            schedule["warmup"] = round(schedule["warmup"] * STEPS / whole)
+    if isinstance(budget, dict):
+        budget["steps"] = STEPS
+    values |= {"steps_per_dispatch": DISPATCH, "data": DATA, "defaults": {**values.get("defaults", {}), **DEFAULTS}}
+    atomic.write_text(folder / DATA["text"][0], "\n\n\n".join(_documents(60)))  # type: ignore[index]
+    atomic.write_text(folder / "plan.toml", toml_of(values))
+    return folder / "plan.toml"
+
+
+def _tables(values: dict[str, Any]) -> list[dict[str, Any]]:
+    return [values.get("defaults", {}), *values["node"].values()]
+
+
+def _tiny_model(model: dict[str, Any], least: dict[str, int]) -> dict[str, Any]:
+    """Return a network in the same proportion to the smallest of the plan."""
+    wider = model.get("d_model", least["d_model"]) / least["d_model"]
+    deeper = model.get("num_layers", least["num_layers"]) / least["num_layers"]
+    heads = round(HEADS * model.get("num_heads", least["num_heads"]) / least["num_heads"])
+    width, layers = round(WIDTH * wider), round(deeper)
+    sizes = {"d_model": width, "d_kv": HEAD, "d_ff": 2 * width, "num_heads": heads}
+    kept = {k: v for k, v in model.items() if k not in (*sizes, "name", "num_layers", "num_decoder_layers")}
+    return {**kept, **sizes, "num_layers": layers, "num_decoder_layers": layers}
+
+
+def toml_of(values: dict[str, Any]) -> str:
+    """Return a plan's values as TOML."""
+
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{ " + ", ".join(f"{json.dumps(key)} = {inline(inner)}" for key, inner in value.items()) + " }"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(inline, value)) + "]"
+        return json.dumps(value, ensure_ascii=False)
+
+    tables = {key: value for key, value in values.items() if isinstance(value, dict) and key != "node"}
+    lines = [f"{key} = {inline(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    lines += [f"{key} = {inline(value)}" for key, value in tables.items()]
+    for name, node in values["node"].items():
+        lines += ["", f"[node.{json.dumps(name)}]", *(f"{key} = {inline(value)}" for key, value in node.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _documents(count: int) -> list[str]:
+    """Return texts of made-up words, 12 sentences each; always the same."""
+    rng = random.Random(0)
+    syllables = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(400)]
+    sentence = lambda: " ".join(rng.choices(words, k=rng.randint(8, 16))).capitalize() + "."
+    return ["\n".join(sentence() for _ in range(12)) for _ in range(count)]
+
+
+@functools.cache
+def shared_record() -> Record:
+    """Return the record of the plan that all figures draw at the preset "smoke", run once in this process (two seeds)."""
+    with tempfile.TemporaryDirectory(prefix="deepfusion-smoke-") as name:
+        folder = pathlib.Path(name)
+        plan = tiny_copy(SHARED, folder)
+        run_noted(read_plan(plan), folder / "run", note=lambda line: None)
+        return record_of("smoke", plan, [folder / "run" / RESULTS])
