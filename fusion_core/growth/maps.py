@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fusion_core.errors import InputError
-from fusion_core.growth.units import Run, Selection
+from fusion_core.growth.units import Run, Selection, first_copies
 from fusion_core.models.units import Config, Params, by_name
 
 
@@ -96,6 +96,19 @@ class Rule:
     def filled(self) -> int:
         """Number of entries of the parts' arrays: those that J can make different from zero, if each goes to one place."""
         return sum(math.prod(t.stop - t.start for t in p.take) for p in self.placements())
+
+    def new_entries(self) -> Array:
+        """Return which entries are new, bool of the rule's shape.
+
+        Old are the first source's own, the first copy of each unit, and what is common to all sources; every entry of a
+        layer that the small network does not have is new.
+        """
+        new = jnp.full(self.shape, self.new)
+        for number, axis in enumerate(self.axes):
+            if axis is not None:
+                first = first_copies(axis.taken) == np.arange(len(axis.taken)) if axis.part is None else axis.part == 0
+                new = new | ~along(first, number, new)
+        return new
 
     def rescaled(self, factors: Sequence[float]) -> Rule:
         """Return the rule with each part's scale multiplied by a factor."""
