@@ -1,16 +1,22 @@
 """Copies that part in T5s, and the push along their leading directions."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bea
-from fusion_core.errors import InputError
+import fusion_core as fc
 from bea.pytrees import norm
+from fusion_core.errors import InputError
 from fusion_core.growth import MLPConfig, fuse, fusion_map, growth_map
 from fusion_core.models.t5 import T5Config, init, token_loss
+from fusion_core.runs import read_plan, run_plan
+from fusion_core.runs.graph import resolve
 from fusion_core.schedule.separation import noise_norm, push_apart, separation_of
+from tests.strategies.plans import GROWN, HEAD, MODEL, SELF, SOURCES
 from toy_models import mlp, teacher
 
 CONFIG = T5Config(
@@ -29,7 +35,10 @@ def _loss(config):
 def _batches(count):
     draws = np.random.default_rng(0)
     return [
-        {"encoder_ids": jnp.asarray(draws.integers(2, 32, (4, 12))), "targets": jnp.asarray(draws.integers(2, 32, (4, 6)))}
+        {
+            "encoder_ids": jnp.asarray(draws.integers(2, 32, (4, 12))),
+            "targets": jnp.asarray(draws.integers(2, 32, (4, 6))),
+        }
         for _ in range(count)
     ]
 
@@ -105,3 +114,46 @@ def test_a_push_parts_the_copies_and_lowers_the_loss():
     assert chosen.after <= chosen.before
     with pytest.raises(InputError, match="push is 0"):
         push_apart(loss, mapping, embedded, embedded, halves, size=0.0)
+
+
+PUSHED = SELF + 'off_diagonal = "separating"\n' + GROWN[GROWN.index("[node.m]") :]
+
+
+def test_a_plan_pushes_copies_apart_and_pays_for_it(text, tmp_path):
+    shutil.copy(text, tmp_path / "text.txt")
+    budget = HEAD.replace("[data]", 'budget = { node = "m", steps = 200 }\n[data]')
+    source = f"[node.a]\nmodel = {MODEL}\nsteps = 20\n"
+    (tmp_path / "plan.toml").write_text(
+        budget + source + PUSHED.replace("steps = 10", 'steps = "rest"'), encoding="utf-8"
+    )
+    plan, notes = read_plan(tmp_path / "plan.toml"), []
+    resolved = {node.name: node for node in resolve(plan)}
+    results = run_plan(plan, tmp_path / "run", note=notes.append)
+    nodes = results["nodes"]
+    assert nodes["fused"]["flops"] == resolved["fused"].flops > 100 * resolved["m"].step_flops
+    spent = sum(nodes[name]["flops"] for name in ("a", "fused", "m"))
+    assert nodes["m"]["total_flops"] == pytest.approx(spent)
+    assert 0 <= 200 * resolved["m"].step_flops - spent < 5 * resolved["m"].step_flops
+    assert any("copies part by" in note and "FLOPs" in note for note in notes), notes
+    small, grown = (fc.load_pretrained(tmp_path / "run" / "nodes" / name / "model")[0] for name in ("a", "fused"))
+    mapping = fusion_map([plan.node("a").model] * 2)
+    apart = bea.antisymmetric_part(mapping.exchanges, grown)
+    assert float(norm(apart)) > 1e-3
+    np.testing.assert_allclose(
+        norm(jax.tree.map(jnp.subtract, grown, mapping.embed((small, small)))), norm(apart), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["a", "a"]', '["a", "b"]', "for copies of one source"),
+        ('"separating"', '"separating"\npush = 0.0', "push is 0.0"),
+        ('"separating"', '"antisymmetric"\npush = 0.1', "of 'separating' alone"),
+    ],
+)
+def test_pushes_that_make_no_sense_are_refused(tmp_path, old, new, message):
+    assert old in PUSHED
+    (tmp_path / "plan.toml").write_text(HEAD + SOURCES + PUSHED.replace(old, new), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_plan(tmp_path / "plan.toml")
