@@ -44,6 +44,11 @@ from .phase_order import order_scores as order_scores
 from .phases import Phase as Phase
 from .phases import compose as compose
 from .pytrees import Field as Field
+from .separation import Separation as Separation
+from .separation import antisymmetric_part as antisymmetric_part
+from .separation import separation_field as separation_field
+from .separation import separation_rate as separation_rate
+from .separation import symmetric_part as symmetric_part
 from .switching import OptimalGrowth as OptimalGrowth
 from .switching import Switching as Switching
 from .switching import optimal_growth_step as optimal_growth_step

@@ -14,7 +14,7 @@ import typer
 
 from deepfusion.options import Json, changes
 from deepfusion.tables import prefixed, print_table
-from deepfusion.terminal import working
+from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def fuse(
             noise=noise,
             seed=seed,
             largest_shard=largest,
+        )
+    if recipe.equal and not noise:
+        notes(
+            "Warning: the sources are equal and there is no noise between them: the copies stay equal in training and never "
+            "part. --noise 0.5 keeps the function and parts them."
         )
     if dry_run:
         print(json.dumps(_facts(recipe))) if as_json else _print_recipe(recipe)

@@ -1,4 +1,4 @@
-r"""Operators that widen by copies of units: replication (Net2Net, HyperCloning), AKI, Deep Fusion's self-fusion.
+r"""Operators that widen by copies of units: replication (Net2Net, HyperCloning, SPARKLING), AKI, Deep Fusion's self-fusion.
 
 Replication copies units, and divides what reads copies by their number:
 
@@ -172,6 +172,17 @@ def hypercloning(config: Config, options: Options) -> Growth:
     """Return replication by whole copies."""
     units = whole_copies(config, options.factor)
     return _whole(replication(config, units), options, units)
+
+
+def sparkling(config: Config, options: Options) -> Growth:
+    """Return replication by whole copies, which keeps the root mean square of every activation.
+
+    Copies of every unit do so if what reads them is divided by their number. The map is hypercloning's, and its copies
+    stay equal: what parts them is training, by the operator's ``optimizer_state`` and ``rates`` in plans, the state
+    anew and the rates warmed up for the new copies alone. The texts on SPARKLING that we could read name these parts
+    and give no formulas, so this is our reading of them. Source: Yu et al. (2026), arXiv 2602.02472, its abstract.
+    """
+    return hypercloning(config, options)
 
 
 def deep_fusion(config: Config, options: Options) -> Growth:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.growth.units import Run, Selection
+from fusion_core.errors import InputError
+from fusion_core.growth.units import Run, Selection, first_copies
 from fusion_core.models.units import Config, Params, by_name
 
 
@@ -95,6 +96,19 @@ class Rule:
     def filled(self) -> int:
         """Number of entries of the parts' arrays: those that J can make different from zero, if each goes to one place."""
         return sum(math.prod(t.stop - t.start for t in p.take) for p in self.placements())
+
+    def new_entries(self) -> Array:
+        """Return which entries are new, bool of the rule's shape.
+
+        Old are the first source's own, the first copy of each unit, and what is common to all sources; every entry of a
+        layer that the small network does not have is new.
+        """
+        new = jnp.full(self.shape, self.new)
+        for number, axis in enumerate(self.axes):
+            if axis is not None:
+                first = first_copies(axis.taken) == np.arange(len(axis.taken)) if axis.part is None else axis.part == 0
+                new = new | ~along(first, number, new)
+        return new
 
     def rescaled(self, factors: Sequence[float]) -> Rule:
         """Return the rule with each part's scale multiplied by a factor."""
@@ -215,6 +229,39 @@ class GrowthMap:
         dtype = jnp.result_type(*jax.tree.leaves(grown))
         small = jax.tree.map(lambda struct: jax.ShapeDtypeStruct(struct.shape, dtype), self.shapes)
         return jax.linear_transpose(self.embed, small)(grown)[0]
+
+    @property
+    def copies(self) -> int:
+        """Number of copies that the map makes of a unit, or of networks that it puts side by side; 1 if there are none."""
+        axes = (a for rule in jax.tree.leaves(self.rules) for a in rule.axes if a is not None)
+        return max((int(np.bincount(axis.taken).max()) for axis in axes), default=1)
+
+    def exchanges(self, grown: Params) -> list[Params]:
+        """Return the images of Θ under the cyclic exchanges of the copies, Θ itself first; ``bea.separation_rate`` takes it.
+
+        All units of a copy move at once, in every array that makes or reads them: a permutation of the parameters that
+        changes no output, for equal copies or not. For two copies there are no other exchanges; for k they are enough
+        (``bea.separation``).
+
+        Args:
+          grown: Θ, or any tree like it, such as a gradient.
+
+        Raises:
+          InputError: there are no copies, or units have different numbers of them.
+        """
+        if self.copies < 2:
+            raise InputError("the map copies no units, so that there are no copies to exchange; take one that widens")
+
+        def moved(rule: Rule, array: Array) -> Array:
+            for number, axis in enumerate(rule.axes):
+                if axis is not None:
+                    array = jnp.take(array, axis.next_copy(), axis=number)
+            return array
+
+        images = [grown]
+        while len(images) < self.copies:
+            images.append(jax.tree.map(moved, self.rules, images[-1]))
+        return images
 
     def pinv(self, grown: Params) -> Params:
         """Return J⁺ Θ, the least-squares solution of least norm; ``J⁺ J = 1`` if J is injective."""

@@ -13,6 +13,12 @@ block-diagonal matrix, block (i, j), from j into i, has the gradient ``a_i δ_i 
 The moments of what is not copied are estimates, too: those of a new layer are zero and the second moments of the layer
 that it copies (their mean, if the shapes differ), those of a part that is drawn zero and the source's.
 
+``anew`` lets the new entries (``Rule.new_entries``) forget: their first moments are zero, and their second moments are all
+the mean of what they would have been, over the new entries of the array. Zero second moments would not do: the step count,
+on which bias correction and decay depend, is the network's, so that the first update of Adam would be
+``(1 − b₁) / √(1 − b₂) = 3.2`` times its largest, and Adafactor's, many times its usual size, would shrink those of the old
+entries by its clipping of an array's RMS. Factored means are forgotten where a whole row or column is new.
+
 Source: docs/t5_fusion.md, Optimizer state; factored moments: Shazeer and Stern (2018).
 """
 
@@ -81,6 +87,20 @@ def first_moment(rule: Rule, moments: Sequence[Array | None], *, copies: bool) -
     if copies and len(rule.own) == 2 and moments[0] is not None and all(m is not None for m in moments):
         return _of_copies(rule, factors, moments[0])
     return rule.placed(moments, factors, divide=False)
+
+
+def anew(rule: Rule, moment: Array, *, second: bool, over: int | None = None) -> Array:
+    """Return a moment whose new entries have forgotten their sources: 0, or of a second moment their mean.
+
+    Args:
+      rule: of the array.
+      moment: of the array, or its mean over the axis ``over``, whose entries are new if all that they are means of are.
+      second: whether it is a second moment.
+      over: number of that axis; if None, the moment has the array's shape.
+    """
+    new = rule.new_entries() if over is None else jnp.all(rule.new_entries(), axis=over)
+    mean = jnp.sum(jnp.where(new, moment, 0)) / jnp.maximum(jnp.sum(new), 1)
+    return jnp.where(new, mean if second else 0, moment).astype(moment.dtype)
 
 
 def _between(packed: tuple[int, int], write: int, read: int, moments: Sequence[Array]) -> Array:
@@ -158,6 +178,16 @@ class Factored:
         if axes is not None and set(axes) == {axis, kept}:
             return self.v_row if axes[0] == kept else self.v_col
         return jnp.mean(self.whole(), axis=axis)
+
+
+def factored_anew(rule: Rule, moment: Factored) -> Factored:
+    """Return ``anew`` of an array's factored second moments."""
+    axes = factored_axes(rule.shape)
+    if axes is None:
+        return dataclasses.replace(moment, v=anew(rule, moment.v, second=True))
+    row, col = axes
+    v_row, v_col = (anew(rule, m, second=True, over=over) for m, over in ((moment.v_row, col), (moment.v_col, row)))
+    return dataclasses.replace(moment, v_row=v_row, v_col=v_col)
 
 
 def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -12,10 +12,14 @@ import numpy as np
 from fusion_core.errors import InputError
 from fusion_core.growth.copying import deep_fusion, grown_sizes, self_fusion, widened
 from fusion_core.growth.depth import grown_depths
-from fusion_core.growth.fuse import fusion_map
+from fusion_core.growth.fuse import check_ratios, fusion_map
+from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.options import Growth, Options
-from fusion_core.models.registry import architecture, init
-from fusion_core.models.units import Config, Params
+from fusion_core.growth.units import Selection, copied, first_copies
+from fusion_core.models.registry import architecture, init, layouts, parameter_shapes, spaces
+from fusion_core.models.units import Axis, Config, Params, is_norm
+
+SHRINK = 0.4  # λ of ``shrink_perturb``; the abstracts of its sources give no number
 
 
 def _other_seed(seed: int, number: int) -> int:
@@ -53,6 +57,61 @@ def random_off_diagonal(config: Config, options: Options) -> Growth:
         return jax.tree.map(lambda x, f, r: jnp.where(f == 0, r, x), grown, filled, drawn)
 
     return dataclasses.replace(fused, finish=finish)
+
+
+def padding(config: Config, grown: Config, scale: float) -> GrowthMap:
+    """Return the map that puts the small network into the leading block of every array, and zeros elsewhere.
+
+    Args:
+      config: configuration of the small network.
+      grown: configuration of the grown one, with at least as many units of every space.
+      scale: factor on all arrays but the scales and biases of norms, which keep theirs.
+
+    Raises:
+      InputError: sizes whose quotients must agree do not.
+    """
+    check_ratios(config, grown, "the small network has no place in the grown one")
+    # the new units are drawn; each has a unit of the small network, so that arrays of both have an entry for it
+    units = {name: np.arange(space.size) % spaces(config)[name].size for name, space in spaces(grown).items()}
+
+    def leading(axis: Axis | int) -> Selection | None:
+        selection = copied(axis, units) if isinstance(axis, Axis) else None
+        if selection is None:
+            return None
+        new = first_copies(selection.taken) != np.arange(len(selection.taken))
+        return selection._replace(part=new.astype(int), copies=None)
+
+    rules = []
+    for name, layout in layouts(grown).items():
+        axes = tuple(leading(axis) for axis in layouts(config)[name].axes)
+        drawn = [Block(None, name)] if any(axes) else []
+        rules.append(Rule((Block(0, name, 1.0 if is_norm(name) else scale), *drawn), axes, layout.shape))
+    tree = jax.tree.unflatten(jax.tree.structure(architecture(config).arrays(config)), rules)
+    return GrowthMap(tree, parameter_shapes(config), grown)
+
+
+def shrink_perturb(config: Config, options: Options) -> Growth:
+    r"""Return the large network from scratch, R, plus the shrunk small one, padded by zeros.
+
+    .. math:: \Theta = \lambda \begin{pmatrix} \theta & 0 \\ 0 & 0 \end{pmatrix} + R, \qquad \lambda = 0.4
+
+    A norm has one scale for each unit, which is 1 from scratch, so that the sum would be ``1 + λ``: units of the small
+    network keep their scales and biases, new ones get R's. Sources: Mallik et al. (2024), arXiv 2411.07340, and
+    Mallik et al. (2026), arXiv 2605.13405; for the norms, ours.
+    """
+    mapping = padding(config, widened(config, grown_sizes(config, options, copied=False)), SHRINK)
+
+    def finish(shrunk: Params) -> Params:
+        dtype = _dtype(shrunk)
+        kept = mapping.embed(jax.tree.map(lambda struct: jnp.ones(struct.shape, dtype), mapping.shapes))
+        drawn = init(mapping.config, _other_seed(options.seed, 0), dtype=dtype)
+
+        def leaf(rule: Rule, x: Any, k: Any, r: Any) -> Any:
+            return jnp.where(k == 0, r, x) if is_norm(rule.blocks[0].name) else x + r
+
+        return jax.tree.map(leaf, mapping.rules, shrunk, kept, drawn)
+
+    return Growth(mapping.config, mapping, finish)
 
 
 def random_init(config: Config, options: Options) -> Growth:

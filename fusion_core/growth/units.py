@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fusion_core.errors import InputError
 from fusion_core.models.units import Axis
 
 # for each space, the small network's unit that each unit of the grown network is a copy of
@@ -55,6 +56,23 @@ class Selection(NamedTuple):
             for a, b in zip(starts, ends, strict=True)
             if b > a
         ]
+
+    def next_copy(self) -> np.ndarray:
+        """Return for each entry the position of the next copy of it, after the last that of the first.
+
+        Raises:
+          InputError: not all entries have equally many copies.
+        """
+        _, counts = np.unique(self.taken, return_counts=True)
+        if np.ptp(counts):
+            raise InputError(
+                f"units have {counts.min()} to {counts.max()} copies; copies of a network can be exchanged if each of its "
+                "units has equally many"
+            )
+        copies = np.argsort(self.taken, kind="stable").reshape(-1, counts[0])
+        following = np.empty_like(self.taken)
+        following[copies] = np.roll(copies, -1, axis=1)
+        return following
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,15 +15,16 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
-from fusion_core.growth import fuse, fusion_map, grow, growth_rate_factors, rate_factors
+from fusion_core.growth import GrowthMap, fuse, fusion_map, grow, growth_rate_factors, rate_factors
 from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
-from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
+from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, Recipe, TrainNode
+from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import target_length
-from fusion_core.train import Record, Trainer, TrainState, grow_states, init_state, t5_loss
+from fusion_core.train import Ramp, Record, Trainer, TrainState, grow_states, init_state, rates_at, t5_loss
 from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, Training
@@ -106,7 +107,8 @@ class RunContext:
         Raises:
           InputError: it is missing, damaged or of another plan.
         """
-        found = self.store(resolved, work).restore(state_shapes(resolved.config, resolved.optimizer), step)
+        like = state_shapes(resolved.config, resolved.optimizer, resolved.ramp)
+        found = self.store(resolved, work).restore(like, step)
         assert found is not None  # a missing one is an error
         return found[0]
 
@@ -140,6 +142,8 @@ class RunContext:
         settings = dataclasses.asdict(resolved.node)
         for name in ("cadence", "arm"):
             settings.pop(name, None)
+        if not isinstance(resolved.node, TrainNode):
+            settings |= resolved.node.recipe._asdict()
         settings |= {
             "run_seed": self.seed,
             "steps": resolved.steps,
@@ -163,11 +167,20 @@ def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any
     return trainers[kind]
 
 
-def state_shapes(config: T5Config, optimizer: OptimizerSettings | None) -> TrainState:
-    """Return the shapes of a node's training state; without an optimizer it has no optimizer state."""
+def state_shapes(config: T5Config, optimizer: OptimizerSettings | None, ramp: str = "") -> TrainState:
+    """Return the shapes of a node's training state; without an optimizer it has no optimizer state.
+
+    Args:
+      config: of its network.
+      optimizer: whose state it has.
+      ramp: what has a factor in the ramp of its rates, as ``Resolved.ramp``.
+    """
     shapes = parameter_shapes(config)
     built = (optimizer or OptimizerSettings()).build()
     state = jax.eval_shape(lambda p: init_state(p, built, 1.0), shapes)
+    if ramp:
+        first = state.rates if ramp == "array" else jax.tree.map(lambda s: s.update(dtype=jnp.float32), shapes)
+        state = state._replace(ramp=Ramp(first, state.step, state.step))
     return state if optimizer is not None else state._replace(opt_state=())
 
 
@@ -178,7 +191,12 @@ def first_state(context: RunContext, resolved: Resolved, source: tuple[Resolved,
     optimizer = node.optimizer.build()
     if source is None:
         params = init(resolved.config, context.seed_of(node), match_cross_attention=node.match_cross_attention)
-        return init_state(params, optimizer, node.optimizer.first_rate)
+        state = init_state(params, optimizer, node.optimizer.first_rate)
+        if node.base_width is None:
+            return state
+        copies = resolved.config.d_model // node.base_width
+        factors = rate_factors(params, resolved.config, copies, node.optimizer.rule)
+        return state._replace(rates=jax.tree.map(jnp.multiply, state.rates, factors))
     before, state = source
     if before.optimizer is None:
         state = state._replace(opt_state=optimizer.init(state.params))
@@ -257,12 +275,14 @@ class Event:
     Attributes:
       mapping: the linear map J.
       factors: on the learning rates, one number an array.
+      first: the ramp's factors, an array each or one number an array; None if there is no ramp.
       params: returns the grown parameters, given those of the sources in order.
       copies: whether all sources are one network.
     """
 
     mapping: Any
     factors: Any
+    first: Any
     params: Callable[[tuple[Any, ...]], Any]
     copies: bool
 
@@ -271,35 +291,57 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
     """Return the growth of a node, from the configurations of its sources."""
     seed, config = context.seed_of(node), sources[node.inputs[0]].config
     optimizer = sources[node.inputs[0]].optimizer
+    recipe = node.recipe
     if isinstance(node, GrowNode):
         options = node.options(seed)
         growth, sizes = growth_of(config, node.operator, options), dataclasses.asdict(options)
         noise = sizes.pop("noise")
         factors = jax.tree.map(lambda _: 1.0, parameter_shapes(growth.config))
-        if node.velocity and optimizer is not None:
+        if recipe.velocity and optimizer is not None:
             anything = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), parameter_shapes(config))
             exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
             # one number an array: exact if all units have equally many copies
             factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
         make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
-        return Event(growth.mapping, factors, make, False)
+        return Event(growth.mapping, *_rates(recipe, factors, growth.mapping), make, False)
     configs = [sources[name].config for name in node.sources]
     factors = jax.tree.map(lambda _: 1.0, parameter_shapes(config))
-    if node.rates == "velocity" and optimizer is not None:
+    if recipe.velocity and optimizer is not None:
         factors = rate_factors(factors, config, len(configs), optimizer.rule)
     choices: dict[str, Any] = {
         "norm": node.norm,
-        "off_diagonal": node.off_diagonal,
-        "noise": float(node.noise),
+        "off_diagonal": recipe.off_diagonal,
+        "noise": recipe.noise,
         "seed": seed,
     }
     weights = node.weights or None
+    mapping = fusion_map(configs, weights)
     return Event(
-        fusion_map(configs, weights),
-        factors,
+        mapping,
+        *_rates(recipe, factors, mapping),
         lambda params: fuse(list(zip(params, configs, strict=True)), weights, **choices)[0],
         len(set(node.sources)) == 1,
     )
+
+
+def _rates(recipe: Recipe, factors: Any, mapping: GrowthMap | None) -> tuple[Any, Any]:
+    """Return the factors on the rates, and those of the ramp; None if there is no ramp.
+
+    Args:
+      recipe: of the growth.
+      factors: those that keep the velocity if the recipe has them at all, else ones.
+      mapping: J; None if all entries are new.
+    """
+    if not recipe.ramp:
+        return factors, None
+    ones, zeros = (jax.tree.map(lambda _, value=value: value, factors) for value in (1.0, 0.0))
+    if recipe.rates == "relax":
+        return ones, factors
+    if recipe.rates == "rewarm":
+        return ones, zeros
+    if mapping is None:
+        raise InputError("nothing of the network is kept, so that all entries are new; take rates = 'rewarm'")
+    return ones, jax.tree.map(lambda rule: jnp.where(rule.new_entries(), 0.0, 1.0), mapping.rules)
 
 
 def grown_state(
@@ -311,12 +353,18 @@ def grown_state(
     event = event_of(context, node, sources)
     parts = tuple(states[name] for name in node.inputs)
     params = event.params(tuple(part.params for part in parts))
+    step = parts[0].step
+    ramp: Ramp | tuple[()] = ()
+    if event.first is not None:
+        first = jax.tree.map(lambda f: jnp.asarray(f, jnp.float32), event.first)
+        ramp = Ramp(first, step, jnp.asarray(node.recipe.rewarm, jnp.int32))
     if resolved.optimizer is not None and event.mapping is not None:
-        carried = jax.jit(lambda s: grow_states(event.mapping, s, event.factors, copies=event.copies))(parts)
-        return carried._replace(params=params)
+        choices = {"copies": event.copies, "fresh_new": node.recipe.optimizer_state == "fresh_new"}
+        carried = jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices))(parts)
+        return carried._replace(params=params, ramp=ramp)
     # the node that goes on sets a fresh optimizer's rate, so that only the ratios of the rates matter here
     rates = jax.tree.map(lambda factor: jnp.asarray(factor, jnp.float32), event.factors)
     found: object = jax.tree.structure(rates)
     if found == jax.tree.structure(parts[0].rates):
-        rates = jax.tree.map(jnp.multiply, rates, _scaled(parts[0].rates, 1.0))
-    return TrainState(params, (), parts[0].step, rates)
+        rates = jax.tree.map(jnp.multiply, rates, _scaled(rates_at(parts[0], means=True), 1.0))
+    return TrainState(params, (), step, rates, ramp)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fusion_core.errors import InputError
-from fusion_core.runs.plan import DataSettings
+from fusion_core.runs.settings import DataSettings
 from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, Tokenizer
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches

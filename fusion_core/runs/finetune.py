@@ -22,8 +22,8 @@ from fusion_core.models.t5.decoding import Decoding
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
-from fusion_core.runs.plan import FORBID, Count, Whole
 from fusion_core.runs.plan_file import explained
+from fusion_core.runs.settings import FORBID, Count, Whole
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task

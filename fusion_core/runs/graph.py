@@ -11,7 +11,8 @@ from fusion_core.growth import fused_config, fusion_map
 from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
-from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, OptimizerSettings, Plan, TrainNode
+from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, TrainNode
+from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
 
@@ -24,6 +25,8 @@ class Resolved:
       node: as the plan has it.
       config: of its network.
       optimizer: whose state the node leaves behind; None after a growth with a fresh one.
+      ramp: what has a factor of its own in the ramp of its state's learning rates, ``"array"`` or ``"entry"``; empty if there
+        is no ramp. It is that of the last growth.
       step_flops: FLOPs of a training step; 0 for a growth.
       start: the node's first step, counted through its ancestors; None if it is decided while the plan runs.
       steps: of training; 0 for a growth; None if they are decided while the plan runs.
@@ -34,6 +37,7 @@ class Resolved:
     node: Node
     config: T5Config
     optimizer: OptimizerSettings | None
+    ramp: str = ""
     step_flops: float = 0.0
     start: int | None = None
     steps: int | None = 0
@@ -230,7 +234,8 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
         return _fused(node, inputs)
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
-        return Resolved(node, config, None if node.optimizer_state == "fresh" else inputs[0].optimizer)
+        recipe = node.recipe
+        return Resolved(node, config, None if recipe.optimizer_state == "fresh" else inputs[0].optimizer, recipe.ramp)
     source = inputs[0] if inputs else None
     config = node.model if source is None else source.config
     assert config is not None  # the node has either
@@ -246,9 +251,8 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
             f"its optimizer, {_optimizer(node.optimizer)}, cannot go on with the state of {source.name}, "
             f"{_optimizer(source.optimizer)}; take the same, or a growth with optimizer_state = 'fresh'"
         )
-    return Resolved(
-        node, config, node.optimizer, step_flops(config, node.batch, node.length, target_length(node.length))
-    )
+    flops = step_flops(config, node.batch, node.length, target_length(node.length))
+    return Resolved(node, config, node.optimizer, "" if source is None else source.ramp, flops)
 
 
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
@@ -256,11 +260,11 @@ def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
     config = fused_config(configs, node.norm)
     fusion_map(configs, node.weights or None)  # checks the weights
     if node.optimizer_state == "fresh":
-        return Resolved(node, config, None)
+        return Resolved(node, config, None, node.recipe.ramp)
     kinds = [source.optimizer for source in sources]
     if any(kind is None or not _same_state(kind, kinds[0]) for kind in kinds):
         raise InputError("its sources have different optimizers; take one for all, or optimizer_state = 'fresh'")
-    return Resolved(node, config, kinds[0])
+    return Resolved(node, config, kinds[0], node.recipe.ramp)
 
 
 def _same_state(one: OptimizerSettings, other: OptimizerSettings | None) -> bool:

@@ -16,7 +16,7 @@ from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
 from fusion_core.schedule import GrowthMeter, NetworkMeter, TrainedNetwork, greedy_decision
 from fusion_core.text.span_corruption import target_length
-from fusion_core.train import Metrics
+from fusion_core.train import Metrics, rates_at
 from fusion_core.train.devices import first_process
 
 THEORY, GREEDY = "theory.jsonl", "greedy.json"
@@ -62,7 +62,7 @@ def measure_growth(context: RunContext, growth: Resolved, sources: Mapping[str, 
         if first_process():
             records.write({"step": step, **record})
     if first_process():
-        rate = max(float(r) for r in jax.tree.leaves(states[0].rates))
+        rate = max(float(r) for r in jax.tree.leaves(rates_at(states[0], means=True)))
         decision = greedy_decision(records.records, rate, event.factors)
         atomic.write_text(
             context.folder_of(growth.name) / GREEDY, json.dumps(dataclasses.asdict(decision), indent=2) + "\n"

@@ -3,144 +3,34 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import optax
-from pydantic import ConfigDict, Field, InstanceOf, field_validator
+from pydantic import Field, InstanceOf, field_validator
 from pydantic.dataclasses import dataclass
 
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS
+from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.growth.options import Options
 from fusion_core.models.t5 import Compute, T5Config
-from fusion_core.text.corpus import DEFAULT_PACKAGES
-from fusion_core.train.learning_rate import Schedule, constant_schedule, cosine_schedule, t5_schedule
-from fusion_core.train.optimizer import adafactor, adamw, clipped
+from fusion_core.runs.settings import (
+    FORBID,
+    Count,
+    DataSettings,
+    Flag,
+    Number,
+    OptimizerSettings,
+    ScheduleSettings,
+    Share,
+    Whole,
+    Word,
+)
 from fusion_core.train.training import Cadence
 
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-Word = Annotated[str, Field(strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-
-FORBID = ConfigDict(extra="forbid")
+Rates = Literal["velocity", "keep", "rewarm", "rewarm_new", "relax"]
+RAMPS: dict[str, str] = {"rewarm": "array", "rewarm_new": "entry", "relax": "array"}  # what has a factor of its own
+REWARM = 200  # steps in which rates go to their final values, if a node does not say how many
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-
-
-@dataclass(frozen=True, config=FORBID)
-class DataSettings:
-    """The text of a plan, shared by all nodes, and its tokenizer.
-
-    Attributes:
-      text: files or folders; if empty, the documentation of the standard library and of ``packages``.
-      packages: see ``text``.
-      documentation: read that documentation beside ``text`` too.
-      tokenizer: folder with a ``tokenizer.json``; if empty, a tokenizer of ``vocab`` pieces is trained on the text.
-      vocab: number of its pieces, without the sentinels.
-      validation_share: share of the documents that are kept for validation.
-      validation_batches: batches of every evaluation.
-      stream: read the text as it is needed and never hold it whole; a trained tokenizer sees the beginning only.
-      packed: with ``stream``, rows hold many documents that do not attend to each other.
-    """
-
-    text: tuple[Word, ...] = ()
-    packages: tuple[Word, ...] = DEFAULT_PACKAGES
-    documentation: Flag = False
-    tokenizer: Word = ""
-    vocab: Count = 4096
-    validation_share: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
-    validation_batches: Count = 16
-    stream: Flag = False
-    packed: Flag = False
-
-    def __post_init__(self) -> None:
-        if self.stream and not self.text:
-            raise InputError("data.stream is for text of yours; give data.text, or leave it out")
-        if self.stream and self.documentation:
-            raise InputError("data.documentation is for text that is held in memory; leave it or data.stream out")
-        if self.packed and not self.stream:
-            raise InputError("data.packed needs data.stream = true")
-
-
-@dataclass(frozen=True, config=FORBID)
-class OptimizerSettings:
-    """An optimizer and its learning rate.
-
-    Attributes:
-      name: of the optimizer.
-      rate: the peak learning rate; if None, that of the state the node goes on from, or 0.01 (Adafactor's relative unit) or
-        0.001 (AdamW).
-      clip: global norm that gradients are cut to; 0: none.
-      weight_decay, b1, b2: of AdamW.
-    """
-
-    name: Literal["adafactor", "adamw"] = "adafactor"
-    rate: Number | None = None
-    clip: Number = 0.0
-    weight_decay: Number = 0.0
-    b1: Share = 0.9
-    b2: Share = 0.999
-
-    def __post_init__(self) -> None:
-        if self.name == "adafactor" and self.weight_decay:
-            raise InputError("optimizer.weight_decay is for adamw; leave it out, or take adamw")
-
-    @property
-    def first_rate(self) -> float:
-        """Learning rate of a network from a random start."""
-        default = 0.01 if self.name == "adafactor" else 0.001
-        return default if self.rate is None else float(self.rate)
-
-    @property
-    def rule(self) -> str:
-        """Name of the optimizer in ``fusion_core.rate_factors``."""
-        return {"adafactor": "adafactor", "adamw": "adam"}[self.name]
-
-    def build(self) -> optax.GradientTransformation:
-        """Return the optimizer at learning rate 1, after clipping."""
-        decay = {"b1": self.b1, "b2": self.b2, "weight_decay": self.weight_decay}
-        return clipped(adafactor() if self.name == "adafactor" else adamw(**decay), self.clip or None)
-
-
-@dataclass(frozen=True, config=FORBID)
-class ScheduleSettings:
-    """A factor of peak 1 on the learning rate.
-
-    Attributes:
-      kind: ``"rsqrt"`` is T5's.
-      warmup: steps before which it is constant (rsqrt) or rises (the others).
-      end: share of the peak at which the cosine ends.
-      restart: count from this node's first step, so that after a growth the rate jumps, and warms up anew; if false, the
-        schedule goes on as if there had been no growth.
-      factor: on the schedule, at a restart.
-    """
-
-    kind: Literal["rsqrt", "cosine", "constant"] = "rsqrt"
-    warmup: Whole = 10_000
-    end: Share = 0.0
-    restart: Flag = False
-    factor: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
-
-    def __post_init__(self) -> None:
-        if self.factor != 1.0 and not self.restart:
-            raise InputError("schedule.factor is for a restart; set restart = true, or leave it out")
-
-    def function(self, start: int, steps: int) -> Schedule:
-        """Return the schedule, of the run's step, of a node that trains ``steps`` from step ``start`` on.
-
-        Raises:
-          InputError: the warm-up does not fit into the steps.
-        """
-        end = steps if self.restart else start + steps
-        if self.kind == "rsqrt":
-            schedule = t5_schedule(self.warmup)
-        elif self.kind == "cosine":
-            schedule = cosine_schedule(end, self.warmup, self.end)
-        else:
-            schedule = constant_schedule(self.warmup)
-        return (lambda n: self.factor * schedule(n - start)) if self.restart else schedule
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -165,6 +55,8 @@ class TrainNode:
       match_cross_attention: see ``fusion_core.models.t5.init``.
       compute: precision, memory and speed, see ``fusion_core.models.t5.Compute``.
       optimizer, schedule, cadence: see there.
+      base_width: learning rates of a random start are times ``fusion_core.rate_factors`` for ``d_model / base_width`` copies:
+        those of a network of this width carried over (width-aware rates); if None, all arrays have one rate.
     """
 
     name: Word
@@ -184,6 +76,7 @@ class TrainNode:
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     cadence: Cadence = Field(default_factory=Cadence)
+    base_width: Count | None = None
 
     @field_validator("steps", mode="before")
     @classmethod
@@ -201,6 +94,16 @@ class TrainNode:
             raise InputError("give either a model, for a random start, or from = NODE, to go on with its network")
         if self.budget is not None and self.steps != "auto":
             raise InputError("a budget is for steps = 'auto'; leave one of the two out")
+        if self.base_width is not None:
+            if self.model is None:
+                raise InputError(
+                    "base_width is for a random start; leave it out, this node goes on with its source's rates"
+                )
+            if self.model.d_model % self.base_width or self.model.d_model < 2 * self.base_width:
+                raise InputError(
+                    f"base_width is {self.base_width}, but d_model is {self.model.d_model}; take a width of which it is a "
+                    "multiple, at least twice it"
+                )
 
     @property
     def auto(self) -> bool:
@@ -217,6 +120,40 @@ class TrainNode:
         return (self.source_node,) if self.source_node else ()
 
 
+class Recipe(NamedTuple):
+    """What a growth does with copies, learning rates and optimizer state: what the node says, or the defaults.
+
+    Attributes:
+      off_diagonal: blocks between the sources; empty if the node has an operator.
+      noise: see ``fusion_core.fuse`` and ``fusion_core.grow``.
+      rates: see ``FuseNode``.
+      rewarm: steps of the ramp; 0 if the rates have none.
+      optimizer_state: ``"fuse"`` or ``"grow"``, ``"fresh"``, ``"fresh_new"``.
+    """
+
+    off_diagonal: str
+    noise: float
+    rates: str
+    rewarm: int
+    optimizer_state: str
+
+    @property
+    def ramp(self) -> str:
+        """What has a factor of its own in the ramp: ``"array"`` or ``"entry"``; empty if there is no ramp."""
+        return RAMPS.get(self.rates, "")
+
+    @property
+    def velocity(self) -> bool:
+        """Whether the rates have the factors that keep the velocity, for good or at first."""
+        return self.rates in ("velocity", "relax")
+
+
+def _ramp_steps(rates: str, rewarm: int | None) -> int:
+    if rewarm is not None and rates not in RAMPS:
+        raise InputError(f"rewarm is {rewarm} with rates = {rates!r}, which change at once; take {', '.join(RAMPS)}")
+    return 0 if rates not in RAMPS else REWARM if rewarm is None else rewarm
+
+
 @dataclass(frozen=True, config=FORBID)
 class FuseNode:
     """Networks that are fused into one.
@@ -225,28 +162,50 @@ class FuseNode:
       name: of the node.
       sources: nodes, at least two; a node that is named twice is fused with itself.
       weights: of the sources in the mean; if empty, equal ones.
-      norm, off_diagonal, noise, seed: as in ``fusion_core.fuse``.
-      rates: ``"velocity"``: learning rates times ``fusion_core.rate_factors``; ``"keep"``: unchanged.
-      optimizer_state: ``"fuse"``: moments by the map of the gradients; ``"fresh"``: none.
+      norm, seed: as in ``fusion_core.fuse``.
+      off_diagonal, noise: as in ``fusion_core.fuse``; if None, ``"antisymmetric"`` with ``SELF_FUSION_NOISE`` for copies of one
+        source, else ``"zero"``. Copies with zeros between them stay equal and never part.
+      rates: ``"velocity"``: learning rates times ``fusion_core.rate_factors``; ``"keep"``: unchanged; ``"rewarm"``: unchanged
+        after they have risen from 0; ``"rewarm_new"``: the same, but of new entries alone, those outside the first
+        source's own blocks; ``"relax"``: at first as ``"velocity"``, then going to ``"keep"``.
+      rewarm: steps in which the last three go there, linearly; if None, 200.
+      optimizer_state: ``"fuse"``: moments by the map of the gradients; ``"fresh"``: none; ``"fresh_new"``: as ``"fuse"``, but
+        those of new entries begin anew (``fusion_core.train.grow_optimizer_state``).
     """
 
     name: Word
     sources: tuple[Word, ...]
     weights: tuple[Number, ...] = ()
     norm: Literal["plain", "grouped"] = "plain"
-    off_diagonal: Literal["zero", "random", "antisymmetric"] = "zero"
-    noise: Number = 0.0
+    off_diagonal: Literal["zero", "random", "antisymmetric"] | None = None
+    noise: Number | None = None
     seed: Whole = 0
-    rates: Literal["velocity", "keep"] = "velocity"
-    optimizer_state: Literal["fuse", "fresh"] = "fuse"
+    rates: Rates = "velocity"
+    rewarm: Count | None = None
+    optimizer_state: Literal["fuse", "fresh", "fresh_new"] = "fuse"
 
     def __post_init__(self) -> None:
         if len(self.sources) < 2:
             raise InputError("a fusion has at least two sources; name one twice to fuse it with itself")
-        if (self.off_diagonal == "zero") != (self.noise == 0):
-            raise InputError(f"noise is {self.noise} with off_diagonal = {self.off_diagonal!r}; give both or none")
+        blocks, noise = self.recipe[:2]
+        if (blocks == "zero") != (noise == 0):
+            raise InputError(f"noise is {noise} with off_diagonal = {blocks!r}; give both or none")
         if self.off_diagonal == "antisymmetric" and len(set(self.sources)) > 1:
             raise InputError("antisymmetric noise is for copies of one source; take off_diagonal = 'random'")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the growth does, with the defaults in place."""
+        blocks = self.off_diagonal or ("antisymmetric" if len(set(self.sources)) == 1 else "zero")
+        default = SELF_FUSION_NOISE if blocks == "antisymmetric" else 0.0
+        noise = default if self.noise is None else float(self.noise)
+        return Recipe(blocks, noise, self.rates, _ramp_steps(self.rates, self.rewarm), self.optimizer_state)
+
+    @property
+    def never_parting(self) -> tuple[str, ...]:
+        """Sources whose copies stay equal: they are named twice and nothing is between them."""
+        twice = (name for name in dict.fromkeys(self.sources) if self.sources.count(name) > 1)
+        return tuple(twice) if self.recipe.off_diagonal == "zero" else ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -263,9 +222,10 @@ class GrowNode:
       operator: a name in ``fusion_core.GROWTH_OPERATORS``.
       factor, width, depth, noise: as in ``fusion_core.grow``.
       seed: of what is drawn.
-      rates: ``"velocity"``: learning rates times ``fusion_core.growth_rate_factors``; ``"keep"``: unchanged; if None, the
-        first where the operator has such factors.
-      optimizer_state: ``"grow"``: moments by the map of the gradients; ``"fresh"``: none.
+      rates, rewarm: as of a ``FuseNode``, with ``fusion_core.growth_rate_factors``; new entries are those of later copies and
+        of new layers. If None, the operator's own, else ``"velocity"`` where it has such factors, else ``"keep"``.
+      optimizer_state: ``"grow"``: moments by the map of the gradients; ``"fresh"``, ``"fresh_new"``: as of a ``FuseNode``. If
+        None, the operator's own, else ``"grow"``.
     """
 
     name: Word
@@ -276,23 +236,26 @@ class GrowNode:
     depth: Any = None
     noise: Number = 0.0
     seed: Whole = 0
-    rates: Literal["velocity", "keep"] | None = None
-    optimizer_state: Literal["grow", "fresh"] = "grow"
+    rates: Rates | None = None
+    rewarm: Count | None = None
+    optimizer_state: Literal["grow", "fresh", "fresh_new"] | None = None
 
     def __post_init__(self) -> None:
         known = GROWTH_OPERATORS.get(self.operator)
         if known is None:
             raise InputError(f"operator is {self.operator!r}; there are {', '.join(GROWTH_OPERATORS)}")
-        if self.rates == "velocity" and known.properties.keeps_dynamics != "with factors":
+        if self.recipe.velocity and known.properties.keeps_dynamics != "with factors":
             raise InputError(f"{self.operator} has no factors that keep the velocity; take rates = 'keep'")
-        if self.operator == "random_init" and self.optimizer_state != "fresh":
+        if self.operator == "random_init" and self.recipe.optimizer_state != "fresh":
             raise InputError("random_init keeps nothing of the network; take optimizer_state = 'fresh'")
 
     @property
-    def velocity(self) -> bool:
-        """Whether learning rates are multiplied with the operator's factors."""
-        factors = GROWTH_OPERATORS[self.operator].properties.keeps_dynamics == "with factors"
-        return self.rates == "velocity" or (self.rates is None and factors)
+    def recipe(self) -> Recipe:
+        """What the growth does, with the operator's and the node's defaults in place."""
+        operator = GROWTH_OPERATORS[self.operator]
+        own = operator.rates or ("velocity" if operator.properties.keeps_dynamics == "with factors" else "keep")
+        rates, state = self.rates or own, self.optimizer_state or operator.optimizer_state or "grow"
+        return Recipe("", float(self.noise), rates, _ramp_steps(rates, self.rewarm), state)
 
     def options(self, seed: int) -> Options:
         """Return the options of the operator, with the seed of the run."""

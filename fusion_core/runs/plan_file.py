@@ -14,17 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
-from fusion_core.runs.plan import (
-    Budget,
-    DataSettings,
-    FuseNode,
-    GrowNode,
-    Node,
-    OptimizerSettings,
-    Plan,
-    ScheduleSettings,
-    TrainNode,
-)
+from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, TrainNode
+from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
 from fusion_core.text.tokenizer import SENTINELS, Tokenizer
 from fusion_core.train.training import Cadence
 
@@ -273,4 +264,6 @@ def _over(defaults: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
             values.setdefault(field, value)
     if "from" in table and "model" not in table:
         values.pop("model", None)
+        if "base_width" not in table:
+            values.pop("base_width", None)
     return values

@@ -14,6 +14,7 @@ import jax
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
@@ -21,7 +22,7 @@ from fusion_core.runs.context import RunContext, first_state, grown_state, train
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
-from fusion_core.runs.plan import Plan, TrainNode
+from fusion_core.runs.plan import FuseNode, Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
 from fusion_core.train.training import METRICS
@@ -93,6 +94,13 @@ def run_plan(
 def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> None:
     """Run the nodes of one seed that are wanted and not finished."""
     groups = {name: group for group in auto_groups(context.plan) for name in group.names}
+    for name, resolved in nodes.items():
+        if isinstance(resolved.node, FuseNode) and resolved.node.never_parting and context.done(name) is None:
+            twice = ", ".join(resolved.node.never_parting)
+            context.note(
+                f"{name}: with off_diagonal = 'zero' the copies of {twice} stay equal and never part; off_diagonal = "
+                f"'antisymmetric' with noise = {SELF_FUSION_NOISE} keeps the function and parts them"
+            )
     for name, resolved in nodes.items():
         wanted = only is None or only == name or (only in groups and groups[only] is groups.get(name))
         if not wanted or context.done(name) is not None:

@@ -18,7 +18,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth import GrowthMap
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
 from fusion_core.train.optimizer import grow_states, preconditioner
-from fusion_core.train.step import Batch, TrainState, displacement
+from fusion_core.train.step import Batch, TrainState, displacement, rates_at
 
 # (params, batch) -> mean loss
 MeanLoss = Callable[[Params, Batch], Array]
@@ -168,7 +168,7 @@ def _own_terms(network: TrainedNetwork) -> Callable[..., tuple[dict[str, Array],
         grads = jax.grad(lambda p: network.loss(p, update))(params)
         move = displacement(network.optimizer, grads, state, factor)[0]
         metric = preconditioner(network.optimizer, grads, state.opt_state, params)
-        metric = scaled(jax.tree.map(jnp.multiply, state.rates, metric))
+        metric = scaled(jax.tree.map(jnp.multiply, rates_at(state), metric))
         loss, slope = jax.value_and_grad(on_probe)(params)
         model = bea.quadratic_model(on_probe, params, move)
         values = {

@@ -20,10 +20,12 @@ from fusion_core.train.optimizer import preconditioner as preconditioner
 from fusion_core.train.state_files import DamagedCheckpoint as DamagedCheckpoint
 from fusion_core.train.state_files import load_state as load_state
 from fusion_core.train.state_files import save_state as save_state
+from fusion_core.train.step import Ramp as Ramp
 from fusion_core.train.step import TrainState as TrainState
 from fusion_core.train.step import displacement as displacement
 from fusion_core.train.step import evaluate_step as evaluate_step
 from fusion_core.train.step import init_state as init_state
+from fusion_core.train.step import rates_at as rates_at
 from fusion_core.train.step import train_steps as train_steps
 from fusion_core.train.store import Checkpoints as Checkpoints
 from fusion_core.train.training import Cadence as Cadence

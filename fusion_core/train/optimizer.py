@@ -16,13 +16,15 @@ from fusion_core.growth.maps import GrowthMap, Rule
 from fusion_core.growth.moments import (
     MIN_DIM_TO_FACTOR,
     Factored,
+    anew,
+    factored_anew,
     factored_moment,
     first_moment,
     second_moment,
     spread,
 )
 from fusion_core.models.units import Params
-from fusion_core.train.step import TrainState
+from fusion_core.train.step import TrainState, rates_at
 
 
 def adafactor() -> optax.GradientTransformation:
@@ -71,9 +73,12 @@ def preconditioner(
 
 
 def grow_states(
-    mapping: GrowthMap, states: Sequence[TrainState], factors: Params, *, copies: bool = False
+    mapping: GrowthMap, states: Sequence[TrainState], factors: Params, *, copies: bool = False, fresh_new: bool = False
 ) -> TrainState:
     """Return the training state after a growth: parameters by J, moments by ``grow_optimizer_state``, step of the first.
+
+    Its learning rates are those of the first network's next step, times ``factors``, and it has no ramp: of a ramp that is
+    not finished the rates stay where they are (an array's mean, if its entries differ by the ramp alone).
 
     Args:
       mapping: map J of a fusion or of a growth operator.
@@ -82,6 +87,7 @@ def grow_states(
         for each array (``fusion_core.rate_factors``, ``fusion_core.growth_rate_factors``). A new layer has the rates of
         the layer that it copies.
       copies: whether the networks are equal.
+      fresh_new: whether the moments of new entries begin anew.
 
     Raises:
       InputError: as ``grow_optimizer_state``.
@@ -91,16 +97,20 @@ def grow_states(
     def rate(rule: Rule, parts: list[Any]) -> Any:
         return spread(rule, parts[0]) if jnp.ndim(parts[0]) else parts[0]
 
-    rates = mapping.each(rate, [states[0].rates] * len(states))
+    rates = mapping.each(rate, [rates_at(states[0], means=True)] * len(states))
     return TrainState(
         params=mapping.embed(tuple(networks) if mapping.several else networks[0]),
-        opt_state=grow_optimizer_state(mapping, [state.opt_state for state in states], copies=copies),
+        opt_state=grow_optimizer_state(
+            mapping, [state.opt_state for state in states], copies=copies, fresh_new=fresh_new
+        ),
         step=states[0].step,
         rates=jax.tree.map(lambda factor, r: (factor * r).astype(r.dtype), factors, rates),
     )
 
 
-def grow_optimizer_state(mapping: GrowthMap, states: Sequence[Any], *, copies: bool = False) -> Any:
+def grow_optimizer_state(
+    mapping: GrowthMap, states: Sequence[Any], *, copies: bool = False, fresh_new: bool = False
+) -> Any:
     """Return the optimizer state after a growth: moments by the gradients' map, step counts of the first network.
 
     If copies get equal gradients, the grown ones are known: for k copies in a fusion every block of a hidden matrix, the
@@ -113,6 +123,8 @@ def grow_optimizer_state(mapping: GrowthMap, states: Sequence[Any], *, copies: b
         or optimizers without arrays.
       copies: whether the networks are equal in parameters and states: off-diagonal moments are then exact. For one
         network they always are.
+      fresh_new: whether the moments of new entries begin anew: first moments at zero, second moments at their mean over the
+        array's new entries (``fusion_core.growth.moments.anew``). Those of old entries are carried.
 
     Raises:
       InputError: a state holds arrays of an unknown kind.
@@ -124,34 +136,43 @@ def grow_optimizer_state(mapping: GrowthMap, states: Sequence[Any], *, copies: b
     def each(f: Callable[..., Any], moments: Sequence[Params]) -> Params:
         return mapping.each(lambda rule, parts: f(rule, parts, copies=copies), moments)
 
+    def first(moments: Sequence[Params]) -> Params:
+        grown = each(first_moment, moments)
+        return jax.tree.map(lambda r, m: anew(r, m, second=False), mapping.rules, grown) if fresh_new else grown
+
+    def second(moments: Sequence[Params]) -> Params:
+        grown = each(second_moment, moments)
+        return jax.tree.map(lambda r, m: anew(r, m, second=True), mapping.rules, grown) if fresh_new else grown
+
     def factored(parts: Sequence[optax.FactoredState]) -> optax.FactoredState:
         wrapped = []
         for state, tree, network in zip(parts, trees, shapes, strict=True):
             leaves = zip(*(tree.flatten_up_to(t) for t in (state.v_row, state.v_col, state.v, network)), strict=True)
             wrapped.append(tree.unflatten([Factored(row, col, v, struct.shape) for row, col, v, struct in leaves]))
         grown = each(factored_moment, wrapped)
+        grown = jax.tree.map(factored_anew, mapping.rules, grown) if fresh_new else grown
         v_row, v_col, v = (jax.tree.map(operator.attrgetter(name), grown) for name in ("v_row", "v_col", "v"))
         return optax.FactoredState(count=parts[0].count, v_row=v_row, v_col=v_col, v=v)
 
     def grow(parts: Sequence[Any], owner: str = "") -> Any:
-        first = parts[0]
-        if isinstance(first, optax.FactoredState):
+        one = parts[0]
+        if isinstance(one, optax.FactoredState):
             return factored(parts)
-        if isinstance(first, optax.ScaleByAdamState):
-            mu, nu = each(first_moment, [s.mu for s in parts]), each(second_moment, [s.nu for s in parts])
-            return optax.ScaleByAdamState(count=first.count, mu=mu, nu=nu)
-        if isinstance(first, optax.TraceState):
-            return optax.TraceState(trace=each(first_moment, [s.trace for s in parts]))
-        if isinstance(first, optax.EmaState):
-            return optax.EmaState(count=first.count, ema=each(first_moment, [s.ema for s in parts]))
-        if isinstance(first, tuple):
-            grown = [grow(fields, type(first).__name__) for fields in zip(*parts, strict=True)]
-            return type(first)(*grown) if hasattr(first, "_fields") else tuple(grown)
-        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(first)):
+        if isinstance(one, optax.ScaleByAdamState):
+            mu, nu = first([s.mu for s in parts]), second([s.nu for s in parts])
+            return optax.ScaleByAdamState(count=one.count, mu=mu, nu=nu)
+        if isinstance(one, optax.TraceState):
+            return optax.TraceState(trace=first([s.trace for s in parts]))
+        if isinstance(one, optax.EmaState):
+            return optax.EmaState(count=one.count, ema=first([s.ema for s in parts]))
+        if isinstance(one, tuple):
+            grown = [grow(fields, type(one).__name__) for fields in zip(*parts, strict=True)]
+            return type(one)(*grown) if hasattr(one, "_fields") else tuple(grown)
+        if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(one)):
             raise InputError(
-                f"an optimizer state of type {owner or type(first).__name__} holds arrays that no growth rule is known for; "
+                f"an optimizer state of type {owner or type(one).__name__} holds arrays that no growth rule is known for; "
                 "Adam, Adafactor, momentum and averages of gradients can be grown, or start a new state"
             )
-        return first
+        return one
 
     return grow(states)

@@ -18,6 +18,21 @@ Params = Any
 Loss = Callable[[Params, Batch, Array | None], tuple[Array, dict[str, Array]]]
 
 
+class Ramp(NamedTuple):
+    r"""Learning rates that go linearly to the state's within a number of steps after a growth; ``rates_at`` has the equation.
+
+    Attributes:
+      first: factors f on the state's rates at the growth, one for each array (a scalar, or an array of its shape): 0 warms
+        up anew.
+      start: int32, the step of the growth.
+      steps: int32, the number of steps.
+    """
+
+    first: Params
+    start: Array
+    steps: Array
+
+
 class TrainState(NamedTuple):
     """The training state. Every leaf is an array.
 
@@ -26,18 +41,43 @@ class TrainState(NamedTuple):
       opt_state: the optimizer's moments; they hold no learning rate.
       step: int32, the number of steps taken.
       rates: learning rates, one for each array of ``params`` (a scalar, or an array of its shape). They change at growth.
+      ramp: how the rates used go to ``rates`` after a growth; ``()`` if they are ``rates``.
     """
 
     params: Params
     opt_state: optax.OptState
     step: Array
     rates: Params
+    ramp: Ramp | tuple[()] = ()
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, rate: float) -> TrainState:
     """Return the state before the first step, with the learning rate ``rate`` for all arrays."""
     rates = jax.tree.map(lambda _: jnp.asarray(rate, jnp.float32), params)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rates)
+
+
+def rates_at(state: TrainState, *, means: bool = False) -> Params:
+    r"""Return the learning rates of the state's next step, without the schedule's factor.
+
+    .. math:: r \left(1 - (1 - f) \max\left(0, 1 - \frac{n - n_0 + 1}{N}\right)\right)
+
+    with the state's rates r and step n, and the ramp's factors f, start n₀ and steps N: ``r (f + (1 − f) / N)`` in the first
+    step, exactly r from the N-th on.
+
+    Args:
+      state: with or without a ramp.
+      means: whether to take the mean over an array's entries where its rate r is one number.
+    """
+    if not isinstance(state.ramp, Ramp):
+        return state.rates
+    left = jnp.maximum(0, 1 - (state.step - state.ramp.start + 1) / state.ramp.steps)
+
+    def rate(r: Array, f: Array) -> Array:
+        f = jnp.mean(f) if means and jnp.ndim(r) == 0 else f
+        return (r * (1 - (1 - f) * left)).astype(r.dtype)
+
+    return jax.tree.map(rate, state.rates, state.ramp.first)
 
 
 def displacement(
@@ -47,8 +87,8 @@ def displacement(
 
     .. math:: \Delta\theta = s \; r \; u(g)
 
-    with the optimizer's update u at rate 1, the state's learning rates r and the schedule's factor s. The learning rate is
-    applied here and nowhere else.
+    with the optimizer's update u at rate 1, the learning rates r of the state's step (``rates_at``) and the schedule's
+    factor s. The learning rate is applied here and nowhere else.
 
     Args:
       optimizer: whose updates have the learning rate 1.
@@ -57,7 +97,7 @@ def displacement(
       scale: s, the schedule's value at ``state.step``.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return jax.tree.map(lambda rate, u: (scale * rate * u).astype(u.dtype), state.rates, updates), opt_state
+    return jax.tree.map(lambda rate, u: (scale * rate * u).astype(u.dtype), rates_at(state), updates), opt_state
 
 
 def summed_gradients(
@@ -109,7 +149,7 @@ def train_steps(
             "gradient_norm": optax.tree.norm(grads),
             "tokens": tokens,
         }
-        return TrainState(params, opt_state, state.step + 1, state.rates), metrics
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
 
     # A scan, since every dispatch allocates its temporaries anew, which on a CPU costs as much as a fifth of a step.
     def many(state: TrainState, batches: Batch, scales: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:

@@ -24,7 +24,7 @@ from fusion_core.train.devices import broadcast, first_process, gather, host_cop
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import Metrics, Record
-from fusion_core.train.step import TrainState
+from fusion_core.train.step import Ramp, TrainState, rates_at
 from fusion_core.train.store import Checkpoints
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -143,7 +143,7 @@ class Training:
         if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
-        meter = _Meter(self, step, max(float(jnp.max(rate)) for rate in jax.tree.leaves(state.rates)))
+        meter = _Meter(self, step, state)
         saves = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint
         evaluates = lambda step: self.evaluate is not None and (step == until or not step % self.cadence.evaluate)
         pause = lambda step: saves(step) or evaluates(step)
@@ -204,11 +204,23 @@ def merged_position(position: Any) -> Any:
     return merge_states([json.loads(text) for text in gather(json.dumps(position).encode())])
 
 
+def largest_rate(state: TrainState) -> Callable[[int], float]:
+    """Return the largest learning rate of any entry, as a function of the step, without the schedule's factor."""
+    largest = lambda rates: max(float(jnp.max(rate)) for rate in jax.tree.leaves(rates))
+    if not isinstance(state.ramp, Ramp):
+        rate = largest(state.rates)
+        return lambda step: rate
+    # of the entries with one rate, those with the largest factor have the largest one, at every step
+    tops = jax.tree.map(lambda r, f: f if jnp.ndim(r) else jnp.max(f), state.rates, state.ramp.first)
+    kept = state._replace(params=(), opt_state=(), ramp=state.ramp._replace(first=tops))
+    return lambda step: largest(rates_at(kept._replace(step=jnp.asarray(step, jnp.int32))))
+
+
 class _Meter:
     """Means and rates between two records."""
 
-    def __init__(self, training: Training, step: int, rate: float) -> None:
-        self.training, self.rate = training, rate
+    def __init__(self, training: Training, step: int, state: TrainState) -> None:
+        self.training, self.rate = training, largest_rate(state)
         self.paused, self.idle = 0.0, 0.0
         # (steps finished, seconds of training, of them waiting for input) at the last records; one interval alone depends
         # on when the host looked
@@ -246,7 +258,7 @@ class _Meter:
                 "loss": mean["loss"],
                 "accuracy": mean["accuracy"],
                 "gradient_norm": mean["gradient_norm"],
-                "learning_rate": self.rate * float(training.schedule(done.step - 1)),  # the largest of any array
+                "learning_rate": self.rate(done.step - 1) * float(training.schedule(done.step - 1)),
                 "steps_per_second": steps_per_second,
                 "tokens_per_second": steps_per_second * training.step_tokens,
                 "flops_per_second": pace,

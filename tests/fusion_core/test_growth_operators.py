@@ -13,8 +13,10 @@ import bea
 import fusion_core as fc
 from benchmarks import growth_operators as benchmark
 from fusion_core.growth import GROWTH_OPERATORS, copied_units
+from fusion_core.models.registry import init as init_of
 from fusion_core.models.t5 import init
 from fusion_core.models.units import by_name
+from tests.strategies import decoders
 from tests.strategies.growth import CASES, label, relu_output, shapes_of
 from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, shape_tree, tiny
 
@@ -71,7 +73,7 @@ def test_off_the_exact_cases_the_measured_differences_are_far_from_rounding(rows
 # The linear map.
 
 # all of them on an MLP; on the others those whose rules differ
-DIFFERENT = ("deep_fusion", "net2net_width", "aki", "identity_layers")
+DIFFERENT = ("deep_fusion", "net2net_width", "aki", "identity_layers", "shrink_perturb")
 LINEAR = [
     (name, network)
     for name, noise, network in CASES
@@ -241,6 +243,66 @@ def test_hypercloning_is_a_tile_of_halves():
     np.testing.assert_allclose(grown["layers"][0]["weight"], np.tile(first, (2, 1)))
     np.testing.assert_allclose(grown["layers"][1]["weight"], np.tile(hidden, (2, 2)) / 2)
     np.testing.assert_allclose(grown["layers"][2]["weight"], np.tile(last, (1, 2)) / 2)
+
+
+def test_sparkling_keeps_the_root_mean_square_of_every_activation():
+    config = fc.MLPConfig((2, 3, 4, 1))
+    with jax.enable_x64(True):
+        params = random_mlp(config.sizes, 0, jnp.float64)
+        grown, _ = fc.grow(params, config, "sparkling", factor=3)
+        plain, _ = fc.grow(params, config, "hypercloning", factor=3)
+    jax.tree.map(np.testing.assert_array_equal, grown, plain)
+    x = np.random.default_rng(0).standard_normal((5, 2))
+    small, large = x, x
+    for one, other in zip(*(jax.tree.map(np.asarray, p)["layers"] for p in (params, grown)), strict=True):
+        small, large = (np.tanh(h @ p["weight"].T + p["bias"]) for h, p in ((small, one), (large, other)))
+        before, after = (np.sqrt(np.mean(h * h, axis=1)) for h in (small, large))
+        assert before.max() > 0.1
+        np.testing.assert_allclose(after, before, rtol=1e-12)
+
+
+def test_the_copies_of_sparkling_part_by_the_training_that_plans_take_for_it():
+    known = GROWTH_OPERATORS["sparkling"]
+    assert (known.rates, known.optimizer_state, known.noisy) == ("rewarm_new", "fresh_new", None)
+    with pytest.raises(fc.InputError, match=r"sparkling takes no noise, but noise is 0.1; .* hypercloning"):
+        fc.grow(random_mlp((2, 3, 1), 0), fc.MLPConfig((2, 3, 1)), "sparkling", factor=2, noise=0.1, seed=0)
+
+
+@pytest.mark.parametrize("sizes", [{"factor": 3}, {"width": (70, 50)}])
+def test_shrink_perturb_is_the_shrunk_network_in_a_corner_of_one_from_scratch(sizes):
+    config = fc.MLPConfig((2, 30, 40, 3))
+    grow = lambda params: fc.grow(params, config, "shrink_perturb", seed=0, **sizes)
+    params = random_mlp(config.sizes, 0)
+    (grown, grown_config), (drawn, _) = grow(params), grow(jax.tree.map(jnp.zeros_like, params))
+    assert grown_config.sizes[1:3] == sizes.get("width", (90, 120))
+    for old, new, scratch in zip(params["layers"], grown["layers"], drawn["layers"], strict=True):
+        for name in ("weight", "bias"):
+            wanted = np.asarray(scratch[name]).copy()
+            wanted[tuple(slice(n) for n in old[name].shape)] += 0.4 * np.asarray(old[name])
+            np.testing.assert_allclose(new[name], wanted, rtol=0, atol=1e-6)
+    hidden = np.asarray(drawn["layers"][1]["weight"])
+    assert hidden.std() == pytest.approx(hidden.shape[1] ** -0.5, rel=0.1)  # the large network's fan-in
+    assert not drawn["layers"][1]["bias"].any()
+    # the user's seed may be the source's: the same draws again would be no noise
+    assert np.abs(hidden - init_of(grown_config, 0)["layers"][1]["weight"]).max() > 0.01
+
+
+def test_shrink_perturb_leaves_norms_at_their_scales_and_finds_the_corners_of_packed_arrays():
+    config = decoders.small("gpt2")
+    params = jax.tree.map(lambda x: x + 0.5, decoders.random_params(config, 0))
+    grow = lambda params: fc.grow(params, config, "shrink_perturb", factor=2, seed=0)[0]["transformer"]
+    old, new, scratch = params["transformer"], grow(params), grow(jax.tree.map(jnp.zeros_like, params))
+    width = config.n_embd
+    for norm in (lambda p: p["ln_f"], lambda p: p["h"]["0"]["ln_1"]):
+        for name, new_entry in (("weight", 1), ("bias", 0)):
+            np.testing.assert_array_equal(norm(new)[name][:width], norm(old)[name])
+            np.testing.assert_array_equal(norm(new)[name][width:], np.full(width, new_entry))
+    packed = lambda p: np.asarray(p["h"]["0"]["attn"]["c_attn"]["weight"])
+    moved = np.split(packed(new) - packed(scratch), 3, axis=1)
+    for part, own in zip(moved, np.split(packed(old), 3, axis=1), strict=True):
+        np.testing.assert_allclose(part[:width, :width], 0.4 * own, rtol=0, atol=1e-6)
+        assert not part[width:].any()
+        assert not part[:, width:].any()
 
 
 def test_new_units_of_aki_are_made_by_the_layer_above():

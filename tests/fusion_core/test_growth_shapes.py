@@ -198,6 +198,7 @@ TWOFOLD = [
     ("net2net_width", {"width": {"d_ff": 30, "num_heads": 3}}),
     ("random_off_diagonal", {"factor": 2}),
     ("random_init", {"factor": 2}),
+    ("shrink_perturb", {"factor": 2}),
     ("stacking", {"factor": 2}),
     ("identity_layers", {"depth": {"num_decoder_layers": 3}}),
 ]
@@ -245,6 +246,8 @@ def test_a_gpt2s_stream_does_not_grow_without_its_heads():
         fc.InputError, match=r"n_embd / n_head is 8 / 2 and 16 / 2; all heads of a GPT-2 are equally wide"
     ):
         fc.grow({}, config, "net2net_width", width={"n_embd": 16}, seed=0)
+    with pytest.raises(fc.InputError, match="the small network has no place in the grown one: n_embd / n_head"):
+        fc.grow({}, config, "shrink_perturb", width={"n_embd": 16}, seed=0)
 
 
 def test_an_identity_convolution_needs_a_middle():
@@ -312,6 +315,8 @@ T5 = tiny("v1.0")
         (MLP, "hypercloning", {"factor": 2, "noise": -0.1}, "noise is -0.1; it must be a finite number"),
         (MLP, "hypercloning", {"factor": 2, "seed": 0, "noise": "1"}, "noise is '1'; it must be a finite number"),
         (MLP, "hypercloning", {"factor": 2, "noise": math.nan}, "noise is nan; it must be a finite number"),
+        (MLP, "shrink_perturb", {"factor": 2}, "draws at random here, but seed is None"),
+        (MLP, "shrink_perturb", {"depth": 4, "seed": 0}, "got depth; give exactly one of factor, width"),
         (MLP, "stacking", {"factor": 2, "noise": 0.1}, "stacking takes no noise, but noise is 0.1; .* hypercloning"),
     ],
 )

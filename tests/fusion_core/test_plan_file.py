@@ -81,6 +81,16 @@ def refusal(file, devices=None):
             SOURCES + '[node.g]\nfrom = "a"\noperator = "aki"\nfactor = 2\nrates = "velocity"',
             "node g: aki has no factors that keep the velocity",
         ),
+        (
+            SOURCES + '[node.g]\nfrom = "a"\noperator = "aki"\nfactor = 2\nrates = "relax"',
+            "node g: aki has no factors that keep the velocity",
+        ),
+        (SOURCES + '[node.f]\nsources = ["a", "b"]\nrewarm = 5', "node f: rewarm is 5 with rates = 'velocity', which change"),
+        (SOURCES + '[node.f]\nsources = ["a", "b"]\nrates = "warm"', "node f: rates is 'warm'; it must be one of 'velocity',"),
+        (SOURCES + '[node.f]\nsources = ["a", "a"]\noff_diagonal = "random"', "node f: noise is 0.0 with off_diagonal = 'ra"),
+        (SOURCES + '[node.c]\nfrom = "a"\nsteps = 5\nbase_width = 4', "node c: base_width is for a random start"),
+        (SOURCES.replace("seed = 1", "base_width = 3"), "node b: base_width is 3, but d_model is 8; take a width"),
+        (SOURCES.replace("seed = 1", "base_width = 8"), "node b: base_width is 8, but d_model is 8; take a width"),
         (SOURCES.replace("seed = 1", "until_loss = -1.0"), "node b: until_loss is -1.0; it must be at least 0"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import fusion_core as fc
 from fusion_core import atomic
 from fusion_core.runs.data import RunData
-from fusion_core.runs.plan import DataSettings
+from fusion_core.runs.settings import DataSettings
 from fusion_core.text import cache, corpus, prepared, train_tokenizer
 from fusion_core.text.prepared import TOKENIZER_FILES, TOKENS, read_tokens
 from tests.strategies.texts import documents, sentences
