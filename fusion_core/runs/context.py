@@ -302,6 +302,9 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
             exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
             # one number an array: exact if all units have equally many copies
             factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
+        elif recipe.rates == "width" and optimizer is not None:
+            assert node.factor is not None  # the node is checked
+            factors = rate_factors(factors, config, node.factor, optimizer.rule)
         make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
         return Event(growth.mapping, *_rates(recipe, factors, growth.mapping), make, False)
     configs = [sources[name].config for name in node.sources]

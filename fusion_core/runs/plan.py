@@ -223,7 +223,9 @@ class GrowNode:
       factor, width, depth, noise: as in ``fusion_core.grow``.
       seed: of what is drawn.
       rates, rewarm: as of a ``FuseNode``, with ``fusion_core.growth_rate_factors``; new entries are those of later copies and
-        of new layers. If None, the operator's own, else ``"velocity"`` where it has such factors, else ``"keep"``.
+        of new layers. ``"width"``: learning rates times ``fusion_core.rate_factors`` for ``factor`` copies, the width
+        factors, whatever the new entries are; exact for no growth but that of copies. If None, the operator's own, else
+        ``"velocity"`` where it has such factors, else ``"keep"``.
       optimizer_state: ``"grow"``: moments by the map of the gradients; ``"fresh"``, ``"fresh_new"``: as of a ``FuseNode``. If
         None, the operator's own, else ``"grow"``.
     """
@@ -236,7 +238,7 @@ class GrowNode:
     depth: Any = None
     noise: Number = 0.0
     seed: Whole = 0
-    rates: Rates | None = None
+    rates: Literal[Rates, "width"] | None = None
     rewarm: Count | None = None
     optimizer_state: Literal["grow", "fresh", "fresh_new"] | None = None
 
@@ -246,6 +248,8 @@ class GrowNode:
             raise InputError(f"operator is {self.operator!r}; there are {', '.join(GROWTH_OPERATORS)}")
         if self.recipe.velocity and known.properties.keeps_dynamics != "with factors":
             raise InputError(f"{self.operator} has no factors that keep the velocity; take rates = 'keep'")
+        if self.recipe.rates == "width" and (self.factor is None or "width" not in known.grows):
+            raise InputError(f"rates is 'width', but {self.operator} has no factor of the widths; take rates = 'keep'")
         if self.operator == "random_init" and self.recipe.optimizer_state != "fresh":
             raise InputError("random_init keeps nothing of the network; take optimizer_state = 'fresh'")
 
