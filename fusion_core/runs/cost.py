@@ -77,7 +77,8 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
     common = (resolved.name, kind, bytes_of_params // FLOAT)
     if not isinstance(node, TrainNode):
         # sources plus result; fusing two equal networks about quadruples the hidden weights
-        return Cost(*common, None, 0.0, 0.0, 2 * bytes_of_params, 0, 0, 0)
+        spent = resolved.flops or 0.0
+        return Cost(*common, None, spent, spent / flops_per_second / 3600, 2 * bytes_of_params, 0, 0, 0)
     state = jax.eval_shape(node.optimizer.build().init, shapes)
     rows = max(1, node.batch // (devices * node.accumulate))
     return Cost(
