@@ -5,20 +5,31 @@ import importlib.util
 import pathlib
 from types import ModuleType
 
+from paper_figures.experiments.record import path_of
 from paper_figures.results import Results, ResultsError
 
+EXPERIMENTS = "paper_figures.experiments"
 
-def source_hash(module: ModuleType) -> str:
-    """Return the hash of the figure's own source and of every source file of the packages that it names in ``DEPENDS``."""
+
+def source_hash(module: ModuleType, preset: str = "full") -> str:
+    """Return the hash of all that the figure's numbers depend on.
+
+    That is its own source and every source file of the packages in its ``DEPENDS``; of a figure with ``RECORDS``, at the
+    preset "full", its own source, those of the experiments, and these records, for nothing is trained then.
+    """
+    records = getattr(module, "RECORDS", ()) if preset == "full" else ()
+    packages = (EXPERIMENTS,) if records else module.DEPENDS
+    files = [pathlib.Path(str(module.__file__)), *(f for name in packages for f in _sources(name))]
+    files += [file for name in records if (file := path_of(name, "json")).exists()]
     digest = hashlib.sha256()
-    for file in [pathlib.Path(str(module.__file__)), *(f for name in module.DEPENDS for f in _sources(name))]:
+    for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 def cache_path(folder: pathlib.Path, name: str, module: ModuleType, preset: str) -> pathlib.Path:
     """Return the path of a figure's results; each source, preset and seed has its own."""
-    return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module)[:16]}.json"
+    return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module, preset)[:16]}.json"
 
 
 def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str, *, force: bool = False) -> Results:

@@ -4,6 +4,7 @@ A figure is a module. Its docstring is the caption, with a paragraph on what one
 
 * ``SEED``: the seed of all its random numbers;
 * ``DEPENDS``: the packages of ours whose code its numbers depend on;
+* ``RECORDS``, if it has them: the experiments whose committed records it reads at the preset "full";
 * ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
 * ``draw(results) -> Figure``, which computes nothing;
 * ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts.
@@ -11,7 +12,18 @@ A figure is a module. Its docstring is the caption, with a paragraph on what one
 
 from types import ModuleType
 
-from paper_figures import growth_event, growth_prediction, order_of_accuracy, switching_function
+from paper_figures import (
+    after_growth,
+    growth_event,
+    growth_operators,
+    growth_prediction,
+    growth_saves,
+    growth_step,
+    order_of_accuracy,
+    switching_function,
+    t5_large,
+    t5_medium,
+)
 
 PRESETS = ("smoke", "full")
 
@@ -20,4 +32,10 @@ FIGURES: dict[str, ModuleType] = {
     "growth_event": growth_event,
     "switching_function": switching_function,
     "growth_prediction": growth_prediction,
+    "growth_saves": growth_saves,
+    "t5_medium": t5_medium,
+    "t5_large": t5_large,
+    "growth_operators": growth_operators,
+    "after_growth": after_growth,
+    "growth_step": growth_step,
 }

@@ -28,23 +28,22 @@ POINTS = 161  # of a drawn curve
 
 
 def records_of(name: str, preset: str) -> list[Record]:
-    """Return the record of a figure, and the reference if it has no arms from scratch, or no small one.
+    """Return the record of a figure, and the reference, with the network from scratch at every rate, if both have one budget.
 
     Raises:
-      InputError: a record is missing, with the command that makes it, or the two are of different texts.
+      InputError: a record is missing, with the command that makes it, or the two should be of one text and are not.
     """
     if preset == "smoke":
         return [shared_record()]
     record = load_record(name)
-    have = statistics.arms_over_seeds(record.seeds)
-    complete = any(arm.startswith(SCRATCH) for arm in have) and SMALL in have
-    if (
-        complete
-        or name == REFERENCE
-        or (not path_of(REFERENCE, "json").exists() and any(a.startswith(SCRATCH) for a in have))
-    ):
+    if name == REFERENCE:
+        return [record]
+    own = any(arm.startswith(SCRATCH) for arm in statistics.arms_over_seeds(record.seeds))
+    if own and not path_of(REFERENCE, "json").exists():
         return [record]
     reference = load_record(REFERENCE)
+    if any(record.settings.get(key) != reference.settings.get(key) for key in ("budget", "data")):
+        return [record]
     if record.text and reference.text and record.text != reference.text:
         raise InputError(
             f"{name} and {REFERENCE} are of different texts, so that their losses do not compare; run both anew"
@@ -89,13 +88,20 @@ def tokens_a_step(record: Record) -> int:
     return int(defaults.get("batch", 128)) * int(defaults.get("length", 512))
 
 
-def compare(records: Sequence[Record], shares: Sequence[float] = SHARES) -> tuple[dict[str, Any], dict[str, Any]]:
+def compare(
+    records: Sequence[Record], shares: Sequence[float] = SHARES, arms: Arms | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the configuration and the arrays of a comparison at shares of the whole budget.
+
+    Args:
+      records: whose arms are compared, see ``arms_of_records``.
+      shares: of the whole budget.
+      arms: other arms; if None, those of the records.
 
     Arrays are [arm, budget, seed]: ``loss``, ``reached`` (1 or 0) and a saving of each kind; NaN where an arm has no number.
     The first arm is the tuned one from scratch, which is another arm at each budget.
     """
-    arms, large = arms_of_records(records), large_node(records)
+    arms, large = arms or arms_of_records(records), large_node(records)
     budgets = [share * whole_budget(records) for share in shares]
     best = [statistics.tuned(arms, budget) for budget in budgets]
     seeds = sorted({seed for paths in arms.values() for seed in paths}, key=int)

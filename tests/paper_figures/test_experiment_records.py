@@ -166,5 +166,5 @@ def test_a_record_of_another_text_is_no_reference(merged, monkeypatch):
     one, reference = comparison.records_of("other", "full")
     assert set(comparison.arms_of_records([one, reference])) == {"grown", "scratch_0.1"}
     records[comparison.REFERENCE] = dataclasses.replace(merged, text="another")
-    with pytest.raises(InputError, match="other and t5_medium are of different texts"):
+    with pytest.raises(InputError, match="other and scratch_rates are of different texts"):
         comparison.records_of("other", "full")

@@ -1,0 +1,144 @@
+r"""Growing saves: loss against FLOPs of five ways to spend one budget.
+
+The large network from scratch at the best of its rates; one small network with the whole budget; the small network fused
+with itself early and late; two small networks fused. FLOPs are those of all sources too, in steps of the large network. A
+curve of a grown network begins where it is grown (▼). Lines are means over seeds, bands their range; every loss is the lowest
+so far, for evaluations are noisy.
+
+What one should see: the grown networks' curves pass below the one from scratch and reach its final loss, the dotted line, with
+fewer FLOPs.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from paper_figures import arms
+from paper_figures.experiments.comparison import (
+    REFERENCE,
+    SMALL,
+    TUNED,
+    Comparison,
+    arms_of_records,
+    compare,
+    curves,
+    large_node,
+    records_of,
+)
+from paper_figures.experiments.tables import number, percent
+from paper_figures.results import Results
+
+SEED = 0
+DEPENDS = ("fusion_core",)
+RECORDS = ("growth_step", "t5_medium", REFERENCE)
+EARLY, LATE = ("early", 0.15), ("late", 0.35)  # recipe, and the share of the budget that its arm is nearest to
+TWO = "two_zero"
+ZOOM = 0.25  # share of the FLOPs at which the drawn part begins
+
+
+def compute(preset: str) -> Results:
+    """Read the records, or run the shared tiny plan at the preset "smoke"."""
+    started, records = time.perf_counter(), records_of("growth_step", preset)
+    if preset == "full":
+        records = [*records, *(r for r in records_of("t5_medium", preset) if r.name == "t5_medium")]
+    found = arms_of_records(records)
+    for record in records[1:]:
+        found |= {name: paths for name, paths in arms_of_records([record]).items() if name == TWO}
+    config, arrays = compare(records, arms=found)
+    chosen = {
+        "from scratch, best rate": config["tuned"][-1],
+        "one small network": SMALL,
+        "grown early": nearest(config, arrays, *EARLY),
+        "grown late": nearest(config, arrays, *LATE),
+        "two sources, fused": TWO,
+    }
+    chosen = {text: arm for text, arm in chosen.items() if arm in found}
+    arrays |= curves(found, list(chosen.values()), large_node(records)["step_flops"])
+    return Results.of("growth_saves", preset, SEED, config | {"shown": chosen}, arrays, started)
+
+
+def nearest(config: dict[str, Any], arrays: dict[str, Any], recipe: str, share: float) -> str:
+    """Return the arm of a recipe grown nearest to a share of the budget, of those that train to it; "" if there is none."""
+    at = np.array(arrays["grown_at"]) / arrays["budgets"][-1]
+    ended = np.isfinite(arrays["loss"][:, -1]).any(axis=1)
+    fits = [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{recipe}_\d+", arm) and ended[i]]
+    return config["arms"][min(fits, key=lambda i: abs(at[i] - share))] if fits else ""
+
+
+def draw(results: Results) -> Figure:
+    """Draw loss against FLOPs, each curve named at its end."""
+    found, shown = Comparison(results), results.config["shown"]
+    figure = Figure(figsize=(8.0, 4.6))
+    axes = figure.add_subplot()
+    whole = found.budgets[-1]
+    ends, tops, lows = [], [], []
+    for i, (text, arm) in enumerate(shown.items()):
+        x, losses = results.arrays["curve_flops"][i], results.arrays["curves"][i]
+        losses = losses[:, np.isfinite(losses).any(axis=0)]
+        kept = x <= 1.001 * whole
+        x, losses = x[kept], losses[kept]
+        mean, color = losses.mean(axis=1), "black" if i == 0 else f"C{i - 1}"
+        axes.fill_between(x, losses.min(axis=1), losses.max(axis=1), color=color, alpha=0.18, linewidth=0)
+        axes.plot(x, mean, color=color, linestyle="--" if i == 1 else "-", linewidth=2.0, zorder=3)
+        if i > 1:
+            axes.plot(x[0], mean[0], "v", color=color, markersize=7, zorder=4)
+        saved = found.saving(arm) if i else None
+        ends.append((mean[-1], f"{text}  {mean[-1]:.3f}" + (f"\nsaved {percent(saved)}" if saved else ""), color))
+        inside = x >= ZOOM * whole
+        tops.append(float(losses[inside].max()) if inside.any() else float(losses.max()))
+        lows.append(float(losses.min()))
+    bottom, top = min(lows), float(np.max(tops))
+    margin = 0.05 * (top - bottom)
+    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_xlim(0, whole * 1.001)
+    if (scratch := found.loss(TUNED)) is not None:
+        axes.axhline(scratch.mean, color="black", linestyle=":", linewidth=1)
+    heights = spread([loss for loss, *_ in ends], 0.115 * (top - bottom + 2 * margin))
+    for (loss, text, color), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            text,
+            (whole, loss),
+            xytext=(1.03, (height - bottom + margin) / (top - bottom + 2 * margin)),
+            textcoords="axes fraction",
+            color=color,
+            va="center",
+            fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0.0, 0.5)},
+        )
+    axes.set_xlabel("FLOPs spent, sources included, in steps of the large network")
+    axes.set_ylabel("validation loss, nats a token")
+    tokens = found.config["tokens_a_parameter"][-1]
+    axes.set_title(f"One budget, {tokens:.2g} tokens a parameter, five ways ({arms.seeds_words(found)})")
+    return figure
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return heights in the same order that are at least ``gap`` apart, around the middle of those given."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    placed: list[float] = []
+    for i in order:
+        placed.append(max(heights[i], placed[-1] + gap) if placed else heights[i])
+    shift = float(np.mean([heights[i] for i in order]) - np.mean(placed))
+    found = [0.0] * len(heights)
+    for i, height in zip(order, placed, strict=True):
+        found[i] = height + shift
+    return found
+
+
+def finding(results: Results) -> str:
+    """Return what each way ends at and saves."""
+    found, said = Comparison(results), []
+    for text, arm in list(results.config["shown"].items())[1:]:
+        paid, given = found.saving(arm), found.saving(arm, "given")
+        saved = f", saved {percent(paid)} with sources paid" + (f", {percent(given)} given" if given != paid else "")
+        at = found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[-1]
+        where = f" (after {at:.0%})" if at else ""
+        said.append(f"{text}{where} {number(found.loss(arm))}{saved if paid else ''}")
+    return (
+        f"At {arms.budget_words(found)} ({arms.seeds_words(found)}) the network from scratch at its best rate "
+        f"({arms.rate_of(found.tuned())}) ends at {number(found.loss(TUNED))}; {'; '.join(said)}."
+    )
