@@ -10,7 +10,7 @@ import sys
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 from fusion_core.runs.run import RESULTS
 from fusion_core.train.devices import first_process
-from paper_figures.experiments import record, runner, smoke, tables
+from paper_figures.experiments import finetuning, record, runner, smoke, tables
 
 EXAMPLES = """examples:
   python -m paper_figures.experiments                                               list the experiments
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
                                                                                     one record of runs with different seeds
   python -m paper_figures.experiments --table after_growth                          print its tables as Markdown
 """
+TUNED = "finetuned"  # folder of a run with its fine-tuned networks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="run a copy of a toy's size, and write no record unless --to names its file",
     )
+    add("--glue", type=pathlib.Path, metavar="FOLDER", help="then fine-tune every arm on SST-2 and RTE of this folder")
+    add(
+        "--scores",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="with --record: its networks, fine-tuned in seed-N/ARM/TASK",
+    )
     add(
         "--record",
         type=pathlib.Path,
@@ -56,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.name is None:
             print("\n".join(tables.listing()))
         elif options.record:
-            _write(options.name, _plan_file(options), options.record, options.to)
+            _write(options.name, _plan_file(options), options.record, options.to, options.scores)
         elif options.out:
             return _run(options)
         else:
@@ -75,9 +83,13 @@ def _plan_file(options: argparse.Namespace) -> pathlib.Path:
     return file
 
 
-def _write(name: str, plan: pathlib.Path, files: list[pathlib.Path], to: pathlib.Path | None) -> None:
-    path = to or record.path_of(name, "json")
-    record.record_of(name, plan, files).save(path)
+def _write(
+    name: str, plan: pathlib.Path, files: list[pathlib.Path], to: pathlib.Path | None, tuned: pathlib.Path | None
+) -> None:
+    path, made = to or record.path_of(name, "json"), record.record_of(name, plan, files)
+    if tuned is not None:
+        made = dataclasses.replace(made, scores=finetuning.scores_in(tuned))
+    made.save(path)
     print(path)
 
 
@@ -91,11 +103,13 @@ def _run(options: argparse.Namespace) -> int:
         plan = dataclasses.replace(plan, seeds=_numbers(options.seeds))
     try:
         runner.run_noted(plan, out)
+        if options.glue:
+            finetuning.finetune_arms(out, options.glue, out / TUNED, note=runner.say)
     except (Interrupted, KeyboardInterrupt):
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return 130
     if first_process() and (not options.smoke or options.to):
-        _write(options.name, file, [out / RESULTS], options.to)
+        _write(options.name, file, [out / RESULTS], options.to, out / TUNED if options.glue else None)
     return 0
 
 

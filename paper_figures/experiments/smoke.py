@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import pathlib
 import random
+import shutil
 import tempfile
 import tomllib
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from fusion_core import atomic
 from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.run import RESULTS
+from paper_figures.experiments.finetuning import finetune_arms, scores_in
 from paper_figures.experiments.record import HERE, Record, record_of
 from paper_figures.experiments.runner import run_noted
 
@@ -20,6 +23,9 @@ SHARED = HERE / "smoke.toml"  # the plan whose runs the figures draw at the pres
 WIDTH, HEAD, HEADS = 8, 4, 2  # of the smallest network
 STEPS, DISPATCH = 60, 1  # of the budget, or of the longest node; and in one dispatch
 DEFAULTS = {"batch": 4, "length": 16, "cadence": {"log": 10, "evaluate": 10, "checkpoint": 1000}}
+LABELS = ("negative", "positive")  # words of the text, so that a tokenizer can spell them
+TUNED = ("scratch_0.04", "two_zero")  # arms of the shared run that are fine-tuned
+FINETUNING = {"steps": 10, "batch": 8, "learning_rate": 0.01, "source_length": 32, "target_length": 16}
 DATA = {"text": ["text.txt"], "vocab": 300, "validation_share": 0.2, "validation_batches": 4}
 
 
@@ -91,17 +97,44 @@ def toml_of(values: dict[str, Any]) -> str:
 def _documents(count: int) -> list[str]:
     """Return texts of made-up words, 12 sentences each; always the same."""
     rng = random.Random(0)
-    syllables = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
-    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(400)]
+    words = _words(rng)
     sentence = lambda: " ".join(rng.choices(words, k=rng.randint(8, 16))).capitalize() + "."
     return ["\n".join(sentence() for _ in range(12)) for _ in range(count)]
 
 
+def _words(rng: random.Random) -> list[str]:
+    syllables = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "o", "u", "an", "er")]
+    return ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(400)] + 40 * list(LABELS)
+
+
 @functools.cache
+def shared_run() -> pathlib.Path:
+    """Run the plan that all figures draw at the preset "smoke", two seeds, once in this process; return its folder."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="deepfusion-smoke-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run_noted(read_plan(tiny_copy(SHARED, folder)), folder / "run", note=lambda line: None)
+    return folder
+
+
 def shared_record() -> Record:
-    """Return the record of the plan that all figures draw at the preset "smoke", run once in this process (two seeds)."""
-    with tempfile.TemporaryDirectory(prefix="deepfusion-smoke-") as name:
-        folder = pathlib.Path(name)
-        plan = tiny_copy(SHARED, folder)
-        run_noted(read_plan(plan), folder / "run", note=lambda line: None)
-        return record_of("smoke", plan, [folder / "run" / RESULTS])
+    """Return the record of the shared run."""
+    folder = shared_run()
+    return record_of("smoke", folder / "plan.toml", [folder / "run" / RESULTS])
+
+
+@functools.cache
+def shared_scores() -> dict[str, Any]:
+    """Return the scores of two arms of the shared run, fine-tuned on made-up sentences in one seed."""
+    folder = shared_run()
+    made_up_glue(folder / "glue")
+    finetune_arms(folder / "run", folder / "glue", folder / "tuned", arms=TUNED, tasks=("sst2",), settings=FINETUNING)
+    return scores_in(folder / "tuned", bag_of_words=False)
+
+
+def made_up_glue(folder: pathlib.Path) -> None:
+    """Write a made-up SST-2, in which the last word decides the label."""
+    rng = random.Random(1)
+    for name, rows in (("train", 80), ("dev", 20)):
+        labels = [rng.randint(0, 1) for _ in range(rows)]
+        lines = [f"{' '.join(rng.choices(_words(rng), k=3))} {LABELS[label]}\t{label}" for label in labels]
+        atomic.write_text(folder / "SST-2" / f"{name}.tsv", "\n".join(["sentence\tlabel", *lines]) + "\n")

@@ -86,12 +86,8 @@ def refusal(file, devices=None):
             "node g: aki has no factors that keep the velocity",
         ),
         (
-            SOURCES + '[node.g]\nfrom = "a"\noperator = "shrink_perturb"\nwidth = { d_ff = 40 }',
-            "node g: rates is 'width', but shrink_perturb has no factor of the widths; take rates = 'keep'",
-        ),
-        (
-            SOURCES + '[node.g]\nfrom = "a"\noperator = "stacking"\nfactor = 2\nrates = "width"',
-            "node g: rates is 'width', but stacking has no factor of the widths",
+            SOURCES + '[node.g]\nfrom = "a"\noperator = "shrink_perturb"\nwidth = { d_ff = 32 }',
+            "node g: rates = 'width' is for a d_model that is a multiple of the small one, but it grows from 8 to 8; take",
         ),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nrewarm = 5', "node f: rewarm is 5 with rates = 'velocity', which change"),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nrates = "warm"', "node f: rates is 'warm'; it must be one of 'velocity',"),
