@@ -20,8 +20,9 @@ from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
-from fusion_core.runs.graph import Resolved
+from fusion_core.runs.graph import Resolved, times_wider
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, Recipe, TrainNode
+from fusion_core.runs.separating import push_apart_in_run
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Ramp, Record, Trainer, TrainState, grow_states, init_state, rates_at, t5_loss
@@ -302,6 +303,8 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
             exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
             # one number an array: exact if all units have equally many copies
             factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
+        if recipe.rates == "width" and optimizer is not None:
+            factors = rate_factors(factors, growth.config, times_wider(config, growth.config), optimizer.rule)
         make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
         return Event(growth.mapping, *_rates(recipe, factors, growth.mapping), make, False)
     configs = [sources[name].config for name in node.sources]
@@ -310,7 +313,7 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
         factors = rate_factors(factors, config, len(configs), optimizer.rule)
     choices: dict[str, Any] = {
         "norm": node.norm,
-        "off_diagonal": recipe.off_diagonal,
+        "off_diagonal": _blocks(recipe),
         "noise": recipe.noise,
         "seed": seed,
     }
@@ -322,6 +325,13 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
         lambda params: fuse(list(zip(params, configs, strict=True)), weights, **choices)[0],
         len(set(node.sources)) == 1,
     )
+
+
+def _blocks(recipe: Recipe) -> str:
+    """Return the blocks that ``fuse`` makes; a push apart comes after it."""
+    if recipe.off_diagonal != "separating":
+        return recipe.off_diagonal
+    return "antisymmetric" if recipe.noise else "zero"
 
 
 def _rates(recipe: Recipe, factors: Any, mapping: GrowthMap | None) -> tuple[Any, Any]:
@@ -353,6 +363,11 @@ def grown_state(
     event = event_of(context, node, sources)
     parts = tuple(states[name] for name in node.inputs)
     params = event.params(tuple(part.params for part in parts))
+    if node.recipe.off_diagonal == "separating":
+        source = sources[node.inputs[0]]
+        push = push_apart_in_run(context.plan, context.data, resolved, source, event, parts, params)
+        context.note(f"node {node.name}: {push.reason}; that cost {resolved.flops:.3g} FLOPs")
+        params = push.params
     step = parts[0].step
     ramp: Ramp | tuple[()] = ()
     if event.first is not None:

@@ -12,6 +12,7 @@ from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, TrainNode
+from fusion_core.runs.separating import push_flops
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
@@ -31,7 +32,8 @@ class Resolved:
       start: the node's first step, counted through its ancestors; None if it is decided while the plan runs.
       steps: of training; 0 for a growth; None if they are decided while the plan runs.
       spent: FLOPs of the node and of each of its ancestors, each once; None if they are decided while the plan runs.
-      flops: FLOPs of the node, at most; the last node of an ``auto`` group has those of the whole group.
+      flops: FLOPs of the node, at most; of a growth, what its measurements cost; the last node of an ``auto`` group has those
+        of the whole group.
     """
 
     node: Node
@@ -112,6 +114,10 @@ def _auto_group(plan: Plan, grown: TrainNode) -> AutoGroup:
         raise InputError(f"{owner}is for networks from a random start and for the one that is grown from them")
     if grown.budget is None and plan.budget is None:
         raise InputError(f"{owner}needs a budget: the plan's, or one in steps of this node, its sources' included")
+    if event.recipe.off_diagonal == "separating":
+        raise InputError(
+            f"{owner}would push copies apart in every trial of growing; take off_diagonal = 'antisymmetric'"
+        )
     sources = [plan.node(name) for name in dict.fromkeys(event.inputs)]
     for source in sources:
         if not isinstance(source, TrainNode) or source.model is None or not source.auto:
@@ -231,10 +237,14 @@ def steps_within(plan: Plan, node: TrainNode, step_flops: float, budget: float |
 def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | None) -> Resolved:
     """Return the node with its network and the FLOPs of its step."""
     if isinstance(node, FuseNode):
-        return _fused(node, inputs)
+        return dataclasses.replace(
+            _fused(node, inputs), flops=push_flops(plan, node, fused_config([i.config for i in inputs]))
+        )
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
         recipe = node.recipe
+        if recipe.rates == "width":
+            times_wider(inputs[0].config, config)
         return Resolved(node, config, None if recipe.optimizer_state == "fresh" else inputs[0].optimizer, recipe.ramp)
     source = inputs[0] if inputs else None
     config = node.model if source is None else source.config
@@ -253,6 +263,17 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
         )
     flops = step_flops(config, node.batch, node.length, target_length(node.length))
     return Resolved(node, config, node.optimizer, "" if source is None else source.ramp, flops)
+
+
+def times_wider(small: T5Config, grown: T5Config) -> int:
+    """Return the grown ``d_model`` over the small one. Raise InputError if that is no whole number of at least 2."""
+    copies, rest = divmod(grown.d_model, small.d_model)
+    if rest or copies < 2:
+        raise InputError(
+            f"rates = 'width' is for a d_model that is a multiple of the small one, but it grows from {small.d_model} to "
+            f"{grown.d_model}; take rates = 'keep'"
+        )
+    return copies
 
 
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
@@ -284,7 +305,9 @@ def _timed(plan: Plan, resolved: Resolved, inputs: Sequence[Resolved], budget: f
     for source in inputs:
         before = None if before is None or source.spent is None else {**before, **source.spent}
     if not isinstance(node, TrainNode):
-        return dataclasses.replace(resolved, start=start, spent=None if before is None else {**before, node.name: 0.0})
+        return dataclasses.replace(
+            resolved, start=start, spent=None if before is None else {**before, node.name: resolved.flops or 0.0}
+        )
     if node.auto:
         if not node.source_node:
             return dataclasses.replace(resolved, start=0, steps=None, spent=None)

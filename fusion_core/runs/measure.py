@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
 from fusion_core import atomic
-from fusion_core.models.t5 import T5Config, step_flops, token_loss
+from fusion_core.models.t5 import step_flops
 from fusion_core.runs.context import RunContext, event_of
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
+from fusion_core.runs.separating import mean_loss
 from fusion_core.schedule import GrowthMeter, NetworkMeter, TrainedNetwork, greedy_decision
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Metrics, rates_at
@@ -51,7 +51,7 @@ def measure_growth(context: RunContext, growth: Resolved, sources: Mapping[str, 
         return
     small = _trained(sources[node.name])
     grown_flops = step_flops(growth.config, node.batch, node.length, target_length(node.length))
-    grown = dataclasses.replace(small, loss=_mean_loss(growth.config), step_flops=grown_flops)
+    grown = dataclasses.replace(small, loss=mean_loss(growth.config), step_flops=grown_flops)
     meter = GrowthMeter(small, grown, event.mapping, event.factors)
     order = growth.node.inputs
     for step in wanted:
@@ -95,12 +95,4 @@ def _trained(resolved: Resolved) -> TrainedNetwork:
     node = resolved.node
     assert isinstance(node, TrainNode)
     schedule = node.schedule.function(resolved.start or 0, resolved.steps or node.schedule.warmup + 1)
-    return TrainedNetwork(_mean_loss(resolved.config), node.optimizer.build(), resolved.step_flops, schedule)
-
-
-def _mean_loss(config: T5Config) -> Any:
-    def mean(params: Any, batch: Any) -> jax.Array:
-        total, count = token_loss(params, config, batch["encoder_ids"], batch["targets"])
-        return total / count
-
-    return mean
+    return TrainedNetwork(mean_loss(resolved.config), node.optimizer.build(), resolved.step_flops, schedule)

@@ -164,7 +164,11 @@ class FuseNode:
       weights: of the sources in the mean; if empty, equal ones.
       norm, seed: as in ``fusion_core.fuse``.
       off_diagonal, noise: as in ``fusion_core.fuse``; if None, ``"antisymmetric"`` with ``SELF_FUSION_NOISE`` for copies of one
-        source, else ``"zero"``. Copies with zeros between them stay equal and never part.
+        source, else ``"zero"``. Copies with zeros between them stay equal and never part. ``"separating"``: copies are pushed
+        apart along the directions in which they part fastest (``fusion_core.schedule.separation``), on antisymmetric noise
+        of ``noise`` if that is given. What finding them costs counts as FLOPs of the node.
+      push: of ``"separating"``: the norm of the push, as that of antisymmetric noise of this size; if None, the one that
+        lowers the loss on a few batches most.
       rates: ``"velocity"``: learning rates times ``fusion_core.rate_factors``; ``"keep"``: unchanged; ``"rewarm"``: unchanged
         after they have risen from 0; ``"rewarm_new"``: the same, but of new entries alone, those outside the first
         source's own blocks; ``"relax"``: at first as ``"velocity"``, then going to ``"keep"``.
@@ -177,8 +181,9 @@ class FuseNode:
     sources: tuple[Word, ...]
     weights: tuple[Number, ...] = ()
     norm: Literal["plain", "grouped"] = "plain"
-    off_diagonal: Literal["zero", "random", "antisymmetric"] | None = None
+    off_diagonal: Literal["zero", "random", "antisymmetric", "separating"] | None = None
     noise: Number | None = None
+    push: Number | None = None
     seed: Whole = 0
     rates: Rates = "velocity"
     rewarm: Count | None = None
@@ -188,10 +193,15 @@ class FuseNode:
         if len(self.sources) < 2:
             raise InputError("a fusion has at least two sources; name one twice to fuse it with itself")
         blocks, noise = self.recipe[:2]
-        if (blocks == "zero") != (noise == 0):
+        if self.push is not None and (blocks != "separating" or self.push == 0):
+            raise InputError(
+                f"push is {self.push} with off_diagonal = {blocks!r}; it is above 0, and of 'separating' alone"
+            )
+        if blocks != "separating" and (blocks == "zero") != (noise == 0):
             raise InputError(f"noise is {noise} with off_diagonal = {blocks!r}; give both or none")
-        if self.off_diagonal == "antisymmetric" and len(set(self.sources)) > 1:
-            raise InputError("antisymmetric noise is for copies of one source; take off_diagonal = 'random'")
+        if self.off_diagonal in ("antisymmetric", "separating") and len(set(self.sources)) > 1:
+            what = "antisymmetric noise is" if self.off_diagonal == "antisymmetric" else "'separating' is"
+            raise InputError(f"{what} for copies of one source; take off_diagonal = 'random'")
 
     @property
     def recipe(self) -> Recipe:
@@ -223,7 +233,9 @@ class GrowNode:
       factor, width, depth, noise: as in ``fusion_core.grow``.
       seed: of what is drawn.
       rates, rewarm: as of a ``FuseNode``, with ``fusion_core.growth_rate_factors``; new entries are those of later copies and
-        of new layers. If None, the operator's own, else ``"velocity"`` where it has such factors, else ``"keep"``.
+        of new layers. Or ``"width"``: times ``fusion_core.rate_factors`` of so many copies as the grown ``d_model`` is times
+        the small one, also where the new units are no copies (width-aware rates). If None, the operator's own, else
+        ``"velocity"`` where it has such factors, else ``"keep"``.
       optimizer_state: ``"grow"``: moments by the map of the gradients; ``"fresh"``, ``"fresh_new"``: as of a ``FuseNode``. If
         None, the operator's own, else ``"grow"``.
     """
@@ -236,7 +248,7 @@ class GrowNode:
     depth: Any = None
     noise: Number = 0.0
     seed: Whole = 0
-    rates: Rates | None = None
+    rates: Rates | Literal["width"] | None = None
     rewarm: Count | None = None
     optimizer_state: Literal["grow", "fresh", "fresh_new"] | None = None
 

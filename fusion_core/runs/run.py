@@ -116,7 +116,7 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
             context.save_result(resolved, state)
             if context.plan.measure:
                 measure_growth(context, resolved, sources)
-            context.finish(resolved, state)
+            context.finish(resolved, state, **({"flops": resolved.flops} if resolved.flops else {}))
             context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
     if context.plan.measure:
         growing = {name for r in nodes.values() if not isinstance(r.node, TrainNode) for name in r.node.inputs}

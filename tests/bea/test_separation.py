@@ -222,7 +222,7 @@ def test_a_push_along_the_leading_direction_lowers_the_loss_by_half_the_rate(x64
 def test_wrong_exchanges_are_refused(x64):
     loss, exchange, params = _grown(2)
     with pytest.raises(ValueError, match="no projection"):
-        bea.separation_rate(loss, lambda p: exchange(p)[1:] + [scale(2.0, p)], params)
+        bea.separation_rate(loss, lambda p: [*exchange(p)[1:], scale(2.0, p)], params)
     first_only = lambda p: [p, {"layers": [exchange(p)[1]["layers"][0], *p["layers"][1:]]}]
     with pytest.raises(ValueError, match="the loss changes under an exchange"):
         bea.separation_rate(loss, first_only, params)
