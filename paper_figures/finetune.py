@@ -101,6 +101,23 @@ def _half(found: Estimate) -> str:
     return "" if found.interval is None else f" ± {50 * (found.interval[1] - found.interval[0]):.1f}"
 
 
+def table(results: Results) -> str:
+    """Return the scores as a Markdown table."""
+    tasks = results.config["tasks"]
+    heads = [
+        f"{TITLES.get(task, task)}, {metric}" for task, metric in zip(tasks, results.config["metrics"], strict=True)
+    ]
+    lines = [f"| {len(results.config['seeds'])} seeds | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for i, arm in enumerate(results.config["arms"]):
+        found = [_scores(results, t, i) for t in range(len(tasks))]
+        cells = ["–" if one is None else f"{100 * one.mean:.1f}{_half(one)}" for one in found]
+        lines.append(f"| {LABELS.get(arm, label(arm))} | {' | '.join(cells)} |")
+    for text, key in (("the largest class", "majority"), ("a bag of words", "bag_of_words")):
+        cells = [f"{100 * at:.1f}" if np.isfinite(at) else "–" for at in results.arrays[key]]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def finding(results: Results) -> str:
     """Return, for each task, every arm's score, its paired difference to scratch, and whether all are above the lines."""
     names, sentences = results.config["arms"], []

@@ -10,7 +10,7 @@ import sys
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 from fusion_core.runs.run import RESULTS
 from fusion_core.train.devices import first_process
-from paper_figures.experiments import finetuning, record, runner, smoke, tables
+from paper_figures.experiments import finetuning, page, record, runner, smoke, tables
 
 EXAMPLES = """examples:
   python -m paper_figures.experiments                                               list the experiments
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m paper_figures.experiments after_growth --record runs/a/results.json runs/b/results.json
                                                                                     one record of runs with different seeds
   python -m paper_figures.experiments --table after_growth                          print its tables as Markdown
+  python -m paper_figures.experiments --write docs/growing.md                       renew the page's tables and sentences
 """
 TUNED = "finetuned"  # folder of a run with its fine-tuned networks
 
@@ -56,11 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="make the record of these results.json or records",
     )
     add("--to", type=pathlib.Path, metavar="FILE", help="file of the record (default: beside the plan)")
-    add("--table", metavar="NAME", help="print the tables of a record as Markdown")
+    add("--table", metavar="NAME", help="print the tables of an experiment as Markdown")
+    add("--write", type=pathlib.Path, metavar="FILE", help="renew the tables and sentences of a page from the records")
     options = parser.parse_args(arguments)
     try:
         if options.table:
-            print(tables.markdown(options.table))
+            print(page.table_of(options.table))
+        elif options.write:
+            print("\n".join(page.write(options.write)))
         elif options.name is None:
             print("\n".join(tables.listing()))
         elif options.record:

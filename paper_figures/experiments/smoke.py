@@ -13,6 +13,7 @@ import tomllib
 from typing import Any
 
 from fusion_core import atomic
+from fusion_core.runs.graph import budget_flops, resolve
 from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.run import RESULTS
 from paper_figures.experiments.finetuning import finetune_arms, scores_in
@@ -33,28 +34,29 @@ def tiny_copy(plan: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Write a copy of a plan at a toy's size, ``plan.toml``, and its text into a folder; return the copy.
 
     Names, growths, rates and shares of the budget stay. The smallest network gets width 8 and one layer, larger ones in
-    proportion; the budget, or without one the longest node, gets 60 steps, numbers of steps in proportion.
+    proportion; the budget is 60 steps of the largest network, and numbers of steps are in proportion to it.
     """
     values = tomllib.loads(plan.read_text(encoding="utf-8-sig"))
+    resolved = {node.name: node for node in resolve(read_plan(plan))}
+    largest = max((node for node in resolved.values() if node.step_flops), key=lambda node: node.step_flops)
+    budget = budget_flops(read_plan(plan), resolved)
+    whole = budget / largest.step_flops if budget else max(node.steps or 0 for node in resolved.values())
+    fewer = lambda n: max(1, round(n * STEPS / whole / DISPATCH)) * DISPATCH
     models = [node["model"] for node in _tables(values) if "model" in node]
     least = {key: min((m.get(key, 1) for m in models), default=1) for key in ("d_model", "num_heads", "num_layers")}
-    budget = values.get("budget")
-    steps = [n["steps"] for n in values["node"].values() if isinstance(n.get("steps"), int)]
-    whole = budget["steps"] if isinstance(budget, dict) else max(steps, default=STEPS)
-    fewer = lambda n: max(1, round(n * STEPS / whole / DISPATCH)) * DISPATCH
     for node in _tables(values):
         for key in ("batch", "length", "cadence", "compute", "accumulate", "until_loss"):
             node.pop(key, None)
         if "model" in node:
             node["model"] = _tiny_model(node["model"], least)
-        if isinstance(node.get("steps"), int):
-            node["steps"] = fewer(node["steps"])
-        if isinstance(node.get("width"), int):
-            node["width"] = WIDTH * node["width"] // least["d_model"]
-        if isinstance(schedule := node.get("schedule"), dict) and "warmup" in schedule:
-            schedule["warmup"] = round(schedule["warmup"] * STEPS / whole)
-    if isinstance(budget, dict):
-        budget["steps"] = STEPS
+        for table, key in ((node, "width"), (node, "base_width"), (node.get("optimizer", {}), "base_width")):
+            if isinstance(table.get(key), int):
+                table[key] = WIDTH * table[key] // least["d_model"]
+        for table, key in ((node, "steps"), (node, "budget"), (node, "rewarm"), (node.get("schedule", {}), "warmup")):
+            if isinstance(table.get(key), int):
+                table[key] = fewer(table[key]) if table[key] else 0
+    if budget:
+        values["budget"] = {"node": largest.name, "steps": STEPS}
     values |= {"steps_per_dispatch": DISPATCH, "data": DATA, "defaults": {**values.get("defaults", {}), **DEFAULTS}}
     atomic.write_text(folder / DATA["text"][0], "\n\n\n".join(_documents(60)))  # type: ignore[index]
     atomic.write_text(folder / "plan.toml", toml_of(values))

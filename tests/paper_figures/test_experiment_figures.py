@@ -186,6 +186,16 @@ def test_a_changed_record_makes_the_cache_of_its_figures_stale_and_no_other(monk
     assert cache.source_hash(t5_medium, "smoke") == smoke
 
 
+def test_tables_have_a_row_for_every_variant_and_growth_step(computed):
+    variants = after_growth.table(computed["after_growth"])
+    assert "| rates kept, state fused | " in variants
+    assert "| velocity factors, state fused | 0 (loss " in variants
+    steps = growth_step.table(computed["growth_step"])
+    assert steps.count("| scratch | 0% |") == 3
+    assert steps.count("| one small network | 100% |") == 3
+    assert "| late | 34% |" in steps
+
+
 def test_limits_are_those_of_the_seeds():
     figure = arms.Figure()
     axes = figure.add_subplot()
@@ -204,6 +214,7 @@ def test_fine_tuned_arms_are_compared_and_judged_against_the_baselines():
     said = finetune.finding(changed)
     assert "two zero 81.0 ± 12.7 % (+10.5 ± 6.4 against scratch)" in said
     assert "the best is above the largest class (50.0 %), the best is NOT above a bag of words (90.0 %)" in said
+    assert "| two zero | 81.0 ± 12.7 |" in finetune.table(changed)
     with style():
         (axes,) = finetune.draw(changed).axes
     drawn = {tuple(np.round(line.get_xdata(), 6)) for line in axes.lines}
