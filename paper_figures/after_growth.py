@@ -24,6 +24,7 @@ from paper_figures.experiments.comparison import large_node, tokens_a_step, whol
 from paper_figures.experiments.record import Record, load_record
 from paper_figures.experiments.smoke import shared_record
 from paper_figures.experiments.statistics import SLACK, Estimate, Path, arms_over_seeds, estimate
+from paper_figures.experiments.tables import number
 from paper_figures.results import Results
 
 SEED = 0
@@ -188,6 +189,38 @@ def _draw_noise(axes: Any, results: Results, event: int) -> None:
     axes.set_xticks([max(size, least) for size in ticks], [f"{size:g}" for size in ticks], fontsize=7.5)
     axes.minorticks_off()
     axes.set_ylabel("loss less the recipe's")
+
+
+def table(results: Results) -> str:
+    """Return the final losses less the recipe's as a Markdown table."""
+    lines = [
+        f"Validation loss less that of the recipe ({words(REFERENCE)}, antisymmetric noise {REFERENCE_NOISE:g}), paired over "
+        f"{len(results.config['seeds'])} seeds, with Student's 95 % interval; at {results.config['budget']:,.0f} steps of the "
+        "large network, or where an arm ends early (its share of the budget).",
+        "",
+        f"| variant | {' | '.join(f'grown after {at:.0%}' for at in results.config['grown_at'])} |",
+        f"|---|{'---|' * len(EVENTS)}",
+    ]
+    for name in results.config["variants"]:
+        cells = [_cell(results, e, name) for e in range(len(EVENTS))]
+        lines.append(f"| {words(name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(results: Results, event: int, variant: str) -> str:
+    found, ends = (
+        _estimate(results, event, variant),
+        results.arrays["ends"][event, results.config["variants"].index(variant)],
+    )
+    if found is None:
+        return "–"
+    early = "" if ends >= 1 - SLACK else f" (at {ends:.0%})"
+    if variant == REFERENCE:
+        loss = _estimate(results, event, variant, "loss")
+        return "–" if loss is None else f"0 (loss {number(loss)})"
+    return (
+        f"{found.mean:+.3f}{'' if found.interval is None else ' ({:+.3f} to {:+.3f})'.format(*found.interval)}{early}"
+    )
 
 
 def finding(results: Results) -> str:

@@ -211,6 +211,30 @@ def finding(results: Results) -> str:
     return " ".join(sentences)
 
 
+def table(results: Results) -> str:
+    """Return, for each budget, losses and savings over the growth step as Markdown tables."""
+    found, blocks = Comparison(results), []
+    for b, budget in enumerate(found.budgets):
+        rows = [("scratch", TUNED, 0.0)]
+        for recipe, names in results.config["recipes"].items():
+            at = {name: found.arrays["grown_at"][found.arms.index(name)] / budget for name in names}
+            rows += [(recipe, name, at[name]) for name in names if at[name] < 1]
+        lines = [
+            f"At {arms.budget_words(found, b)}{_rules(results, b).replace('; rules', '. Rules')}:",
+            "",
+            "| recipe | growth step | loss | saved, sources paid | given |",
+            "|---|---|---|---|---|",
+        ]
+        for recipe, name, share in [*sorted(rows, key=lambda row: row[2]), ("one small network", SMALL, 1.0)]:
+            if name in found and found.loss(name, b) is not None:
+                saved = (
+                    ["", ""] if name == TUNED else [percent(found.saving(name, kind, b)) for kind in ("paid", "given")]
+                )
+                lines.append(f"| {recipe} | {share:.0%} | {number(found.loss(name, b))} | {saved[0]} | {saved[1]} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
 def _rules(results: Results, b: int) -> str:
     said = []
     for rule, (text, _) in ANSWERS.items():

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from paper_figures import (
     after_growth,
+    finetune,
     growth_event,
     growth_operators,
     growth_prediction,
@@ -40,4 +41,5 @@ FIGURES: dict[str, ModuleType] = {
     "growth_operators": growth_operators,
     "after_growth": after_growth,
     "growth_step": growth_step,
+    "finetune": finetune,
 }

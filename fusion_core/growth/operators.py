@@ -157,7 +157,7 @@ _OPERATORS = (
         build=random.shrink_perturb,
         properties=Properties(False, "no copies", "no"),
         random=True,
-        rates="keep",
+        rates="width",
         optimizer_state="fresh",
     ),
     GrowthOperator(

@@ -20,7 +20,7 @@ from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
-from fusion_core.runs.graph import Resolved
+from fusion_core.runs.graph import Resolved, times_wider
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, Recipe, TrainNode
 from fusion_core.runs.separating import push_apart_in_run
 from fusion_core.runs.settings import OptimizerSettings
@@ -303,6 +303,8 @@ def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolv
             exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
             # one number an array: exact if all units have equally many copies
             factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
+        if recipe.rates == "width" and optimizer is not None:
+            factors = rate_factors(factors, growth.config, times_wider(config, growth.config), optimizer.rule)
         make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
         return Event(growth.mapping, *_rates(recipe, factors, growth.mapping), make, False)
     configs = [sources[name].config for name in node.sources]

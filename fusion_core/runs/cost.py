@@ -28,7 +28,7 @@ class Cost:
       steps: of training; None if they are decided while the plan runs.
       flops: of the whole node; those of an ``auto`` group are all with its grown network. None if not known.
       hours: device-hours at the rate that was assumed.
-      parameter_bytes, optimizer_bytes, gradient_bytes: exact, from the shapes.
+      parameter_bytes, optimizer_bytes, gradient_bytes: exact, from the shapes; the optimizer's with a ramp of every entry.
       activation_bytes: an estimate.
     """
 
@@ -87,7 +87,7 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
         resolved.flops,
         None if resolved.flops is None else resolved.flops / flops_per_second / 3600,
         bytes_of_params,
-        tree_bytes(state),
+        tree_bytes(state) + (bytes_of_params if resolved.ramp == "entry" else 0),
         bytes_of_params * (1 if node.accumulate == 1 else 2),
         activation_bytes(resolved.config, rows, node.length, target_length(node.length)),
     )

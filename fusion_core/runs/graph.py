@@ -243,6 +243,8 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
         recipe = node.recipe
+        if recipe.rates == "width":
+            times_wider(inputs[0].config, config)
         return Resolved(node, config, None if recipe.optimizer_state == "fresh" else inputs[0].optimizer, recipe.ramp)
     source = inputs[0] if inputs else None
     config = node.model if source is None else source.config
@@ -261,6 +263,17 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
         )
     flops = step_flops(config, node.batch, node.length, target_length(node.length))
     return Resolved(node, config, node.optimizer, "" if source is None else source.ramp, flops)
+
+
+def times_wider(small: T5Config, grown: T5Config) -> int:
+    """Return the grown ``d_model`` over the small one. Raise InputError if that is no whole number of at least 2."""
+    copies, rest = divmod(grown.d_model, small.d_model)
+    if rest or copies < 2:
+        raise InputError(
+            f"rates = 'width' is for a d_model that is a multiple of the small one, but it grows from {small.d_model} to "
+            f"{grown.d_model}; take rates = 'keep'"
+        )
+    return copies
 
 
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:

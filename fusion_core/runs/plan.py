@@ -233,7 +233,9 @@ class GrowNode:
       factor, width, depth, noise: as in ``fusion_core.grow``.
       seed: of what is drawn.
       rates, rewarm: as of a ``FuseNode``, with ``fusion_core.growth_rate_factors``; new entries are those of later copies and
-        of new layers. If None, the operator's own, else ``"velocity"`` where it has such factors, else ``"keep"``.
+        of new layers. Or ``"width"``: times ``fusion_core.rate_factors`` of so many copies as the grown ``d_model`` is times
+        the small one, also where the new units are no copies (width-aware rates). If None, the operator's own, else
+        ``"velocity"`` where it has such factors, else ``"keep"``.
       optimizer_state: ``"grow"``: moments by the map of the gradients; ``"fresh"``, ``"fresh_new"``: as of a ``FuseNode``. If
         None, the operator's own, else ``"grow"``.
     """
@@ -246,7 +248,7 @@ class GrowNode:
     depth: Any = None
     noise: Number = 0.0
     seed: Whole = 0
-    rates: Rates | None = None
+    rates: Rates | Literal["width"] | None = None
     rewarm: Count | None = None
     optimizer_state: Literal["grow", "fresh", "fresh_new"] | None = None
 

@@ -10,7 +10,7 @@ import sys
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged
 from fusion_core.runs.run import RESULTS
 from fusion_core.train.devices import first_process
-from paper_figures.experiments import record, runner, smoke, tables
+from paper_figures.experiments import finetuning, page, record, runner, smoke, tables
 
 EXAMPLES = """examples:
   python -m paper_figures.experiments                                               list the experiments
@@ -19,7 +19,9 @@ EXAMPLES = """examples:
   python -m paper_figures.experiments after_growth --record runs/a/results.json runs/b/results.json
                                                                                     one record of runs with different seeds
   python -m paper_figures.experiments --table after_growth                          print its tables as Markdown
+  python -m paper_figures.experiments --write docs/growing.md                       renew the page's tables and sentences
 """
+TUNED = "finetuned"  # folder of a run with its fine-tuned networks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="run a copy of a toy's size, and write no record unless --to names its file",
     )
+    add("--glue", type=pathlib.Path, metavar="FOLDER", help="then fine-tune every arm on SST-2 and RTE of this folder")
+    add(
+        "--scores",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="with --record: its networks, fine-tuned in seed-N/ARM/TASK",
+    )
     add(
         "--record",
         type=pathlib.Path,
@@ -48,15 +57,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="make the record of these results.json or records",
     )
     add("--to", type=pathlib.Path, metavar="FILE", help="file of the record (default: beside the plan)")
-    add("--table", metavar="NAME", help="print the tables of a record as Markdown")
+    add("--table", metavar="NAME", help="print the tables of an experiment as Markdown")
+    add("--write", type=pathlib.Path, metavar="FILE", help="renew the tables and sentences of a page from the records")
     options = parser.parse_args(arguments)
     try:
         if options.table:
-            print(tables.markdown(options.table))
+            print(page.table_of(options.table))
+        elif options.write:
+            print("\n".join(page.write(options.write)))
         elif options.name is None:
             print("\n".join(tables.listing()))
         elif options.record:
-            _write(options.name, _plan_file(options), options.record, options.to)
+            _write(options.name, _plan_file(options), options.record, options.to, options.scores)
         elif options.out:
             return _run(options)
         else:
@@ -75,9 +87,13 @@ def _plan_file(options: argparse.Namespace) -> pathlib.Path:
     return file
 
 
-def _write(name: str, plan: pathlib.Path, files: list[pathlib.Path], to: pathlib.Path | None) -> None:
-    path = to or record.path_of(name, "json")
-    record.record_of(name, plan, files).save(path)
+def _write(
+    name: str, plan: pathlib.Path, files: list[pathlib.Path], to: pathlib.Path | None, tuned: pathlib.Path | None
+) -> None:
+    path, made = to or record.path_of(name, "json"), record.record_of(name, plan, files)
+    if tuned is not None:
+        made = dataclasses.replace(made, scores=finetuning.scores_in(tuned))
+    made.save(path)
     print(path)
 
 
@@ -91,11 +107,13 @@ def _run(options: argparse.Namespace) -> int:
         plan = dataclasses.replace(plan, seeds=_numbers(options.seeds))
     try:
         runner.run_noted(plan, out)
+        if options.glue:
+            finetuning.finetune_arms(out, options.glue, out / TUNED, note=runner.say)
     except (Interrupted, KeyboardInterrupt):
         print("Interrupted; the same command goes on.", file=sys.stderr)
         return 130
     if first_process() and (not options.smoke or options.to):
-        _write(options.name, file, [out / RESULTS], options.to)
+        _write(options.name, file, [out / RESULTS], options.to, out / TUNED if options.glue else None)
     return 0
 
 

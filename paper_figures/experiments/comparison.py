@@ -19,10 +19,8 @@ from paper_figures.experiments.statistics import KINDS, SCRATCH, Arms, Estimate,
 from paper_figures.results import Results
 
 SHARES = (0.25, 0.5, 1.0)  # of the whole budget
-REFERENCE, SMALL = (
-    "t5_medium",
-    "small",
-)  # the record that has the arms from scratch and the small one for those that lack them
+REFERENCE = "scratch_rates"  # the record with the networks from scratch at every rate
+SMALL = "small"  # the arm of one small network with the whole budget
 TUNED = "scratch, tuned"
 POINTS = 161  # of a drawn curve
 

@@ -8,6 +8,7 @@ A record is JSON::
     seeds       {seed: {node: facts}}
     text        sum of tokens and tokenizer, or None if it is not known
     provenance  versions, devices, commit, created; a list, one entry for each run that was merged
+    scores      of fine-tuned networks, if there are some (``finetuning.scores_in``)
 
 Facts of a node are those of ``results.json`` (``fusion_core.runs.compare``) that take little room: the validation losses stay a
 curve, the pace is one entry, the median over the run, of the theory's terms the last record stays. Numbers have 5 significant
@@ -53,6 +54,7 @@ class Record:
       seeds: seed -> node -> facts.
       text: sum of tokens and tokenizer; None if it is not known.
       provenance: of each run that was merged.
+      scores: of fine-tuned networks; may be empty.
     """
 
     name: str
@@ -60,11 +62,20 @@ class Record:
     seeds: dict[str, Nodes]
     text: str | None
     provenance: tuple[dict[str, Any], ...]
+    scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The plan's values."""
         return tomllib.loads(self.plan)
+
+    def scored(self) -> dict[str, Any]:
+        """Return the scores. Raise InputError, with the command that makes them, if there are none."""
+        if not self.scores:
+            raise InputError(
+                f"the record of {self.name} has no scores; make them with: {command_of(self.name)} --glue FOLDER"
+            )
+        return self.scores
 
     def save(self, path: pathlib.Path) -> None:
         """Write the file whole or not at all, a node a line."""
@@ -73,6 +84,7 @@ class Record:
         head = {"format": FORMAT, "name": self.name, "plan": self.plan, "text": self.text}
         fields = [f" {json.dumps(key)}: {_line(value)}" for key, value in head.items()]
         origin = ",\n".join(f"  {_line(one)}" for one in self.provenance)
+        fields += [f' "scores": {_line(self.scores)}'] if self.scores else []
         body = ",\n".join([*fields, f' "provenance": [\n{origin}\n ]', f' "seeds": {{\n{seeds}\n }}'])
         atomic.write_text(path, f"{{\n{body}\n}}\n")
 
@@ -122,7 +134,8 @@ def read_record(path: pathlib.Path) -> Record:
     missing = [key for key in ("name", "plan", "seeds", "text", "provenance") if key not in values]
     if missing or not values["seeds"]:
         raise InputError(f"{path} is no record: it has no {', '.join(missing or ['seeds'])}; make it again")
-    return Record(values["name"], values["plan"], values["seeds"], values["text"], tuple(values["provenance"]))
+    name, plan, seeds, text, origin = (values[key] for key in ("name", "plan", "seeds", "text", "provenance"))
+    return Record(name, plan, seeds, text, tuple(origin), values.get("scores", {}))
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -34,6 +34,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, pair, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_copies_without_noise_between_them_are_warned_of(run, pair, tmp_path):
+    warned = lambda *options: "never part" in run("fuse", *options, "--out", tmp_path / "c", "--dry-run", "--json")[2]
+    assert warned(pair[0], pair[0])
+    assert not warned(pair[0], pair[0], "--noise", "0.5")
+    assert not warned(*pair)
+
+
 def test_fuse_writes_what_the_plan_says_and_the_card_says_what_was_measured(run, pair, tmp_path):
     code, out, _ = run(
         "fuse",

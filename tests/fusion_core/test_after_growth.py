@@ -205,6 +205,8 @@ def grown(text, tmp_path_factory):
         + onward("mg", "g", 5)
         + fusion("r", 'rates = "relax"', "rewarm = 10", 'off_diagonal = "zero"')
         + onward("mr", "r")
+        + '[node.s]\nfrom = "a"\noperator = "shrink_perturb"\nfactor = 2\n'
+        + onward("ms", "s", 5)
     )
     head = HEAD.replace("text.txt", str(text)).replace("evaluate = 10", "evaluate = 5")
     (folder / "plan.toml").write_text(head + nodes, encoding="utf-8")
@@ -249,6 +251,15 @@ def test_a_random_start_has_the_rates_of_a_smaller_one_carried_over(grown):
     for name, factor in factors.items():
         assert weights[f"rates.{name}"] == pytest.approx(0.02 * factor)
     assert len(set(factors.values())) > 1
+
+
+def test_a_growth_that_copies_nothing_may_have_the_rates_of_its_width(grown):
+    plan, folder, _, _ = grown
+    config = plan.node("a").model
+    factors = by_name(fc.rate_factors(parameter_shapes(config), config, 2, "adafactor"))
+    weights, _ = numbers(folder, "ms")
+    for name, factor in factors.items():
+        assert weights[f"rates.{name}"] == pytest.approx(0.02 * factor / max(factors.values()))
 
 
 def test_a_ramp_that_is_interrupted_goes_on_bit_for_bit(grown, tmp_path):

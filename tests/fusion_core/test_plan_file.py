@@ -85,6 +85,10 @@ def refusal(file, devices=None):
             SOURCES + '[node.g]\nfrom = "a"\noperator = "aki"\nfactor = 2\nrates = "relax"',
             "node g: aki has no factors that keep the velocity",
         ),
+        (
+            SOURCES + '[node.g]\nfrom = "a"\noperator = "shrink_perturb"\nwidth = { d_ff = 32 }',
+            "node g: rates = 'width' is for a d_model that is a multiple of the small one, but it grows from 8 to 8; take",
+        ),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nrewarm = 5', "node f: rewarm is 5 with rates = 'velocity', which change"),
         (SOURCES + '[node.f]\nsources = ["a", "b"]\nrates = "warm"', "node f: rates is 'warm'; it must be one of 'velocity',"),
         (SOURCES + '[node.f]\nsources = ["a", "a"]\noff_diagonal = "random"', "node f: noise is 0.0 with off_diagonal = 'ra"),

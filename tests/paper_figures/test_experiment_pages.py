@@ -1,0 +1,57 @@
+"""Pages that are written from the records."""
+
+import pathlib
+
+import pytest
+
+from fusion_core.errors import InputError
+from paper_figures.experiments import page
+from paper_figures.experiments.__main__ import main
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered():
+    page._results.cache_clear()
+    yield
+    page._results.cache_clear()
+
+
+def test_the_page_has_what_the_committed_records_say():
+    text = (DOCS / "growing.md").read_text(encoding="utf-8")
+    assert page.renewed(text)[0] == text, "run: python -m paper_figures.experiments --write docs/growing.md"
+    assert text.count("<!-- end -->") == len(page.BLOCK.findall(text)) > 10
+
+
+def test_blocks_are_renewed_and_nothing_else(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(page, "table_of", lambda name: f"| {name} |")
+    monkeypatch.setattr(page, "finding_of", lambda name: f"{name} saves.")
+    file = tmp_path / "page.md"
+    text = "a\n<!-- table x -->\nold\n<!-- end -->\nb\n<!-- finding y -->\n<!-- end -->\n"
+    file.write_text(text)
+    assert main(["--write", str(file)]) == 0
+    renewed = "a\n<!-- table x -->\n| x |\n<!-- end -->\nb\n<!-- finding y -->\ny saves.\n<!-- end -->\n"
+    assert file.read_text() == renewed
+    assert main(["--write", str(file)]) == 0
+    assert file.read_text() == renewed
+    assert capsys.readouterr().out.split() == [str(file)] * 2
+
+
+def test_what_has_no_record_names_its_command_and_other_errors_are_not_hidden(monkeypatch):
+    def missing(name):
+        raise InputError(
+            f"there is no record of {name} (/a b/{name}.json); make it with: python -m x {name} --out runs"
+        )
+
+    monkeypatch.setattr(page, "table_of", missing)
+    text, names = page.renewed("<!-- table t -->\n<!-- end -->")
+    assert text == "<!-- table t -->\nNot measured yet: `python -m x t --out runs` makes the record of t.\n<!-- end -->"
+    assert names == ["t"]
+
+    def wrong(name):
+        raise InputError("two texts")
+
+    monkeypatch.setattr(page, "table_of", wrong)
+    with pytest.raises(InputError, match="two texts"):
+        page.renewed("<!-- table t -->\n<!-- end -->")
