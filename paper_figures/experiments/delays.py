@@ -65,5 +65,7 @@ def measured_delays(seeds: Mapping[str, Mapping[str, Any]], behind: str, ahead: 
       seeds: ``Record.seeds``.
       behind, ahead: names of two nodes that go on from growths at one step, such as ``noise_0p1`` and ``velocity_fuse``.
     """
-    pairs = {seed: [nodes.get(name, {}).get("validation_loss") for name in (behind, ahead)] for seed, nodes in seeds.items()}
+    pairs = {
+        seed: [nodes.get(name, {}).get("validation_loss") for name in (behind, ahead)] for seed, nodes in seeds.items()
+    }
     return {seed: curve_shift(*pair) for seed, pair in pairs.items() if all(pair)}

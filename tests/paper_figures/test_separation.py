@@ -53,7 +53,10 @@ def test_a_curve_that_is_moved_is_behind_by_as_much():
     found = curve_shift(one[3:], other)
     np.testing.assert_allclose(found.steps[1:], 120, atol=5)
     assert found.median == pytest.approx(120, abs=5)
-    seeds = {"0": {"a": {"validation_loss": one[3:].tolist()}, "b": {"validation_loss": other.tolist()}}, "1": {"a": {}}}
+    seeds = {
+        "0": {"a": {"validation_loss": one[3:].tolist()}, "b": {"validation_loss": other.tolist()}},
+        "1": {"a": {}},
+    }
     assert measured_delays(seeds, "a", "b")["0"].median == found.median
     assert list(measured_delays(seeds, "a", "b")) == ["0"]
 
