@@ -40,7 +40,8 @@ def records_of(name: str, preset: str) -> list[Record]:
     if own and not path_of(REFERENCE, "json").exists():
         return [record]
     reference = load_record(REFERENCE)
-    if any(record.settings.get(key) != reference.settings.get(key) for key in ("budget", "data")):
+    of_one_budget = abs(whole_budget([record]) / whole_budget([reference]) - 1) < statistics.SLACK
+    if not of_one_budget or record.settings.get("data") != reference.settings.get("data"):
         return [record]
     if record.text and reference.text and record.text != reference.text:
         raise InputError(
