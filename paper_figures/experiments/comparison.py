@@ -176,6 +176,10 @@ class Comparison:
         """All arms but those from scratch."""
         return [arm for arm in self.arms if not arm.startswith(SCRATCH)]
 
+    def seeds_of(self, arm: str) -> int:
+        """Return the number of seeds that an arm was run in."""
+        return int((self.arrays["ran"][self.arms.index(arm)] > 0).sum())
+
     def _values(self, key: str, arm: str, budget: int) -> np.ndarray:
         i = self.arms.index(arm)
         return self.arrays[key][i, budget][self.arrays["ran"][i] > 0]

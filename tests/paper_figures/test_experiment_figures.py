@@ -191,9 +191,13 @@ def test_tables_have_a_row_for_every_variant_and_growth_step(computed):
     assert "| rates kept + state fused | " in variants
     assert "| velocity factors + state fused | 0 (loss " in variants
     steps = growth_step.table(computed["growth_step"])
-    assert steps.count("| scratch | 0% |") == 3
-    assert steps.count("| one small network | 100% |") == 3
-    assert "| late | 34% |" in steps
+    assert steps.count("| 0 % (scratch) | ") == 3
+    assert steps.count("| 100 % (one small network) | ") == 3
+    assert re.search(r"\| 34% \|  \|  \|  \| \d", steps)  # the recipe early has no such step
+    saved = growth_saves.table(with_losses(computed["growth_saves"], early_600=[1.0, 1.0], small=[1.5, 1.5]))
+    assert "| grown, best step in hindsight | 14% | 1.000 ± 0.000 | " in saved
+    assert "| -0.500 (-0.500 to -0.500) |" in saved
+    assert saved.count("| from scratch, best rate (0.04) |") == 3
 
 
 def test_limits_are_those_of_the_seeds():
