@@ -116,7 +116,8 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
             context.save_result(resolved, state)
             if context.plan.measure:
                 measure_growth(context, resolved, sources)
-            context.finish(resolved, state, **({"flops": resolved.flops} if resolved.flops else {}))
+            facts: dict[str, Any] = {"flops": resolved.flops} if resolved.flops else {}
+            context.finish(resolved, state, **facts)
             context.note(f"{name}: from {', '.join(resolved.node.inputs)} at step {int(state.step)}")
     if context.plan.measure:
         growing = {name for r in nodes.values() if not isinstance(r.node, TrainNode) for name in r.node.inputs}

@@ -11,7 +11,9 @@ import pytest
 import safetensors.numpy
 
 import fusion_core as fc
-from fusion_core.runs import read_plan, run_plan
+from fusion_core.models.registry import parameter_shapes
+from fusion_core.models.units import by_name
+from fusion_core.runs import read_plan, resolve, run_plan
 from fusion_core.runs.context import DONE
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.loop import graceful_interrupt
@@ -127,19 +129,31 @@ def test_self_fusion_with_noise_and_a_restarted_schedule_keeps_the_loss(plan_of,
     assert rates == pytest.approx([1e-9])
 
 
-@pytest.mark.parametrize("operator", ["hypercloning", "identity_layers", "random_init"])
+@pytest.mark.parametrize("operator", ["hypercloning", "sparkling", "identity_layers", "shrink_perturb", "random_init"])
 def test_a_network_is_grown_by_an_operator_and_trained_on(plan_of, tmp_path, operator):
     state = 'optimizer_state = "fresh"\n' if operator == "random_init" else ""
     nodes = SOURCES.split("[node.b]")[0] + (
         f'[node.g]\nfrom = "a"\noperator = "{operator}"\nfactor = 2\n{state}[node.m]\nfrom = "g"\nsteps = 5\n'
     )
-    results = run_plan(read_plan(plan_of(nodes)), tmp_path / "run")
+    file = plan_of(nodes)
+    results = run_plan(read_plan(file), tmp_path / "run")
     a, g, m = (results["nodes"][name] for name in "agm")
     assert (g["kind"], g["step"], m["start"], m["step"]) == ("grow", 20, 20, 25)
     assert g["parameters"] > 1.2 * a["parameters"]
     at, loss = m["validation_loss"][0]
     assert at == 20
     assert (loss == pytest.approx(a["final"], rel=1e-4)) == fc.GROWTH_OPERATORS[operator].properties.function_preserving
+    # the plan's defaults: Adafactor's factors are by width for shrink_perturb, and 1 for all others, hypercloning's too
+    config = resolve(read_plan(file))[0].config
+    factors = by_name(fc.rate_factors(parameter_shapes(config), config, 2, "adafactor"))
+    assert min(factors.values()) < 0.8 < max(factors.values()) == 1
+    rates = {
+        k.removeprefix("rates."): v for k, v in numbers(tmp_path / "run", "m")[0].items() if k.startswith("rates.")
+    }
+    assert rates
+    for name, rate in rates.items():
+        wanted = factors[name] if operator == "shrink_perturb" else 1.0
+        assert rate / max(rates.values()) == pytest.approx(wanted, rel=1e-5), name
 
 
 def test_seeds_share_their_text_and_their_compiled_steps_and_are_compared(plan_of, tmp_path):
