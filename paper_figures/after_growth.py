@@ -128,7 +128,7 @@ def words(name: str) -> str:
     for rates in sorted(RATES, key=len, reverse=True):
         state = name.removeprefix(f"{rates}_")
         if name.startswith(f"{rates}_") and state in STATES:
-            return f"{RATES[rates]}, {STATES[state]}"
+            return f"{RATES[rates]} + {STATES[state]}"
     return OTHERS.get(name, name.replace("_", " "))
 
 
@@ -162,7 +162,7 @@ def draw(results: Results) -> Figure:
         _draw_noise(right, results, e)
     panels[1, 0].set_xlabel("final loss less the recipe's, nats a token")
     panels[1, 1].set_xlabel("size of the noise, shares of a block's typical weight")
-    panels[0, 1].legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=3)
+    panels[0, 1].legend(loc="upper center")
     return figure
 
 

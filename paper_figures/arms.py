@@ -36,7 +36,10 @@ def name_of(found: Comparison, arm: str, labels: Mapping[str, str]) -> str:
     """Return the words for an arm."""
     if arm == TUNED:
         return f"from scratch, best rate ({rate_of(found.tuned())})"
-    return labels.get(arm, "one small network" if arm == SMALL else label(arm))
+    few = (
+        "" if found.seeds_of(arm) == len(found.config["seeds"]) else f" ({found.seeds_of(arm)} of {seeds_words(found)})"
+    )
+    return labels.get(arm, "one small network" if arm == SMALL else label(arm)) + few
 
 
 def rate_of(arm: str) -> str:

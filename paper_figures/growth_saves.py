@@ -11,7 +11,7 @@ fewer FLOPs.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from paper_figures.experiments.comparison import (
     large_node,
     records_of,
 )
+from paper_figures.experiments.statistics import Estimate
 from paper_figures.experiments.tables import number, percent
 from paper_figures.results import Results
 
@@ -37,6 +38,7 @@ DEPENDS = ("fusion_core",)
 RECORDS = ("growth_step", "t5_medium", REFERENCE)
 EARLY, LATE = ("early", 0.15), ("late", 0.35)  # recipe, and the share of the budget that its arm is nearest to
 TWO = "two_zero"
+LATEST = 0.6  # share of a budget after which the arm of two sources is none of that budget
 ZOOM = 0.25  # share of the FLOPs at which the drawn part begins
 
 
@@ -61,10 +63,10 @@ def compute(preset: str) -> Results:
     return Results.of("growth_saves", preset, SEED, config | {"shown": chosen}, arrays, started)
 
 
-def nearest(config: dict[str, Any], arrays: dict[str, Any], recipe: str, share: float) -> str:
+def nearest(config: Mapping[str, Any], arrays: Mapping[str, Any], recipe: str, share: float, budget: int = -1) -> str:
     """Return the arm of a recipe grown nearest to a share of the budget, of those that train to it; "" if there is none."""
-    at = np.array(arrays["grown_at"]) / arrays["budgets"][-1]
-    ended = np.isfinite(arrays["loss"][:, -1]).any(axis=1)
+    at = np.array(arrays["grown_at"]) / arrays["budgets"][budget]
+    ended = np.isfinite(arrays["loss"][:, budget]).any(axis=1)
     fits = [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{recipe}_\d+", arm) and ended[i]]
     return config["arms"][min(fits, key=lambda i: abs(at[i] - share))] if fits else ""
 
@@ -87,7 +89,15 @@ def draw(results: Results) -> Figure:
         if i > 1:
             axes.plot(x[0], mean[0], "v", color=color, markersize=7, zorder=4)
         saved = found.saving(arm) if i else None
-        ends.append((mean[-1], f"{text}  {mean[-1]:.3f}" + (f"\nsaved {percent(saved)}" if saved else ""), color))
+        final = found.loss(arm)
+        ends.append(
+            (
+                mean[-1],
+                f"{text}  {mean[-1] if final is None else final.mean:.3f}"
+                + (f"\nsaved {percent(saved)}" if saved else ""),
+                color,
+            )
+        )
         inside = x >= ZOOM * whole
         tops.append(float(losses[inside].max()) if inside.any() else float(losses.max()))
         lows.append(float(losses.min()))
@@ -127,6 +137,54 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     for i, height in zip(order, placed, strict=True):
         found[i] = height + shift
     return found
+
+
+def table(results: Results) -> str:
+    """Return, for each budget, what each way ends at and saves as a Markdown table."""
+    found = Comparison(results)
+    lines = [
+        f"Means over {arms.seeds_words(found)}, with Student's 95 % intervals. The large network has "
+        f"{found.config['parameters']:,} parameters.",
+        "",
+        "| budget, in steps of the large network | way | grown at | loss | saved against scratch, sources paid | given | "
+        "loss less that of one small network |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for b in reversed(range(len(found.budgets))):
+        budget = f"{found.budgets[b]:,.0f} ({found.config['tokens_a_parameter'][b]:.2g} tokens a parameter)"
+        for text, arm in _ways(found, b).items():
+            if arm not in found or found.loss(arm, b) is None:
+                continue
+            at = found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[b]
+            saved = ["", ""] if arm == TUNED else [percent(found.saving(arm, kind, b)) for kind in ("paid", "given")]
+            less = found.difference(arm, SMALL, b) if arm != SMALL and SMALL in found else None
+            cells = [budget, text, f"{at:.0%}" if at else "", number(found.loss(arm, b)), *saved, signed(less)]
+            lines.append(f"| {' | '.join(cells)} |")
+            budget = ""
+    return "\n".join(lines)
+
+
+def signed(found: Estimate | None) -> str:
+    """Return ``-0.080 (-0.110 to -0.050)``, a difference and its interval; nothing if there is none."""
+    if found is None:
+        return ""
+    return f"{found.mean:+.3f}" + ("" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval))
+
+
+def _ways(found: Comparison, b: int) -> dict[str, str]:
+    """Return the ways of a budget: those of the figure, with the arms grown nearest to their shares of this budget."""
+    pick = lambda recipe: nearest(found.config, found.arrays, recipe[0], recipe[1], b)
+    grown = [arm for arm in found.others if re.fullmatch(rf"({EARLY[0]}|{LATE[0]})_\d+", arm) and found.loss(arm, b)]
+    best = min(grown, key=lambda arm: np.mean(found.loss(arm, b).values), default="")  # type: ignore[union-attr]
+    ways = {
+        f"from scratch, best rate ({arms.rate_of(found.tuned(b))})": TUNED,
+        "one small network": SMALL,
+        "grown early": pick(EARLY),
+        "grown late": pick(LATE),
+        "grown, best step in hindsight": best,
+    }
+    two = TWO in found and found.arrays["grown_at"][found.arms.index(TWO)] < LATEST * found.budgets[b]
+    return ways | ({"two sources, fused": TWO} if two else {})
 
 
 def finding(results: Results) -> str:

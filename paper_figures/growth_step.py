@@ -212,27 +212,36 @@ def finding(results: Results) -> str:
 
 
 def table(results: Results) -> str:
-    """Return, for each budget, losses and savings over the growth step as Markdown tables."""
+    """Return, for each budget, losses and savings (sources paid) over the growth step as a Markdown table."""
     found, blocks = Comparison(results), []
+    recipes = results.config["recipes"]
     for b, budget in enumerate(found.budgets):
-        rows = [("scratch", TUNED, 0.0)]
-        for recipe, names in results.config["recipes"].items():
-            at = {name: found.arrays["grown_at"][found.arms.index(name)] / budget for name in names}
-            rows += [(recipe, name, at[name]) for name in names if at[name] < 1]
+        rows: dict[float, dict[str, str]] = {}
+        for recipe, names in recipes.items():
+            for name in names:
+                if found.loss(name, b) is not None:
+                    at = found.arrays["grown_at"][found.arms.index(name)] / budget
+                    rows.setdefault(round(float(at), 3), {})[recipe] = name
         lines = [
             f"At {arms.budget_words(found, b)}{_rules(results, b).replace('; rules', '. Rules')}:",
             "",
-            "| recipe | growth step | loss | saved, sources paid | given |",
-            "|---|---|---|---|---|",
+            f"| growth step | {' | '.join(f'{recipe}: loss | saved, paid | given' for recipe in recipes)} |",
+            f"|---|{'---|' * 3 * len(recipes)}",
         ]
-        for recipe, name, share in [*sorted(rows, key=lambda row: row[2]), ("one small network", SMALL, 1.0)]:
-            if name in found and found.loss(name, b) is not None:
-                saved = (
-                    ["", ""] if name == TUNED else [percent(found.saving(name, kind, b)) for kind in ("paid", "given")]
-                )
-                lines.append(f"| {recipe} | {share:.0%} | {number(found.loss(name, b))} | {saved[0]} | {saved[1]} |")
+        ends = {0.0: dict.fromkeys(recipes, TUNED), 1.0: dict.fromkeys(recipes, SMALL)}
+        for at, row in sorted({**rows, **ends}.items()):
+            text = {0.0: "0 % (scratch)", 1.0: "100 % (one small network)"}.get(at, f"{at:.0%}")
+            lines.append(f"| {text} | {' | '.join(_cells(found, row.get(recipe, ''), b) for recipe in recipes)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _cells(found: Comparison, arm: str, b: int) -> str:
+    """Return the cells of an arm: its loss, and what it saves with sources paid and given."""
+    if arm not in found or found.loss(arm, b) is None:
+        return " |  | "
+    saved = ["", ""] if arm == TUNED else [percent(found.saving(arm, kind, b)) for kind in ("paid", "given")]
+    return f"{number(found.loss(arm, b))} | {saved[0]} | {saved[1]}"
 
 
 def _rules(results: Results, b: int) -> str:

@@ -40,7 +40,8 @@ def records_of(name: str, preset: str) -> list[Record]:
     if own and not path_of(REFERENCE, "json").exists():
         return [record]
     reference = load_record(REFERENCE)
-    if any(record.settings.get(key) != reference.settings.get(key) for key in ("budget", "data")):
+    of_one_budget = abs(whole_budget([record]) / whole_budget([reference]) - 1) < statistics.SLACK
+    if not of_one_budget or record.settings.get("data") != reference.settings.get("data"):
         return [record]
     if record.text and reference.text and record.text != reference.text:
         raise InputError(
@@ -174,6 +175,10 @@ class Comparison:
     def others(self) -> list[str]:
         """All arms but those from scratch."""
         return [arm for arm in self.arms if not arm.startswith(SCRATCH)]
+
+    def seeds_of(self, arm: str) -> int:
+        """Return the number of seeds that an arm was run in."""
+        return int((self.arrays["ran"][self.arms.index(arm)] > 0).sum())
 
     def _values(self, key: str, arm: str, budget: int) -> np.ndarray:
         i = self.arms.index(arm)

@@ -28,8 +28,9 @@ from typing import Any
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.runs.compare import arms_of
 from fusion_core.runs.data import RunData
-from fusion_core.runs.plan import Plan
+from fusion_core.runs.plan import Plan, TrainNode
 from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.run import PLAN
 
@@ -153,7 +154,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path]) -> Record:
-    """Return the record of finished runs of one plan, with different seeds.
+    """Return the record of runs of one plan: of different seeds, or of different nodes.
+
+    A run may lack nodes, such as those of another run. A node that leads to none of the arms that are there is left out.
 
     Args:
       name: of the experiment.
@@ -161,7 +164,7 @@ def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path])
       files: ``results.json`` of the runs, or records.
 
     Raises:
-      InputError: a file cannot be read, is of another plan, or has a seed that one before it has.
+      InputError: a file cannot be read, is of another plan or text, or has other losses of a node than one before it.
     """
     plan, text = read_plan(plan_file), plan_file.read_text(encoding="utf-8-sig")
     seeds: dict[str, Nodes] = {}
@@ -170,41 +173,76 @@ def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path])
     for file in files:
         found, digest, origin = _contents(file, plan, text)
         for seed, nodes in found.items():
-            if seed in seeds:
-                raise InputError(f"{file} has the seed {seed}, which a file before it has too; give one of them")
-            seeds[seed] = {node: facts_of(facts) for node, facts in nodes.items()}
-        origins += origin
+            known = seeds.setdefault(seed, {})
+            for node, facts in nodes.items():
+                kept = facts_of(facts)
+                if known.setdefault(node, kept)["validation_loss"] != kept["validation_loss"]:
+                    raise InputError(
+                        f"{file} has {node} of seed {seed} with other losses than a file before it; give one of them"
+                    )
+        origins += [one for one in origin if one not in origins]
         texts |= {digest} if digest else set()
     if len(texts) > 1:
         raise InputError(f"the runs are of different texts ({', '.join(sorted(texts))}); merge runs of one text")
-    ordered = dict(sorted(seeds.items(), key=lambda item: int(item[0])))
+    ordered = {seed: _needed(seeds[seed], plan) for seed in sorted(seeds, key=int)}
     return Record(name, text, ordered, next(iter(texts), None), tuple(origins))
+
+
+def _needed(nodes: Nodes, plan: Plan) -> Nodes:
+    """Return, in the plan's order, the nodes that lead to an arm of the plan."""
+    graph = {n.name: {"inputs": n.inputs, "kind": _kind(n), "arm": getattr(n, "arm", "")} for n in plan.nodes}
+    waiting = [last for last in arms_of(graph).values() if last in nodes]
+    needed: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            if name not in nodes:
+                raise InputError(
+                    f"a run has nodes that go on from {name}, but not {name} itself; give the run that has it"
+                )
+            waiting += graph[name]["inputs"]
+    if not needed:
+        raise InputError(
+            f"the runs have no arm of {plan.name} that is finished; its arms are {', '.join(arms_of(graph))}"
+        )
+    return {name: nodes[name] for name in graph if name in needed}
+
+
+def _kind(node: Any) -> str:
+    return "train" if isinstance(node, TrainNode) else "growth"
 
 
 def _contents(file: pathlib.Path, plan: Plan, text: str) -> tuple[dict[str, Any], str | None, list[dict[str, Any]]]:
     """Return the nodes of each seed, the text's sum and the origin of a results file or a record, both of this plan."""
     values = _read(file)
     wrong = f"{file} is of another plan: "
-    if "format" in values:
-        record = read_record(file)
-        if tomllib.loads(record.plan) != tomllib.loads(text):
-            raise InputError(f"{wrong}its text differs; give runs of one plan")
-        return record.seeds, record.text, list(record.provenance)
-    if "nodes" not in values:
+    record = read_record(file) if "format" in values else None
+    if record is None and "nodes" not in values:
         raise InputError(f"{file} has no nodes; give the results.json of a finished run, or a record")
-    found = values.get("seeds") or {str(plan.seed): values["nodes"]}
-    expected = {node.name for node in plan.nodes}
-    for nodes in found.values():
-        if differ := sorted(expected ^ set(nodes)):
-            raise InputError(f"{wrong}{', '.join(differ)} {'is' if len(differ) == 1 else 'are'} in one of the two only")
+    found = record.seeds if record else values.get("seeds") or {str(plan.seed): values["nodes"]}
+    names = {name for nodes in found.values() for name in nodes}
+    if unknown := sorted(names - {node.name for node in plan.nodes}):
+        raise InputError(f"{wrong}the plan has no {', '.join(unknown)}; give the plan file that it was begun with")
+    if record is not None:
+        if differ := _other_settings(record.settings, tomllib.loads(text), names):
+            raise InputError(f"{wrong}{', '.join(differ)} differ; give runs of one plan")
+        return found, record.text, list(record.provenance)
     folder = file.parent
     if (folder / PLAN).exists():
         differ = _differences(json.loads((folder / PLAN).read_text(encoding="utf-8")), plan)
         if differ:
             raise InputError(f"{wrong}{', '.join(differ)} differ; give the plan file that it was begun with")
-    data = folder / "data"
-    digest = RunData(plan.data, plan.seed, data, lambda line: None).digest if data.exists() else None
+    data, digest = folder / "data", values.get("text")
+    if digest is None and data.exists():
+        digest = RunData(plan.data, plan.seed, data, lambda line: None).digest
     return found, digest, [values["provenance"]]
+
+
+def _other_settings(one: Mapping[str, Any], other: Mapping[str, Any], names: set[str]) -> list[str]:
+    """Return in what two plans differ, of the data, the defaults and these nodes."""
+    found = [key for key in ("data", "defaults", "steps_per_dispatch", "budget") if one.get(key) != other.get(key)]
+    return found + [f"node {name}" for name in sorted(names) if one["node"].get(name) != other["node"].get(name)]
 
 
 def _differences(ran: Mapping[str, Any], plan: Plan) -> list[str]:

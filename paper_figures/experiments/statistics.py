@@ -150,7 +150,8 @@ def arms_over_seeds(seeds: Mapping[str, Nodes]) -> dict[str, dict[str, Path]]:
 def tuned(arms: Arms, budget: float) -> str:
     """Return the scratch arm with the lowest mean loss at a budget: of every learning rate, with and without width factors.
 
-    Arms with the most seeds are compared alone, so that a sweep in one seed does not beat a mean of three by luck.
+    Arms with the most seeds are compared alone, so that a sweep in one seed does not beat a mean of three by luck. The choice
+    is by the same seeds that it is then compared on, which favours scratch.
 
     Raises:
       InputError: no arm from scratch trains to the budget.

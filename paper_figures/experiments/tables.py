@@ -68,7 +68,8 @@ def markdown_of(found: Comparison) -> str:
     for arm in [TUNED, *found.others]:
         i = found.arms.index(arm)
         at = f"{found.arrays['grown_at'][i]:,.0f}" if found.arrays["grown_at"][i] else ""
-        lines.append(f"| {label(arm)} | {at} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |")
+        few = "" if found.seeds_of(arm) == len(found.config["seeds"]) else f" ({found.seeds_of(arm)} seeds)"
+        lines.append(f"| {label(arm)}{few} | {at} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |")
     chosen = "; ".join(f"{head}: {label(found.tuned(b))}" for b, head in zip(budgets, heads, strict=True))
     lines += ["", f"Tuned: {chosen}.", ""]
     kinds = {

@@ -132,8 +132,8 @@ def test_variants_are_judged_against_the_recipe_by_paired_intervals(computed):
     difference = results.arrays["difference"].copy()
     difference[0, i], difference[1, i] = [-0.2, -0.21], [0.2, 0.21]
     said = after_growth.finding(dataclasses.replace(results, arrays=results.arrays | {"difference": difference}))
-    assert "Better than the recipe, the interval below zero: rates kept, state fused -0.205;" in said
-    assert re.search(r"worse, above zero: .*rates kept, state fused \+0\.205", said)
+    assert "Better than the recipe, the interval below zero: rates kept + state fused -0.205;" in said
+    assert re.search(r"worse, above zero: .*rates kept \+ state fused \+0\.205", said)
     reference = results.config["variants"].index(after_growth.REFERENCE)
     assert (results.arrays["difference"][:, reference] == 0).all()
 
@@ -141,8 +141,8 @@ def test_variants_are_judged_against_the_recipe_by_paired_intervals(computed):
 @pytest.mark.parametrize(
     ("name", "is_one", "words"),
     [
-        ("rewarm_new_fresh_new", True, "new half re-warmed, new half fresh"),
-        ("velocity_fresh", True, "velocity factors, fresh state"),
+        ("rewarm_new_fresh_new", True, "new half re-warmed + new half fresh"),
+        ("velocity_fresh", True, "velocity factors + fresh state"),
         ("noise_0.1", True, "noise 0.1"),
         ("two", True, "two sources"),
         ("early_600", False, "early 600"),
@@ -188,12 +188,16 @@ def test_a_changed_record_makes_the_cache_of_its_figures_stale_and_no_other(monk
 
 def test_tables_have_a_row_for_every_variant_and_growth_step(computed):
     variants = after_growth.table(computed["after_growth"])
-    assert "| rates kept, state fused | " in variants
-    assert "| velocity factors, state fused | 0 (loss " in variants
+    assert "| rates kept + state fused | " in variants
+    assert "| velocity factors + state fused | 0 (loss " in variants
     steps = growth_step.table(computed["growth_step"])
-    assert steps.count("| scratch | 0% |") == 3
-    assert steps.count("| one small network | 100% |") == 3
-    assert "| late | 34% |" in steps
+    assert steps.count("| 0 % (scratch) | ") == 3
+    assert steps.count("| 100 % (one small network) | ") == 3
+    assert re.search(r"\| 34% \|  \|  \|  \| \d", steps)  # the recipe early has no such step
+    saved = growth_saves.table(with_losses(computed["growth_saves"], early_600=[1.0, 1.0], small=[1.5, 1.5]))
+    assert "| grown, best step in hindsight | 14% | 1.000 ± 0.000 | " in saved
+    assert "| -0.500 (-0.500 to -0.500) |" in saved
+    assert saved.count("| from scratch, best rate (0.04) |") == 3
 
 
 def test_limits_are_those_of_the_seeds():

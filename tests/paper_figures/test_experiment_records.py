@@ -89,14 +89,16 @@ def test_the_command_merges_and_says_where(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            lambda v: v | {"nodes": {}, "seeds": {"0": {"s15": {}}}},
-            r"is of another plan: f, grown, scratch_0.1 are in one",
-        ),
+        (lambda v: {"nodes": {"x": {}, "s15": {}}}, r"is of another plan: the plan has no x; give the plan file"),
         (lambda v: {"x": 1}, "has no nodes; give the results.json of a finished run"),
         (lambda v: [v], "holds a list"),
         (lambda v: {"format": 9}, "has the record format 9, but this version reads 1"),
         (lambda v: {"format": 1, "name": "x"}, "is no record: it has no plan, seeds, text, provenance"),
+        (lambda v: without(v, "s15"), "nodes that go on from s15, but not s15 itself"),
+        (
+            lambda v: without(v, "grown", "scratch_0.1"),
+            "no arm of .* that is finished; its arms are scratch_0.1, grown",
+        ),
     ],
 )
 def test_what_is_no_run_of_the_plan_is_refused(folder, tmp_path, spoil, message):
@@ -106,16 +108,44 @@ def test_what_is_no_run_of_the_plan_is_refused(folder, tmp_path, spoil, message)
         record_of("tiny", folder / "0" / "plan.toml", [tmp_path / "results.json"])
 
 
-def test_a_seed_that_comes_twice_and_a_plan_with_other_settings_are_refused(folder, tmp_path):
-    file = folder / "0" / "results.json"
-    with pytest.raises(InputError, match="has the seed 0, which a file before it has too"):
-        record_of("tiny", folder / "0" / "plan.toml", [file, file])
+def without(values, *names):
+    kept = {seed: {n: f for n, f in nodes.items() if n not in names} for seed, nodes in values["seeds"].items()}
+    return values | {"seeds": kept}
+
+
+def test_runs_of_different_nodes_are_one_record_and_what_leads_nowhere_is_left_out(folder, merged, tmp_path):
+    values = json.loads((folder / "0" / "results.json").read_text())
+    parts = {
+        "a.json": without(values, "scratch_0.1"),
+        "b.json": without(values, "grown"),
+        "c.json": without(values, "grown"),
+    }
+    for name, part in parts.items():
+        (tmp_path / name).write_text(json.dumps(part))
+    plan = folder / "0" / "plan.toml"
+    assert record_of("tiny", plan, [tmp_path / "b.json", tmp_path / "a.json"]).seeds["0"] == merged.seeds["0"]
+    assert list(record_of("tiny", plan, [tmp_path / "c.json"]).seeds["0"]) == ["scratch_0.1"]
+    found = comparison.compare([dataclasses.replace(merged, seeds=merged.seeds | {"2": {}})])[0]
+    assert found["seeds"] == ["0", "1"]
+
+
+def test_other_losses_of_a_node_and_a_plan_with_other_settings_are_refused(folder, merged, tmp_path):
+    file, plan = folder / "0" / "results.json", folder / "0" / "plan.toml"
+    assert record_of("tiny", plan, [file, file]).seeds["0"] == merged.seeds["0"]
+    values = json.loads(file.read_text())
+    values["seeds"]["0"]["grown"]["validation_loss"][-1][1] += 0.1
+    (tmp_path / "other.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="has grown of seed 0 with other losses than a file before it"):
+        record_of("tiny", plan, [file, tmp_path / "other.json"])
     for name in ("plan.toml", "text.txt"):
         shutil.copy(folder / "0" / name, tmp_path / name)
     text = (tmp_path / "plan.toml").read_text()
     (tmp_path / "plan.toml").write_text(text.replace('"15%"', '"20%"'))
     with pytest.raises(InputError, match="is of another plan: nodes differ"):
         record_of("tiny", tmp_path / "plan.toml", [file])
+    merged.save(tmp_path / "tiny.json")
+    with pytest.raises(InputError, match="is of another plan: node s15 differ"):
+        record_of("tiny", tmp_path / "plan.toml", [tmp_path / "tiny.json"])
 
 
 def test_a_missing_record_names_the_command_that_makes_it(monkeypatch, tmp_path, capsys):
