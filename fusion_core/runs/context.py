@@ -22,7 +22,7 @@ from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved, times_wider
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, Recipe, TrainNode
-from fusion_core.runs.separating import push_apart_in_run
+from fusion_core.runs.separating import choose_noise_in_run, push_apart_in_run
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Ramp, Record, Trainer, TrainState, grow_states, init_state, rates_at, t5_loss
@@ -362,11 +362,19 @@ def grown_state(
     assert not isinstance(node, TrainNode)
     event = event_of(context, node, sources)
     parts = tuple(states[name] for name in node.inputs)
-    params = event.params(tuple(part.params for part in parts))
+    made = lambda event: event.params(tuple(part.params for part in parts))
+    measure = (context.plan, context.data, resolved, sources[node.inputs[0]], event, parts)
+    cost = f"; that cost {resolved.flops:.3g} FLOPs"
+    if node.noise == "auto":
+        noisy = lambda size: made(event_of(context, dataclasses.replace(node, noise=size), sources))
+        choice = choose_noise_in_run(*measure, noisy)
+        context.note(f"node {node.name}: {choice.reason}{cost}")
+        params = noisy(choice.noise)
+    else:
+        params = made(event)
     if node.recipe.off_diagonal == "separating":
-        source = sources[node.inputs[0]]
-        push = push_apart_in_run(context.plan, context.data, resolved, source, event, parts, params)
-        context.note(f"node {node.name}: {push.reason}; that cost {resolved.flops:.3g} FLOPs")
+        push = push_apart_in_run(*measure, params)
+        context.note(f"node {node.name}: {push.reason}{cost}")
         params = push.params
     step = parts[0].step
     ramp: Ramp | tuple[()] = ()
