@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from paper_figures import arms
-from paper_figures.experiments.comparison import large_node, tokens_a_step, whole_budget
+from paper_figures.experiments.comparison import tokens_a_step, whole_budget
 from paper_figures.experiments.record import Record, load_record
 from paper_figures.experiments.smoke import shared_record
 from paper_figures.experiments.statistics import SLACK, Estimate, Path, arms_over_seeds, estimate
@@ -76,9 +76,10 @@ def compute(preset: str) -> Results:
 
 
 def large_unit(record: Record) -> Mapping[str, Any]:
-    """Return the facts of the grown network of the reference arm, whose step is the unit of FLOPs."""
-    nodes = next(iter(record.seeds.values()))
-    return nodes[REFERENCE] if REFERENCE in nodes else large_node([record])
+    """Return the facts of a node of the grown network, whose step is the unit of FLOPs."""
+    return max(
+        (node for nodes in record.seeds.values() for node in nodes.values()), key=lambda node: node["step_flops"]
+    )
 
 
 def _grown_at(record: Record) -> float:
