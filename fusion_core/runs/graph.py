@@ -12,7 +12,7 @@ from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, TrainNode
-from fusion_core.runs.separating import push_flops
+from fusion_core.runs.separating import measured_flops
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
@@ -114,9 +114,9 @@ def _auto_group(plan: Plan, grown: TrainNode) -> AutoGroup:
         raise InputError(f"{owner}is for networks from a random start and for the one that is grown from them")
     if grown.budget is None and plan.budget is None:
         raise InputError(f"{owner}needs a budget: the plan's, or one in steps of this node, its sources' included")
-    if event.recipe.off_diagonal == "separating":
+    if event.recipe.off_diagonal == "separating" or event.noise == "auto":
         raise InputError(
-            f"{owner}would push copies apart in every trial of growing; take off_diagonal = 'antisymmetric'"
+            f"{owner}would measure at every trial of {event.name}; take off_diagonal = 'antisymmetric' and a number as noise"
         )
     sources = [plan.node(name) for name in dict.fromkeys(event.inputs)]
     for source in sources:
@@ -238,7 +238,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
     """Return the node with its network and the FLOPs of its step."""
     if isinstance(node, FuseNode):
         return dataclasses.replace(
-            _fused(node, inputs), flops=push_flops(plan, node, fused_config([i.config for i in inputs]))
+            _fused(node, inputs), flops=measured_flops(plan, node, fused_config([i.config for i in inputs]))
         )
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config

@@ -167,6 +167,8 @@ class FuseNode:
         source, else ``"zero"``. Copies with zeros between them stay equal and never part. ``"separating"``: copies are pushed
         apart along the directions in which they part fastest (``fusion_core.schedule.separation``), on antisymmetric noise
         of ``noise`` if that is given. What finding them costs counts as FLOPs of the node.
+        A noise of ``"auto"``, between copies, is as large as training's step takes (``fusion_core.schedule.choose_noise``);
+        its measurements count as FLOPs of the node.
       push: of ``"separating"``: the norm of the push, as that of antisymmetric noise of this size; if None, the one that
         lowers the loss on a few batches most.
       rates: ``"velocity"``: learning rates times ``fusion_core.rate_factors``; ``"keep"``: unchanged; ``"rewarm"``: unchanged
@@ -182,7 +184,7 @@ class FuseNode:
     weights: tuple[Number, ...] = ()
     norm: Literal["plain", "grouped"] = "plain"
     off_diagonal: Literal["zero", "random", "antisymmetric", "separating"] | None = None
-    noise: Number | None = None
+    noise: Number | Literal["auto"] | None = None
     push: Number | None = None
     seed: Whole = 0
     rates: Rates = "velocity"
@@ -197,6 +199,10 @@ class FuseNode:
             raise InputError(
                 f"push is {self.push} with off_diagonal = {blocks!r}; it is above 0, and of 'separating' alone"
             )
+        if self.noise == "auto" and blocks != "antisymmetric":
+            raise InputError(
+                f"noise = 'auto' is between copies of one source; give a number with off_diagonal = {blocks!r}"
+            )
         if blocks != "separating" and (blocks == "zero") != (noise == 0):
             raise InputError(f"noise is {noise} with off_diagonal = {blocks!r}; give both or none")
         if self.off_diagonal in ("antisymmetric", "separating") and len(set(self.sources)) > 1:
@@ -208,7 +214,7 @@ class FuseNode:
         """What the growth does, with the defaults in place."""
         blocks = self.off_diagonal or ("antisymmetric" if len(set(self.sources)) == 1 else "zero")
         default = SELF_FUSION_NOISE if blocks == "antisymmetric" else 0.0
-        noise = default if self.noise is None else float(self.noise)
+        noise = default if self.noise is None or self.noise == "auto" else float(self.noise)
         return Recipe(blocks, noise, self.rates, _ramp_steps(self.rates, self.rewarm), self.optimizer_state)
 
     @property

@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import bea
@@ -15,7 +16,9 @@ from fusion_core.growth import MLPConfig, fuse, fusion_map, growth_map
 from fusion_core.models.t5 import T5Config, init, token_loss
 from fusion_core.runs import read_plan, run_plan
 from fusion_core.runs.graph import resolve
+from fusion_core.schedule.noise import NOISES, choose_noise
 from fusion_core.schedule.separation import noise_norm, push_apart, separation_of
+from fusion_core.train import init_state
 from tests.strategies.plans import GROWN, HEAD, MODEL, SELF, SOURCES
 from toy_models import mlp, teacher
 
@@ -156,4 +159,62 @@ def test_pushes_that_make_no_sense_are_refused(tmp_path, old, new, message):
     assert old in PUSHED
     (tmp_path / "plan.toml").write_text(HEAD + SOURCES + PUSHED.replace(old, new), encoding="utf-8")
     with pytest.raises(InputError, match=message):
+        read_plan(tmp_path / "plan.toml")
+
+
+def _stepping(rate):
+    sizes = (3, 4, 4, 1)
+    task = teacher.teacher_task((3, 8, 1), seed=0, train=32, validation=1).train
+    mapping, small, network = fusion_map([MLPConfig(sizes)] * 2), mlp.init(sizes, seed=1), MLPConfig(sizes)
+    loss, optimizer = lambda p, batch: mlp.mse_loss(*batch)(p), optax.sgd(1.0)
+    state = init_state(mapping.embed((small, small)), optimizer, rate)
+    noisy = lambda size: fuse([(small, network)] * 2, off_diagonal="antisymmetric", noise=size, seed=1)[0]
+    return choose_noise(loss, optimizer, state, noisy, [task]), mlp.mse_loss(*task), noisy, state.params
+
+
+def test_the_chosen_noise_is_the_largest_that_a_step_takes():
+    found, loss, noisy, copies = _stepping(0.3)
+    step = lambda p: jax.tree.map(lambda x, g: x - 0.3 * g, p, jax.grad(loss)(p))
+    decrease = lambda p: float(loss(p) - loss(step(p)))
+    assert found.without == pytest.approx(decrease(copies), rel=1e-4)
+    for size in (0.1, 0.5, 1.0):
+        assert found.decreases[size] == pytest.approx(decrease(noisy(size)), rel=1e-3)
+    taken = [size for size in NOISES if size <= found.noise]
+    assert all(found.decreases[size] >= 0.9 * found.without for size in taken)
+    assert f"noise {found.noise:g} between the copies" in found.reason
+
+
+def test_longer_steps_take_less_noise():
+    short, long = _stepping(0.05)[0], _stepping(1.2)[0]
+    assert short.noise == 1.0
+    assert long.noise < 1.0
+    above = NOISES[NOISES.index(long.noise) + 1]
+    assert long.decreases[above] < 0.9 * long.without
+
+
+def test_a_plan_chooses_its_noise_and_says_so(text, tmp_path):
+    shutil.copy(text, tmp_path / "text.txt")
+    source = f"[node.a]\nmodel = {MODEL}\nsteps = 20\n"
+    (tmp_path / "plan.toml").write_text(HEAD + source + SELF + 'noise = "auto"\n', encoding="utf-8")
+    plan, notes = read_plan(tmp_path / "plan.toml"), []
+    results = run_plan(plan, tmp_path / "run", note=notes.append)
+    (said,) = [note for note in notes if "between the copies" in note]
+    noise = float(said.split("noise ")[1].split()[0])
+    resolved = {node.name: node for node in resolve(plan)}
+    assert results["nodes"]["fused"]["flops"] == resolved["fused"].flops > 0
+    small, grown = (fc.load_pretrained(tmp_path / "run" / "nodes" / name / "model")[0] for name in ("a", "fused"))
+    pair = [(small, plan.node("a").model)] * 2
+    jax.tree.map(np.testing.assert_array_equal, grown, fuse(pair, off_diagonal="antisymmetric", noise=noise)[0])
+
+
+def test_a_noise_that_is_to_be_chosen_is_for_copies_of_one_source(tmp_path):
+    (tmp_path / "plan.toml").write_text(HEAD + SOURCES + GROWN + 'noise = "auto"\n', encoding="utf-8")
+    with pytest.raises(InputError, match="unknown field 'noise'"):
+        read_plan(tmp_path / "plan.toml")
+    two = SOURCES + '[node.fused]\nsources = ["a", "b"]\nnoise = "auto"\n'
+    (tmp_path / "plan.toml").write_text(HEAD + two, encoding="utf-8")
+    with pytest.raises(InputError, match="noise = 'auto' is between copies of one source"):
+        read_plan(tmp_path / "plan.toml")
+    (tmp_path / "plan.toml").write_text(HEAD + two.replace('"auto"', "-1.0"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"noise is -1\.0"):
         read_plan(tmp_path / "plan.toml")
