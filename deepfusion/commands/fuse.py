@@ -20,6 +20,7 @@ from fusion_core.errors import InputError
 if TYPE_CHECKING:
     from fusion_core.checkpoints import Deviation, Recipe
     from fusion_core.checkpoints.stream import GrownTensor
+    from fusion_core.schedule.noise import NoiseChoice
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -44,6 +45,10 @@ def fuse(
         float,
         typer.Option(help="Self-fusion only: noise that keeps the function and lets the copies diverge in training."),
     ] = 0.0,
+    noise_text: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(help="Self-fusion only: text on which the noise is chosen, as large as a training step takes."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise, and of the windows of --calibration-text.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the sources'.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
@@ -60,6 +65,8 @@ def fuse(
     deepfusion fuse a b --norm calibrated --calibration-text notes.txt --out c
     deepfusion fuse small small --noise 0.1 --out medium
                                                        self-fusion: the same function, twice the width
+    deepfusion fuse small small --noise-text notes.txt --out medium
+                                                       the same, with the noise that suits the network
 
     Hidden weights become block-diagonal, embeddings and heads are concatenated. The norms see the whole stream, so
     different sources are averaged up to their norms' statistics. Tensors are streamed: memory does not grow with the
@@ -68,6 +75,12 @@ def fuse(
     numbers, largest = _parse_weights(weights), parse_size(max_shard)
     if norm == "calibrated" and not calibration_text:
         raise InputError("--norm calibrated is fitted to text: give --calibration-text FILE")
+    if noise_text and (noise or len({source.resolve() for source in sources}) > 1):
+        raise InputError(
+            "--noise-text chooses the noise between copies of one network; leave --noise out, and give one folder"
+        )
+    chosen = _chosen_noise(sources, noise_text, seed, quiet=as_json) if noise_text else None
+    noise = noise if chosen is None else chosen.noise
     work = "calibrating the norms" if calibration_text else "reading headers"
     with working(f"loading JAX and {work}", quiet=as_json):
         from fusion_core import atomic, checkpoints
@@ -101,6 +114,17 @@ def fuse(
     print(f"Wrote {out}: {_size(recipe)}.")
     print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
     print(_deviation(measured))
+
+
+def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: int, *, quiet: bool) -> NoiseChoice:
+    """Choose the noise between the copies on text, and say it."""
+    with working("loading JAX and choosing the noise", quiet=quiet):
+        from fusion_core.schedule.noise import choose_noise_on_text
+        from fusion_core.text import read_documents
+
+        chosen = choose_noise_on_text(sources[0], read_documents(text), copies=len(sources), seed=seed)
+    notes(f"{chosen.reason[0].upper()}{chosen.reason[1:]}.")
+    return chosen
 
 
 def parse_size(text: str) -> int:

@@ -11,21 +11,31 @@ large once a step of the present length no longer lowers the loss as it does wit
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from fusion_core.checkpoints.checkpoint import open_checkpoint
+from fusion_core.checkpoints.comparison import text_batch
+from fusion_core.checkpoints.pretrained import load_pretrained
+from fusion_core.growth import fuse, fusion_map
+from fusion_core.growth.noise import SELF_FUSION_NOISE
+from fusion_core.models.registry import architecture
 from fusion_core.schedule.greedy import MeanLoss
 from fusion_core.schedule.separation import mean_over
-from fusion_core.train.step import Batch, TrainState, displacement
+from fusion_core.train.optimizer import adafactor
+from fusion_core.train.step import Batch, TrainState, displacement, init_state
 
 Params = Any
 
 NOISES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 ENOUGH = 0.9  # share of the decrease without noise
 BATCHES = 2
+FIRST_RATE, ROWS = 0.01, 16  # Adafactor's rate of a checkpoint's first step; windows of its text, of at most 64 tokens
 
 
 def choice_flops(step_flops: float, *, batches: int = BATCHES) -> float:
@@ -43,7 +53,8 @@ class NoiseChoice:
     """A size of noise, and what decided.
 
     Attributes:
-      noise: the largest of ``NOISES`` up to which every size keeps ``ENOUGH`` of the decrease; the smallest if none does.
+      noise: the largest of ``NOISES`` up to which every size keeps ``ENOUGH`` of the decrease, the smallest if none does;
+        ``SELF_FUSION_NOISE`` if a step lowers no loss without noise either.
       decreases: of the loss by one step, for every size.
       without: the decrease without noise.
     """
@@ -55,6 +66,9 @@ class NoiseChoice:
     @property
     def reason(self) -> str:
         """One sentence with the numbers."""
+        if not self.without > 0:
+            raised = f"a step raises the loss by {-self.without:.3g} without noise"
+            return f"noise {self.noise:g} between the copies, the default: {raised}"
         above = next((size for size in NOISES if size > self.noise), None)
         more = f", {self.decreases[above]:.3g} from {above:g}" if above is not None else ""
         return (
@@ -91,9 +105,43 @@ def choose_noise(
 
     without = float(decrease(state.params))
     decreases = {size: float(decrease(noisy(size))) for size in NOISES}
-    chosen = NOISES[0]
-    for size in NOISES:
+    chosen = NOISES[0] if without > 0 else SELF_FUSION_NOISE
+    for size in NOISES if without > 0 else ():
         if not decreases[size] >= ENOUGH * without:
             break
         chosen = size
     return NoiseChoice(chosen, decreases, without)
+
+
+def choose_noise_on_text(
+    folder: pathlib.Path, texts: Sequence[str], *, copies: int = 2, rate: float = FIRST_RATE, seed: int = 0
+) -> NoiseChoice:
+    """Return the noise for a checkpoint that is to be fused with itself, on windows of text.
+
+    A checkpoint has no optimizer state: the step is the first one of Adafactor, from a fresh state. The network is loaded
+    whole, and so are its copies.
+
+    Args:
+      folder: of the checkpoint, with its tokenizer.
+      texts: documents.
+      copies: number of copies.
+      rate: Adafactor's learning rate.
+      seed: of the windows, and of the noise.
+
+    Raises:
+      InputError: the folder is no checkpoint, its tokenizer is missing or not its own, or there is too little text.
+    """
+    batch = jax.tree.map(jnp.asarray, text_batch([open_checkpoint(folder)], texts, ROWS, seed))
+    params, config = load_pretrained(folder)
+    mapping, logits = fusion_map([config] * copies), architecture(config).logits
+    assert logits is not None
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        wide = logits(params, mapping.config, batch).astype(jnp.float32)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(wide, batch["targets"]))
+
+    optimizer = adafactor()
+    state = init_state(mapping.embed((params,) * copies), optimizer, rate)
+    pairs = [(params, config)] * copies
+    noisy = lambda size: fuse(pairs, off_diagonal="antisymmetric", noise=size, seed=seed)[0]
+    return choose_noise(loss, optimizer, state, noisy, [batch])

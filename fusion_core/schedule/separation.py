@@ -40,7 +40,7 @@ def separation_flops(step_flops: float, *, batches: int = BATCHES, steps: int = 
       batches: their number.
       steps: of Lanczos.
     """
-    gradients, losses = 2 * (steps + 3) + 2, len(SIZES) + 1
+    gradients, losses = 2 * steps + 2, len(SIZES) + 1
     return batches * step_flops * (gradients + losses / 3)
 
 
@@ -98,6 +98,7 @@ def separation_of(
     steps: int = LANCZOS,
     directions: int = 1,
     seed: int = 0,
+    drift: bool = True,
 ) -> bea.Separation:
     """Return ``bea.separation_rate`` of a grown network's copies on a few batches.
 
@@ -108,10 +109,16 @@ def separation_of(
       batches: equal in shape.
       metric: M of a step (``frozen_metric``), so that the rate is one of a step; if None, 1.
       steps, directions, seed: as ``bea.separation_rate`` takes them.
+      drift: whether to measure the drift, a third derivative, whose compilation takes longest; else it is 0.
     """
     total = mean_over(loss, batches)
     choices: dict[str, Any] = {"steps": steps, "directions": directions, "seed": seed}
-    find = jax.jit(lambda p, m: bea.separation_rate(total, mapping.exchanges, p, m, **choices)._replace(products=0))
+
+    @jax.jit
+    def find(params: Params, metric: Params | None) -> bea.Separation:
+        found = bea.separation_rate(total, mapping.exchanges, params, metric, **choices)
+        return found._replace(products=0) if drift else found._replace(products=0, drift=jnp.zeros_like(found.rate))
+
     return find(params, metric)._replace(products=steps)
 
 
@@ -158,7 +165,8 @@ def push_apart(
     """
     if size is not None and not (math.isfinite(size) and size > 0):
         raise InputError(f"push is {size}; it must be positive, or be left out, to be chosen by the loss")
-    found = separation_of(loss, mapping, embedded, batches, metric, steps=steps, directions=directions, seed=seed)
+    choices: dict[str, Any] = {"steps": steps, "directions": directions, "seed": seed, "drift": False}
+    found = separation_of(loss, mapping, embedded, batches, metric, **choices)
     total, unit = jax.jit(mean_over(loss, batches)), noise_norm(mapping, embedded)
     slopes = jax.jit(lambda p, e: jax.tree.map(lambda g, d: jnp.tensordot(d, g, g.ndim), jax.grad(total)(p), e))
     along = np.sum([np.asarray(leaf) for leaf in jax.tree.leaves(slopes(params, found.directions))], axis=0)

@@ -13,6 +13,7 @@ import fusion_core as fc
 from bea.pytrees import norm
 from fusion_core.errors import InputError
 from fusion_core.growth import MLPConfig, fuse, fusion_map, growth_map
+from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.models.t5 import T5Config, init, token_loss
 from fusion_core.runs import read_plan, run_plan
 from fusion_core.runs.graph import resolve
@@ -190,6 +191,13 @@ def test_longer_steps_take_less_noise():
     assert long.noise < 1.0
     above = NOISES[NOISES.index(long.noise) + 1]
     assert long.decreases[above] < 0.9 * long.without
+
+
+def test_a_step_that_is_too_long_without_noise_leaves_the_default():
+    found = _stepping(100.0)[0]
+    assert found.without < 0
+    assert found.noise == SELF_FUSION_NOISE
+    assert "the default: a step raises the loss" in found.reason
 
 
 def test_a_plan_chooses_its_noise_and_says_so(text, tmp_path):
