@@ -43,6 +43,7 @@ RATES = {
 }
 STATES = {"fuse": "state fused", "fresh": "fresh state", "fresh_new": "new half fresh"}
 OTHERS = {"decayed": "decayed source", "two": "two sources"}
+LINEAR = 0.1  # differences up to which the axis is linear
 EXPONENT_OF_ZERO = 3.0  # noise 0 is drawn at the smallest other one divided by this
 
 
@@ -186,6 +187,9 @@ def _draw_noise(axes: Any, results: Results, event: int) -> None:
             axes.plot(x, found.mean, "os^"[i], color=f"C{i}", markerfacecolor=f"C{i}" if full else "white", zorder=3)
     axes.axhline(0, color=arms.GREY, linestyle="--", linewidth=1, zorder=1)
     axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.set_yticks([-0.05, 0, 0.05, 0.1, 0.2, 0.5, 1], ["−0.05", "0", "0.05", "0.1", "0.2", "0.5", "1"], fontsize=7.5)
+    axes.set_ylim(-0.08, 2)
     ticks = sorted({size for _, size in sizes.values()})
     axes.set_xticks([max(size, least) for size in ticks], [f"{size:g}" for size in ticks], fontsize=7.5)
     axes.minorticks_off()
