@@ -213,7 +213,8 @@ def finding(results: Results) -> str:
         ends = [losses[best] < end.mean for end in (scratch, small) if end is not None]
         sentences.append(
             f"At {arms.budget_words(found, b)} the best growth step is {at:.0%} (recipe {best.split('_')[0]}): loss "
-            f"{number(found.loss(best, b))}, {'below' if all(ends) else 'NOT below'} both ends (scratch {number(scratch)}"
+            f"{number(found.loss(best, b))}, {arms.against(found, best, TUNED, b)} scratch, "
+            f"{'below' if all(ends) else 'NOT below'} both ends (scratch {number(scratch)}"
             f"{'' if small is None else f', one small network {number(small)}'}); saved {percent(saved)} with sources paid, "
             f"{percent(given)} with sources given{_rules(results, b)}."
         )

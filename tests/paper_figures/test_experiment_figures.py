@@ -102,7 +102,11 @@ def test_the_best_growth_step_is_said_with_both_ends_and_the_rules_answers(compu
     best.arrays["greedy"][-1] = [0.25, 0.35]
     said = growth_step.finding(best)
     at = results.arrays["grown_at"][results.config["arms"].index("early_600")] / results.arrays["budgets"][-1]
-    assert f"the best growth step is {at:.0%} (recipe early): loss 1.050 ± 0.635, below both ends" in said
+    assert (
+        f"the best growth step is {at:.0%} (recipe early): loss 1.050 ± 0.635, 0.450 (-0.185 to 1.085), an interval"
+        in said
+    )
+    assert "below scratch, below both ends" in said
     assert "greedy rule 30%" in said
     assert "NOT below both ends" in growth_step.finding(with_losses(best, **{TUNED: [0.9, 0.9]}))
     with style():
