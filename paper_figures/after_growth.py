@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from paper_figures import arms
-from paper_figures.experiments.comparison import large_node, tokens_a_step, whole_budget
+from paper_figures.experiments.comparison import tokens_a_step, whole_budget
 from paper_figures.experiments.record import Record, load_record
 from paper_figures.experiments.smoke import shared_record
 from paper_figures.experiments.statistics import SLACK, Estimate, Path, arms_over_seeds, estimate
@@ -43,6 +43,7 @@ RATES = {
 }
 STATES = {"fuse": "state fused", "fresh": "fresh state", "fresh_new": "new half fresh"}
 OTHERS = {"decayed": "decayed source", "two": "two sources"}
+LINEAR = 0.1  # differences up to which the axis is linear
 EXPONENT_OF_ZERO = 3.0  # noise 0 is drawn at the smallest other one divided by this
 
 
@@ -76,9 +77,10 @@ def compute(preset: str) -> Results:
 
 
 def large_unit(record: Record) -> Mapping[str, Any]:
-    """Return the facts of the grown network of the reference arm, whose step is the unit of FLOPs."""
-    nodes = next(iter(record.seeds.values()))
-    return nodes[REFERENCE] if REFERENCE in nodes else large_node([record])
+    """Return the facts of a node of the grown network, whose step is the unit of FLOPs."""
+    return max(
+        (node for nodes in record.seeds.values() for node in nodes.values()), key=lambda node: node["step_flops"]
+    )
 
 
 def _grown_at(record: Record) -> float:
@@ -185,6 +187,9 @@ def _draw_noise(axes: Any, results: Results, event: int) -> None:
             axes.plot(x, found.mean, "os^"[i], color=f"C{i}", markerfacecolor=f"C{i}" if full else "white", zorder=3)
     axes.axhline(0, color=arms.GREY, linestyle="--", linewidth=1, zorder=1)
     axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.set_yticks([-0.05, 0, 0.05, 0.1, 0.2, 0.5, 1], ["−0.05", "0", "0.05", "0.1", "0.2", "0.5", "1"], fontsize=7.5)
+    axes.set_ylim(-0.08, 2)
     ticks = sorted({size for _, size in sizes.values()})
     axes.set_xticks([max(size, least) for size in ticks], [f"{size:g}" for size in ticks], fontsize=7.5)
     axes.minorticks_off()

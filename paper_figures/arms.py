@@ -167,9 +167,9 @@ def table_finding(results: Results, labels: Mapping[str, str]) -> str:
     return " ".join(sentences)
 
 
-def against(found: Comparison, arm: str, other: str) -> str:
-    """Return ``0.110 (0.080 to 0.140) below``, from the paired difference of final losses."""
-    difference = found.difference(arm, other)
+def against(found: Comparison, arm: str, other: str, budget: int = -1) -> str:
+    """Return ``0.110 (0.080 to 0.140) below``, from the paired difference of losses at a budget."""
+    difference = found.difference(arm, other, budget)
     if difference is None:
         return "not compared with"
     side = "below" if difference.mean < 0 else "above"

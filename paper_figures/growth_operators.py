@@ -19,10 +19,11 @@ from paper_figures.results import Results
 SEED = 0
 DEPENDS = ("fusion_core",)
 RECORDS = ("growth_operators", REFERENCE)
-OURS = ("deep_fusion", "deep_fusion_keep")
+OURS = "deep_fusion"  # how the names of Deep Fusion's arms begin
 LABELS = {
     "deep_fusion": "Deep Fusion",
     "deep_fusion_keep": "Deep Fusion, rates kept",
+    "deep_fusion_fresh_new": "Deep Fusion, new half fresh",
     "hypercloning": "HyperCloning",
     "hypercloning_keep": "HyperCloning, rates kept",
     "net2net_width": "Net2Net",
@@ -50,8 +51,8 @@ def draw(results: Results) -> Figure:
 def finding(results: Results) -> str:
     """Return what the numbers say, and whether Deep Fusion is ahead of every other operator."""
     found = Comparison(results)
-    ours = [arm for arm in found.others if arm in OURS]
-    theirs = [arm for arm in found.others if arm in LABELS and arm not in OURS]
+    ours = [arm for arm in found.others if arm.startswith(OURS)]
+    theirs = [arm for arm in found.others if arm in LABELS and not arm.startswith(OURS)]
     table = arms.table_finding(results, LABELS)
     if not ours or not theirs:
         return table
@@ -59,6 +60,6 @@ def finding(results: Results) -> str:
     best, other = min(ours, key=level), min(theirs, key=level)
     ahead = "ahead of" if level(best) < level(other) else "NOT ahead of"
     return (
-        f"{table} Deep Fusion's best ({LABELS[best]}) is {ahead} every other operator; it ends "
+        f"{table} Deep Fusion's best ({arms.name_of(found, best, LABELS)}) is {ahead} every other operator; it ends "
         f"{arms.against(found, best, other)} the best of them, {LABELS[other]}."
     )

@@ -147,8 +147,8 @@ def table(results: Results) -> str:
         f"{found.config['parameters']:,} parameters.",
         "",
         "| budget, in steps of the large network | way | grown at | loss | saved against scratch, sources paid | given | "
-        "loss less that of one small network |",
-        "|---|---|---|---|---|---|---|",
+        "of the mean curves, paid | given | loss less that of one small network |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for b in reversed(range(len(found.budgets))):
         budget = f"{found.budgets[b]:,.0f} ({found.config['tokens_a_parameter'][b]:.2g} tokens a parameter)"
@@ -156,7 +156,9 @@ def table(results: Results) -> str:
             if arm not in found or found.loss(arm, b) is None:
                 continue
             at = found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[b]
-            saved = ["", ""] if arm == TUNED else [percent(found.saving(arm, kind, b)) for kind in ("paid", "given")]
+            kinds = ("paid", "given") if arm != TUNED else ()
+            saved = [percent(found.saving(arm, kind, b)) for kind in kinds] or ["", ""]
+            saved += [percent(found.saving_of_means(arm, kind, b)) for kind in kinds] or ["", ""]
             less = found.difference(arm, SMALL, b) if arm != SMALL and SMALL in found else None
             cells = [budget, text, f"{at:.0%}" if at else "", number(found.loss(arm, b)), *saved, signed(less)]
             lines.append(f"| {' | '.join(cells)} |")

@@ -49,6 +49,8 @@ AUTO, RULES = (
 RECORDS = ("growth_step", REFERENCE, AUTO, RULES)
 NAME = re.compile(r"([a-z]+)_(\d+)")  # RECIPE_N: grown after the FLOPs of N large steps
 NO_RECIPES = ("noise", "random", "push", SCRATCH)
+SAVED = "saved, paid | given | mean curves, paid"  # columns of a table
+LATEST = 0.9  # share of a budget after which a growth is none of that budget
 ANSWERS = {"head_start": ("head start", "^"), "online": ("online rule", "v"), "greedy": ("greedy rule", "<")}
 
 
@@ -133,8 +135,7 @@ def draw(results: Results) -> Figure:
     for b, axes in enumerate(panels):
         ends = [(0.0, TUNED), (1.0, SMALL)]
         for i, (recipe, names) in enumerate(results.config["recipes"].items()):
-            points = [(found.arrays["grown_at"][found.arms.index(name)] / found.budgets[b], name) for name in names]
-            points = [point for point in points if found.loss(point[1], b) is not None]
+            points = [(step_of(found, name, b), name) for name in grown_within(found, names, b)]
             _line(axes, found, b, [ends[0], *points, ends[1]], f"C{i}", f"{'os'[i % 2]}-", f"recipe “{recipe}”", points)
         _line(axes, found, b, ends, "0.2", "D", "from scratch (0 %), one small network (100 %)", ends)
         low, high = axes.get_ylim()
@@ -165,6 +166,16 @@ def draw(results: Results) -> Figure:
     return figure
 
 
+def step_of(found: Comparison, arm: str, b: int) -> float:
+    """Return the growth step of an arm as a share of a budget."""
+    return float(found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[b])
+
+
+def grown_within(found: Comparison, names: Sequence[str], b: int) -> list[str]:
+    """Return the arms that are grown early enough in a budget to train on, and train to it."""
+    return [name for name in names if step_of(found, name, b) < LATEST and found.loss(name, b) is not None]
+
+
 Points = Sequence[tuple[float, str]]  # (growth step, arm)
 
 
@@ -190,21 +201,20 @@ def finding(results: Results) -> str:
     """Return, for each budget, the best growth step, what it saves, and what the rules answer."""
     found, sentences = Comparison(results), []
     for b, budget in enumerate(found.budgets):
-        grown = [
-            name for names in results.config["recipes"].values() for name in names if found.loss(name, b) is not None
-        ]
+        grown = [name for names in results.config["recipes"].values() for name in grown_within(found, names, b)]
         scratch, small = found.loss(TUNED, b), found.loss(SMALL, b) if SMALL in found else None
         if not grown or scratch is None:
             sentences.append(f"At {budget:,.0f} large steps no grown network ends.")
             continue
         losses = {name: one.mean for name in grown if (one := found.loss(name, b)) is not None}
         best = min(losses, key=losses.__getitem__)
-        at = found.arrays["grown_at"][found.arms.index(best)] / budget
+        at = step_of(found, best, b)
         saved, given = found.saving(best, "paid", b), found.saving(best, "given", b)
         ends = [losses[best] < end.mean for end in (scratch, small) if end is not None]
         sentences.append(
             f"At {arms.budget_words(found, b)} the best growth step is {at:.0%} (recipe {best.split('_')[0]}): loss "
-            f"{number(found.loss(best, b))}, {'below' if all(ends) else 'NOT below'} both ends (scratch {number(scratch)}"
+            f"{number(found.loss(best, b))}, {arms.against(found, best, TUNED, b)} scratch, "
+            f"{'below' if all(ends) else 'NOT below'} both ends (scratch {number(scratch)}"
             f"{'' if small is None else f', one small network {number(small)}'}); saved {percent(saved)} with sources paid, "
             f"{percent(given)} with sources given{_rules(results, b)}."
         )
@@ -215,22 +225,20 @@ def table(results: Results) -> str:
     """Return, for each budget, losses and savings (sources paid) over the growth step as a Markdown table."""
     found, blocks = Comparison(results), []
     recipes = results.config["recipes"]
-    for b, budget in enumerate(found.budgets):
+    for b in range(len(found.budgets)):
         rows: dict[float, dict[str, str]] = {}
         for recipe, names in recipes.items():
-            for name in names:
-                if found.loss(name, b) is not None:
-                    at = found.arrays["grown_at"][found.arms.index(name)] / budget
-                    rows.setdefault(round(float(at), 3), {})[recipe] = name
+            for name in grown_within(found, names, b):
+                rows.setdefault(round(step_of(found, name, b), 3), {})[recipe] = name
         lines = [
             f"At {arms.budget_words(found, b)}{_rules(results, b).replace('; rules', '. Rules')}:",
             "",
-            f"| growth step | {' | '.join(f'{recipe}: loss | saved, paid | given' for recipe in recipes)} |",
-            f"|---|{'---|' * 3 * len(recipes)}",
+            f"| growth step | {' | '.join(f'{recipe}: loss | {SAVED}' for recipe in recipes)} |",
+            f"|---|{'---|' * 4 * len(recipes)}",
         ]
         ends = {0.0: dict.fromkeys(recipes, TUNED), 1.0: dict.fromkeys(recipes, SMALL)}
         for at, row in sorted({**rows, **ends}.items()):
-            text = {0.0: "0 % (scratch)", 1.0: "100 % (one small network)"}.get(at, f"{at:.0%}")
+            text = {0.0: "0 % (scratch)", 1.0: "100 % (one small network)"}.get(at, f"{at:.1%}")
             lines.append(f"| {text} | {' | '.join(_cells(found, row.get(recipe, ''), b) for recipe in recipes)} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -239,9 +247,11 @@ def table(results: Results) -> str:
 def _cells(found: Comparison, arm: str, b: int) -> str:
     """Return the cells of an arm: its loss, and what it saves with sources paid and given."""
     if arm not in found or found.loss(arm, b) is None:
-        return " |  | "
-    saved = ["", ""] if arm == TUNED else [percent(found.saving(arm, kind, b)) for kind in ("paid", "given")]
-    return f"{number(found.loss(arm, b))} | {saved[0]} | {saved[1]}"
+        return " |  |  | "
+    if arm == TUNED:
+        return f"{number(found.loss(arm, b))} |  |  | "
+    saved = [found.saving(arm, "paid", b), found.saving(arm, "given", b), found.saving_of_means(arm, "paid", b)]
+    return f"{number(found.loss(arm, b))} | {' | '.join(map(percent, saved))}"
 
 
 def _rules(results: Results, b: int) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
+from fusion_core.runs.context import RunContext, first_state, training_of
 from fusion_core.runs.graph import AutoGroup, Resolved
+from fusion_core.runs.growing import grown_state
 from fusion_core.schedule import Trial, TrialRule, follow_rule, stops_of
 from fusion_core.train import TrainState
 from fusion_core.train.devices import barrier, first_process

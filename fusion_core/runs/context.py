@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -15,17 +15,15 @@ import numpy as np
 from fusion_core import atomic
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
-from fusion_core.growth import GrowthMap, fuse, fusion_map, grow, growth_rate_factors, rate_factors
-from fusion_core.growth.operators import growth_of
+from fusion_core.growth import rate_factors
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
-from fusion_core.runs.graph import Resolved, times_wider
-from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, Recipe, TrainNode
-from fusion_core.runs.separating import choose_noise_in_run, push_apart_in_run
+from fusion_core.runs.graph import Resolved
+from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import target_length
-from fusion_core.train import Ramp, Record, Trainer, TrainState, grow_states, init_state, rates_at, t5_loss
+from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, Training
@@ -112,6 +110,21 @@ class RunContext:
         found = self.store(resolved, work).restore(like, step)
         assert found is not None  # a missing one is an error
         return found[0]
+
+    def position_after(self, source: Resolved, node: TrainNode) -> Any:
+        """Return the position in the data with which a node goes on from another; None, its beginning, if the data differ.
+
+        With the seed, batch and length of its source a node sees the batches that its source would have seen: a network that
+        is trained in pieces is the one that is trained at once, bit for bit.
+        """
+        before = source.node
+        data = lambda n: (n.seed, n.batch, n.length)
+        if not isinstance(before, TrainNode) or data(before) != data(node):
+            return None
+        facts = self.done(source.name) or {}
+        like = state_shapes(source.config, source.optimizer, source.ramp)
+        found = self.store(source, facts["work"]).restore(like, facts["step"])
+        return None if found is None else found[1]["position"]
 
     def save_result(self, resolved: Resolved, state: TrainState) -> None:
         """Write the state of a node that does not train."""
@@ -203,10 +216,10 @@ def first_state(context: RunContext, resolved: Resolved, source: tuple[Resolved,
         state = state._replace(opt_state=optimizer.init(state.params))
     elif node.optimizer.rate is None:
         return state
-    return state._replace(rates=_scaled(state.rates, node.optimizer.first_rate))
+    return state._replace(rates=scaled(state.rates, node.optimizer.first_rate))
 
 
-def _scaled(rates: Any, top: float) -> Any:
+def scaled(rates: Any, top: float) -> Any:
     """Return the rates times the factor that makes the largest of them ``top``."""
     scale = top / max(float(rate) for rate in jax.tree.leaves(rates))
     return jax.tree.map(lambda rate: (scale * rate).astype(rate.dtype), rates)
@@ -220,6 +233,7 @@ def training_of(
     *,
     pinned: Collection[int] = (),
     work: str = ".",
+    position: Any = None,
 ) -> Training:
     """Return the training of a node that begins at ``start`` and has this many steps.
 
@@ -230,6 +244,7 @@ def training_of(
       steps: of training.
       pinned: steps whose checkpoints are kept.
       work: folder of metrics and checkpoints, within the node's.
+      position: in the data, where it begins; if None, the data's beginning.
     """
     node = resolved.node
     assert isinstance(node, TrainNode)
@@ -260,6 +275,7 @@ def training_of(
         show=context.show,
         note=context.note,
         pinned=pinned,
+        position=position,
     )
 
 
@@ -267,127 +283,3 @@ def _peak(compute: Compute) -> float | None:
     """Return the FLOP/s of all devices together; None if not known."""
     one = peak_flops(jax.devices()[0].device_kind, compute.dtype)
     return None if one is None else one * jax.device_count()
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """A growth as functions of its sources' states.
-
-    Attributes:
-      mapping: the linear map J.
-      factors: on the learning rates, one number an array.
-      first: the ramp's factors, an array each or one number an array; None if there is no ramp.
-      params: returns the grown parameters, given those of the sources in order.
-      copies: whether all sources are one network.
-    """
-
-    mapping: Any
-    factors: Any
-    first: Any
-    params: Callable[[tuple[Any, ...]], Any]
-    copies: bool
-
-
-def event_of(context: RunContext, node: GrowthNode, sources: Mapping[str, Resolved]) -> Event:
-    """Return the growth of a node, from the configurations of its sources."""
-    seed, config = context.seed_of(node), sources[node.inputs[0]].config
-    optimizer = sources[node.inputs[0]].optimizer
-    recipe = node.recipe
-    if isinstance(node, GrowNode):
-        options = node.options(seed)
-        growth, sizes = growth_of(config, node.operator, options), dataclasses.asdict(options)
-        noise = sizes.pop("noise")
-        factors = jax.tree.map(lambda _: 1.0, parameter_shapes(growth.config))
-        if recipe.velocity and optimizer is not None:
-            anything = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), parameter_shapes(config))
-            exact = growth_rate_factors(anything, config, node.operator, optimizer.rule, **sizes)
-            # one number an array: exact if all units have equally many copies
-            factors = jax.tree.map(lambda f: float(np.mean(f)), exact)
-        if recipe.rates == "width" and optimizer is not None:
-            factors = rate_factors(factors, growth.config, times_wider(config, growth.config), optimizer.rule)
-        make = lambda params: grow(params[0], config, node.operator, noise=noise, **sizes)[0]
-        return Event(growth.mapping, *_rates(recipe, factors, growth.mapping), make, False)
-    configs = [sources[name].config for name in node.sources]
-    factors = jax.tree.map(lambda _: 1.0, parameter_shapes(config))
-    if recipe.velocity and optimizer is not None:
-        factors = rate_factors(factors, config, len(configs), optimizer.rule)
-    choices: dict[str, Any] = {
-        "norm": node.norm,
-        "off_diagonal": _blocks(recipe),
-        "noise": recipe.noise,
-        "seed": seed,
-    }
-    weights = node.weights or None
-    mapping = fusion_map(configs, weights)
-    return Event(
-        mapping,
-        *_rates(recipe, factors, mapping),
-        lambda params: fuse(list(zip(params, configs, strict=True)), weights, **choices)[0],
-        len(set(node.sources)) == 1,
-    )
-
-
-def _blocks(recipe: Recipe) -> str:
-    """Return the blocks that ``fuse`` makes; a push apart comes after it."""
-    if recipe.off_diagonal != "separating":
-        return recipe.off_diagonal
-    return "antisymmetric" if recipe.noise else "zero"
-
-
-def _rates(recipe: Recipe, factors: Any, mapping: GrowthMap | None) -> tuple[Any, Any]:
-    """Return the factors on the rates, and those of the ramp; None if there is no ramp.
-
-    Args:
-      recipe: of the growth.
-      factors: those that keep the velocity if the recipe has them at all, else ones.
-      mapping: J; None if all entries are new.
-    """
-    if not recipe.ramp:
-        return factors, None
-    ones, zeros = (jax.tree.map(lambda _, value=value: value, factors) for value in (1.0, 0.0))
-    if recipe.rates == "relax":
-        return ones, factors
-    if recipe.rates == "rewarm":
-        return ones, zeros
-    if mapping is None:
-        raise InputError("nothing of the network is kept, so that all entries are new; take rates = 'rewarm'")
-    return ones, jax.tree.map(lambda rule: jnp.where(rule.new_entries(), 0.0, 1.0), mapping.rules)
-
-
-def grown_state(
-    context: RunContext, resolved: Resolved, sources: Mapping[str, Resolved], states: Mapping[str, TrainState]
-) -> TrainState:
-    """Return the state after a growth of the sources' states (by name)."""
-    node = resolved.node
-    assert not isinstance(node, TrainNode)
-    event = event_of(context, node, sources)
-    parts = tuple(states[name] for name in node.inputs)
-    made = lambda event: event.params(tuple(part.params for part in parts))
-    measure = (context.plan, context.data, resolved, sources[node.inputs[0]], event, parts)
-    cost = f"; that cost {resolved.flops:.3g} FLOPs"
-    if node.noise == "auto":
-        noisy = lambda size: made(event_of(context, dataclasses.replace(node, noise=size), sources))
-        choice = choose_noise_in_run(*measure, noisy)
-        context.note(f"node {node.name}: {choice.reason}{cost}")
-        params = noisy(choice.noise)
-    else:
-        params = made(event)
-    if node.recipe.off_diagonal == "separating":
-        push = push_apart_in_run(*measure, params)
-        context.note(f"node {node.name}: {push.reason}{cost}")
-        params = push.params
-    step = parts[0].step
-    ramp: Ramp | tuple[()] = ()
-    if event.first is not None:
-        first = jax.tree.map(lambda f: jnp.asarray(f, jnp.float32), event.first)
-        ramp = Ramp(first, step, jnp.asarray(node.recipe.rewarm, jnp.int32))
-    if resolved.optimizer is not None and event.mapping is not None:
-        choices = {"copies": event.copies, "fresh_new": node.recipe.optimizer_state == "fresh_new"}
-        carried = jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices))(parts)
-        return carried._replace(params=params, ramp=ramp)
-    # the node that goes on sets a fresh optimizer's rate, so that only the ratios of the rates matter here
-    rates = jax.tree.map(lambda factor: jnp.asarray(factor, jnp.float32), event.factors)
-    found: object = jax.tree.structure(rates)
-    if found == jax.tree.structure(parts[0].rates):
-        rates = jax.tree.map(jnp.multiply, rates, _scaled(rates_at(parts[0], means=True), 1.0))
-    return TrainState(params, (), step, rates, ramp)

@@ -10,8 +10,9 @@ import jax
 
 from fusion_core import atomic
 from fusion_core.models.t5 import step_flops
-from fusion_core.runs.context import RunContext, event_of
+from fusion_core.runs.context import RunContext
 from fusion_core.runs.graph import Resolved
+from fusion_core.runs.growing import event_of
 from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.separating import mean_loss
 from fusion_core.schedule import GrowthMeter, NetworkMeter, TrainedNetwork, greedy_decision

@@ -18,9 +18,10 @@ from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
-from fusion_core.runs.context import RunContext, first_state, grown_state, training_of
+from fusion_core.runs.context import RunContext, first_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
+from fusion_core.runs.growing import grown_state
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
@@ -164,10 +165,10 @@ def _spent(context: RunContext, nodes: Mapping[str, Resolved], inputs: tuple[str
 def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) -> None:
     node = resolved.node
     assert isinstance(node, TrainNode)
-    source = None
+    source, position = None, None
     if node.source_node:
         before = nodes[node.source_node]
-        source = before, context.result(before)
+        source, position = (before, context.result(before)), context.position_after(before, node)
     start = first_state(context, resolved, source)
     first, seconds, steps = int(start.step), time.perf_counter(), resolved.steps
     if steps is None:
@@ -175,7 +176,7 @@ def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) 
         dispatch = context.plan.steps_per_dispatch * resolved.step_flops
         left = budget is None or budget - spent >= dispatch
         steps = steps_within(context.plan, node, resolved.step_flops, budget, spent) if left else 0
-    training = training_of(context, resolved, start, steps)
+    training = training_of(context, resolved, start, steps, position=position)
     context.begin(node.name, first, first + steps)
     state = training.to(start, first + steps)
     if int(state.step) == first:

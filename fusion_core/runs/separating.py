@@ -18,9 +18,9 @@ from fusion_core.text.span_corruption import target_length
 from fusion_core.train import TrainState, grow_states
 
 if TYPE_CHECKING:
-    from fusion_core.runs.context import Event
     from fusion_core.runs.data import RunData
     from fusion_core.runs.graph import Resolved
+    from fusion_core.runs.growing import Event
 
 
 def trained_before(plan: Plan, node: Node) -> TrainNode:

@@ -83,6 +83,7 @@ class Training:
       show: called with every record, as it is written.
       note: called with sentences for the user.
       pinned: steps with a checkpoint that is kept.
+      position: of the data where the training begins; if None, its beginning.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Training:
     show: Callable[[Record], None] = lambda record: None
     note: Callable[[str], None] = lambda line: None
     pinned: Collection[int] = ()
+    position: Any = None
 
     def __post_init__(self) -> None:
         self.cadence.check(self.trainer.steps_per_dispatch)
@@ -113,7 +115,7 @@ class Training:
         )
 
     def restore(self, start: TrainState) -> tuple[TrainState, Any]:
-        """Return the newest checkpoint and the data's position; if there is none, ``start`` and None.
+        """Return the newest checkpoint and the data's position; if there is none, ``start`` and where the training begins.
 
         Raises:
           InputError: the checkpoint has another identity, or not every process can read it.
@@ -122,7 +124,7 @@ class Training:
         step = broadcast(-1 if found is None else int(found[0].step))
         if not first_process() and step >= 0:
             found = self.checkpoints.restore(start, step)
-        return (start, None) if found is None else (found[0], found[1]["position"])
+        return (start, self.position) if found is None else (found[0], found[1]["position"])
 
     def to(self, start: TrainState, until: int) -> TrainState:
         """Train to step ``until``, from the newest checkpoint, or from ``start`` if there is none.

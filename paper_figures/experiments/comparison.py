@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from fusion_core.errors import InputError
+from fusion_core.text.span_corruption import target_length
 from paper_figures.experiments import statistics
 from paper_figures.experiments.record import Record, load_record, path_of
 from paper_figures.experiments.smoke import shared_record
 from paper_figures.experiments.statistics import KINDS, SCRATCH, Arms, Estimate, Path, estimate
 from paper_figures.results import Results
 
+MEANS = ("paid", "given")  # kinds of savings of mean curves
 SHARES = (0.25, 0.5, 1.0)  # of the whole budget
 REFERENCE = "scratch_rates"  # the record with the networks from scratch at every rate
 SMALL = "small"  # the arm of one small network with the whole budget
@@ -82,9 +84,10 @@ def whole_budget(records: Sequence[Record]) -> float:
 
 
 def tokens_a_step(record: Record) -> int:
-    """Return the source tokens of a training step, by the plan's defaults."""
+    """Return the tokens of a training step, of the encoder and of the decoder, by the plan's defaults."""
     defaults = record.settings.get("defaults", {})
-    return int(defaults.get("batch", 128)) * int(defaults.get("length", 512))
+    length = int(defaults.get("length", 512))
+    return int(defaults.get("batch", 128)) * (length + target_length(length))
 
 
 def compare(
@@ -98,6 +101,7 @@ def compare(
       arms: other arms; if None, those of the records.
 
     Arrays are [arm, budget, seed]: ``loss``, ``reached`` (1 or 0) and a saving of each kind; NaN where an arm has no number.
+    ``means_paid`` and ``means_given`` are [arm, budget, 4]: the saving of the mean curves, whether it is reached, its interval.
     The first arm is the tuned one from scratch, which is another arm at each budget.
     """
     arms, large = arms or arms_of_records(records), large_node(records)
@@ -118,6 +122,15 @@ def compare(
                 if seed in arms[best[b]] and (found := statistics.saving(paths[seed], arms[best[b]][seed], budget)):
                     for key in ("reached", *KINDS):
                         arrays[key][i, b, s] = float(getattr(found, key))
+    for kind in MEANS:
+        arrays[f"means_{kind}"] = np.full((len(names), len(budgets), 4), np.nan)  # value, reached, low, high
+    for i, name in enumerate(names[1:], start=1):
+        for b, budget in enumerate(budgets):
+            both = [seed for seed in seeds if seed in arms[name] and seed in arms[best[b]]]
+            pairs = [arms[name][seed] for seed in both], [arms[best[b]][seed] for seed in both]
+            for kind in MEANS if both else ():
+                if (mean := statistics.saving_of_means(*pairs, budget, kind)) is not None:
+                    arrays[f"means_{kind}"][i, b] = (*mean[:2], *(mean[2] or (math.nan, math.nan)))
     arrays["ran"] = [[float(seed in arms.get(name, arms[best[-1]])) for seed in seeds] for name in names]
     arrays["grown_at"] = [_grown_at(arms.get(name, {}), large["step_flops"]) for name in names]
     arrays["budgets"] = np.array(budgets) / large["step_flops"]
@@ -196,6 +209,13 @@ class Comparison:
         if np.isnan(values).any():
             return None
         return estimate(values.tolist(), int(reached.sum()))
+
+    def saving_of_means(self, arm: str, kind: str = "paid", budget: int = -1) -> Estimate | None:
+        """Return the saving of the mean curves, as an estimate of one value with the jackknife's interval."""
+        value, reached, low, high = self.arrays[f"means_{kind}"][self.arms.index(arm), budget].tolist()
+        if math.isnan(value):
+            return None
+        return Estimate((value,), int(reached), value, None, None if math.isnan(low) else (low, high))
 
     def difference(self, arm: str, other: str, budget: int = -1) -> Estimate | None:
         """Return loss less that of another arm, paired over the seeds of both."""

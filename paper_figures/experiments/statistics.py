@@ -15,6 +15,9 @@ its cost to *reach* a loss. With S the tuned scratch network (``tuned``), the sa
 * *side by side*: of sources that do not depend on each other the longest branch counts alone, as on several machines;
 * *wall*, *wall side by side*: the same in seconds at each node's median pace, over those of S at B.
 
+Seeds leave a plateau at different times, so that such savings scatter. ``saving_of_means`` is therefore given beside them: the
+same of the curves that are averaged over seeds, with an interval by the jackknife over seeds.
+
 An arm that does not reach the loss in the whole of its curve saves at most what its last point gives: that number stands in
 the saving's place, and ``reached`` is false. An estimate over seeds of which some did not reach is therefore a mean of upper
 bounds, without an interval, and says in how many seeds the loss was reached. Nothing is dropped. A saving is negative where
@@ -29,6 +32,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from scipy import stats
 
 from fusion_core.errors import InputError
@@ -196,6 +200,58 @@ def saving(path: Path, scratch: Path, budget: float) -> Saving | None:
         wall=share(seconds, whole),
         wall_side_by_side=share(seconds - arm.before[1] + path.longest[1], whole),
     )
+
+
+def mean_path(paths: Sequence[Path]) -> Path:
+    """Return the path whose losses are the means over seeds, at the evaluations of the first, as far as all go."""
+    first = paths[0].arm
+    begin, end = max(path.arm.points[0][0] for path in paths), min(path.end for path in paths)
+    points = []
+    for flops, seconds, _ in first.points:
+        at = min(max(flops, begin), end)
+        if at >= (1 - SLACK) * flops and flops >= (1 - SLACK) * begin:  # seeds differ by a dispatch at most
+            points.append((flops, seconds, statistics.fmean(_raw(path, at) for path in paths)))
+    mean = lambda pairs: tuple(statistics.fmean(part) for part in zip(*pairs, strict=True))
+    before, longest = mean([p.arm.before for p in paths]), mean([p.longest for p in paths])
+    arm = dataclasses.replace(first, points=tuple(points), before=(before[0], before[1]))
+    return Path(arm, (longest[0], longest[1]))
+
+
+def _raw(path: Path, flops: float) -> float:
+    """Return the curve itself, not its running minimum."""
+    points = path.arm.points
+    return float(np.interp(flops, [p[0] for p in points], [p[2] for p in points]))
+
+
+def saving_of_means(
+    paths: Sequence[Path], scratch: Sequence[Path], budget: float, kind: str = "paid"
+) -> tuple[float, bool, tuple[float, float] | None] | None:
+    """Return what an arm saves by the curves averaged over seeds, whether it reaches the loss, and the jackknife's interval.
+
+    .. math:: s^2 = \\frac{n-1}{n} \\sum_i (\\theta_{(i)} - \\bar\\theta)^2, \\qquad \\theta \\pm t_{n-1} s
+
+    with the saving θ₍ᵢ₎ without seed i. There is no interval for one seed, or if the loss is not reached without some seed.
+
+    Args:
+      paths, scratch: of the same seeds, in one order.
+      budget: FLOPs.
+      kind: of ``KINDS``.
+
+    Returns:
+      None where ``saving`` is None.
+    """
+    whole = saving(mean_path(paths), mean_path(scratch), budget)
+    if whole is None:
+        return None
+    value, count = float(getattr(whole, kind)), len(paths)
+    without = [[*range(i), *range(i + 1, count)] for i in range(count)] if count > 1 else []
+    left = [saving(mean_path([paths[i] for i in k]), mean_path([scratch[i] for i in k]), budget) for k in without]
+    if not left or not whole.reached or any(one is None or not one.reached for one in left):
+        return value, whole.reached, None
+    parts = [float(getattr(one, kind)) for one in left]
+    error = math.sqrt((count - 1) / count * math.fsum((part - statistics.fmean(parts)) ** 2 for part in parts))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    return value, True, (value - half, value + half)
 
 
 def estimate(values: Sequence[float], reached: int | None = None) -> Estimate | None:

@@ -32,7 +32,8 @@ def percent(found: Estimate | None) -> str:
     if found is None:
         return "–"
     if not found.complete:
-        return f"at most {found.mean * 100:.0f} % (reached in {found.reached} of {len(found.values)})"
+        seeds = f" (reached in {found.reached} of {len(found.values)})" if len(found.values) > 1 else " (not reached)"
+        return f"at most {found.mean * 100:.0f} %{seeds}"
     low_high = "" if found.interval is None else f" ({found.interval[0] * 100:.0f} to {found.interval[1] * 100:.0f})"
     return f"{found.mean * 100:.0f} %{low_high}"
 
@@ -78,13 +79,14 @@ def markdown_of(found: Comparison) -> str:
         "side_by_side": "side by side",
         "wall_side_by_side": "wall time, side by side",
     }
-    columns = [*kinds.values(), *(f"paid, {head}" for head in heads[:-1])]
+    columns = [*kinds.values(), "mean curves, paid", "given", *(f"paid, {head}" for head in heads[:-1])]
     lines += [
         f"| saved, {found.budgets[-1]:,.0f} | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
     ]
     for arm in found.others:
         cells = [percent(found.saving(arm, kind)) for kind in kinds]
+        cells += [percent(found.saving_of_means(arm, kind)) for kind in ("paid", "given")]
         cells += [percent(found.saving(arm, "paid", b)) for b in budgets[:-1]]
         lines.append(f"| {label(arm)} | {' | '.join(cells)} |")
     sweep = [arm for arm in found.arms if arm.startswith(SCRATCH) and arm != TUNED]

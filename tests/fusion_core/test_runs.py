@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 
@@ -61,6 +62,20 @@ def test_a_plan_trains_fuses_and_trains_on(whole):
     assert config == networks["fused"][1] == networks["m"][1]
     jax.tree.map(np.testing.assert_array_equal, fused, networks["fused"][0])
     assert (folder / "nodes" / "m" / "model" / "tokenizer.json").exists()
+
+
+def test_a_network_that_is_trained_in_pieces_is_the_one_that_is_trained_at_once(whole, text, tmp_path):
+    shutil.copy(text, tmp_path / "text.txt")
+    pieces = SOURCES.split("[node.b]")[0].replace("steps = 20", "steps = 10")
+    assert pieces.count("steps = 10") == 1
+    seed = re.search(r"seed = \d+", pieces)
+    pieces += f'[node.again]\nfrom = "a"\nsteps = 10\n{seed[0] if seed else ""}\n'
+    (tmp_path / "plan.toml").write_text(HEAD + pieces, encoding="utf-8")
+    run_plan(read_plan(tmp_path / "plan.toml"), tmp_path / "run")
+    weights, records = numbers(tmp_path / "run", "again")
+    whole_weights, whole_records = numbers(whole[1], "a")
+    jax.tree.map(np.testing.assert_array_equal, weights, whole_weights)
+    assert records[-1] == whole_records[-1]
 
 
 def test_nodes_may_run_apart_and_be_joined_by_their_checkpoints(whole, tmp_path):

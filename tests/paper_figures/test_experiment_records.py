@@ -198,3 +198,12 @@ def test_a_record_of_another_text_is_no_reference(merged, monkeypatch):
     records[comparison.REFERENCE] = dataclasses.replace(merged, text="another")
     with pytest.raises(InputError, match="other and scratch_rates are of different texts"):
         comparison.records_of("other", "full")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in record.names() if record.path_of(name, "json").exists()))
+def test_a_committed_record_is_of_its_plan_and_small(name):
+    path = record.path_of(name, "json")
+    again = record_of(name, record.path_of(name, "toml"), [path])
+    assert again.seeds == record.load_record(name).seeds
+    assert path.stat().st_size < 500_000
+    assert compare_arms([next(iter(again.seeds.values()))], None)["arms"]

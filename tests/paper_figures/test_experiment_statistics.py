@@ -131,3 +131,18 @@ def test_the_head_start_rule_grows_where_the_lead_is_largest():
     assert leads == [(0, 0.0), (10, 10.0), (20, pytest.approx(12.0)), (30, pytest.approx(8.0))]
     assert statistics.head_start(paths["small"], paths["scratch"]) == 20
     assert statistics.head_start(paths["scratch"], paths["small"]) == 0.0
+
+
+def test_the_saving_of_mean_curves_is_that_of_the_averaged_losses_with_the_jackknifes_interval():
+    scratch = [paths_of({"s": trained([], 0, [5.0, last], step_flops=4.0)})["s"] for last in (2.0, 3.0, 4.0)]
+    fast = [paths_of({"s": trained([], 0, [5.0, last], step_flops=4.0)})["s"] for last in (1.0, 1.0, 1.0)]
+    assert [loss for _, _, loss in statistics.mean_path(scratch).arm.points] == [5.0, 3.0]
+    value, reached, (low, high) = statistics.saving_of_means(fast, scratch, 40.0)
+    assert reached
+    assert value == pytest.approx(0.5)  # from 5 to 3 of 5 to 1
+    left = np.array([1 - 1.5 / 4, 1 - 2.0 / 4, 1 - 2.5 / 4])  # without a seed the mean scratch loss is 3.5, 3 or 2.5
+    half = 4.3027 * math.sqrt(2 / 3 * ((left - left.mean()) ** 2).sum())
+    assert (low, high) == pytest.approx((value - half, value + half), rel=1e-4)
+    slow, not_reached, interval = statistics.saving_of_means(scratch, fast, 40.0)
+    assert (slow, not_reached, interval) == (pytest.approx(0.0), False, None)
+    assert statistics.saving_of_means(fast[:1], scratch[:1], 40.0)[2] is None
