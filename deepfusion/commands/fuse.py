@@ -100,8 +100,8 @@ def fuse(
         )
     if recipe.equal and not noise:
         notes(
-            "Warning: the sources are equal and there is no noise between them: the copies stay equal in training and never "
-            "part. --noise 0.5 keeps the function and parts them."
+            "Warning: the sources are equal and there is no noise between them: the copies have equal gradients in training, "
+            "and rounding alone parts them. --noise 0.5 keeps the function and parts them."
         )
     if dry_run:
         print(json.dumps(_facts(recipe))) if as_json else _print_recipe(recipe)

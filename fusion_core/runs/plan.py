@@ -164,9 +164,10 @@ class FuseNode:
       weights: of the sources in the mean; if empty, equal ones.
       norm, seed: as in ``fusion_core.fuse``.
       off_diagonal, noise: as in ``fusion_core.fuse``; if None, ``"antisymmetric"`` with ``SELF_FUSION_NOISE`` for copies of one
-        source, else ``"zero"``. Copies with zeros between them stay equal and never part. ``"separating"``: copies are pushed
-        apart along the directions in which they part fastest (``fusion_core.schedule.separation``), on antisymmetric noise
-        of ``noise`` if that is given. What finding them costs counts as FLOPs of the node.
+        source, else ``"zero"``. Copies with zeros between them have equal gradients, and rounding alone parts them.
+        ``"separating"``: copies are pushed apart along the directions in which they part fastest
+        (``fusion_core.schedule.separation``), on antisymmetric noise of ``noise`` if that is given. What finding them costs
+        counts as FLOPs of the node.
         A noise of ``"auto"``, between copies, is as large as training's step takes (``fusion_core.schedule.choose_noise``);
         its measurements count as FLOPs of the node.
       push: of ``"separating"``: the norm of the push, as that of antisymmetric noise of this size; if None, the one that
@@ -219,7 +220,7 @@ class FuseNode:
 
     @property
     def never_parting(self) -> tuple[str, ...]:
-        """Sources whose copies stay equal: they are named twice and nothing is between them."""
+        """Sources whose copies have equal gradients: they are named twice and nothing is between them."""
         twice = (name for name in dict.fromkeys(self.sources) if self.sources.count(name) > 1)
         return tuple(twice) if self.recipe.off_diagonal == "zero" else ()
 

@@ -99,8 +99,8 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
         if isinstance(resolved.node, FuseNode) and resolved.node.never_parting and context.done(name) is None:
             twice = ", ".join(resolved.node.never_parting)
             context.note(
-                f"{name}: with off_diagonal = 'zero' the copies of {twice} stay equal and never part; off_diagonal = "
-                f"'antisymmetric' with noise = {SELF_FUSION_NOISE} keeps the function and parts them"
+                f"{name}: with off_diagonal = 'zero' the copies of {twice} have equal gradients, and rounding alone parts "
+                f"them; off_diagonal = 'antisymmetric' with noise = {SELF_FUSION_NOISE} keeps the function and parts them"
             )
     for name, resolved in nodes.items():
         wanted = only is None or only == name or (only in groups and groups[only] is groups.get(name))

@@ -1,4 +1,4 @@
-"""When to grow: the rule of trials that runs follow, and the greedy rule with its meter. What here uses ``bea``."""
+"""When to grow: the rule of trials that runs follow, and the greedy rule with its meter; how copies part. It uses ``bea``."""
 
 from fusion_core.schedule.decision import GrowthDecision as GrowthDecision
 from fusion_core.schedule.decision import factors_by_name as factors_by_name
@@ -6,6 +6,12 @@ from fusion_core.schedule.greedy import GrowthMeter as GrowthMeter
 from fusion_core.schedule.greedy import NetworkMeter as NetworkMeter
 from fusion_core.schedule.greedy import TrainedNetwork as TrainedNetwork
 from fusion_core.schedule.greedy import greedy_decision as greedy_decision
+from fusion_core.schedule.noise import NoiseChoice as NoiseChoice
+from fusion_core.schedule.noise import choose_noise as choose_noise
+from fusion_core.schedule.noise import choose_noise_on_text as choose_noise_on_text
+from fusion_core.schedule.separation import Push as Push
+from fusion_core.schedule.separation import push_apart as push_apart
+from fusion_core.schedule.separation import separation_of as separation_of
 from fusion_core.schedule.trials import Trial as Trial
 from fusion_core.schedule.trials import TrialRule as TrialRule
 from fusion_core.schedule.trials import follow_rule as follow_rule

@@ -29,7 +29,7 @@ Params = Any
 
 LANCZOS, DIRECTIONS = 24, 8  # products with the Hessian; directions of a push
 BATCHES = 2  # on which the directions are found
-SIZES = tuple(2.0**-i for i in range(7))  # of a push, of which the one with the least loss is taken if none is given
+SIZES = tuple(2.0**-i for i in range(12))  # of a push, of which the one with the least loss is taken if none is given
 
 
 def separation_flops(step_flops: float, *, batches: int = BATCHES, steps: int = LANCZOS) -> float:
@@ -51,7 +51,8 @@ class Push:
     Attributes:
       params: the grown parameters, pushed.
       size: norm of the push, as that of antisymmetric noise of this size.
-      rate, uncertainty: λ of a training step, so that a difference of the copies grows by ``e^λ`` in it; by Lanczos.
+      rate, uncertainty: λ by Lanczos; with a metric that holds the learning rates it is one of a training step, in which a
+        difference of the copies grows by ``e^λ``.
       before, after: loss on the batches.
     """
 
@@ -66,7 +67,8 @@ class Push:
     def reason(self) -> str:
         """One sentence with the numbers."""
         if not self.size:
-            return f"no push: λ = {self.rate:.3g} ± {self.uncertainty:.1g} a step, no direction in which copies part was found"
+            why = "no length of it lowers the loss" if self.rate > 0 else "no direction was found in which copies part"
+            return f"no push: {why}, λ = {self.rate:.3g} ± {self.uncertainty:.1g}"
         return (
             f"pushed apart by the norm of noise {self.size:.3g}, loss {self.before:.4f} → {self.after:.4f}; copies part by "
             f"e^(λ steps), λ = {self.rate:.3g} ± {self.uncertainty:.1g}"

@@ -35,7 +35,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, pair, tmp_path):
 
 
 def test_copies_without_noise_between_them_are_warned_of(run, pair, tmp_path):
-    warned = lambda *options: "never part" in run("fuse", *options, "--out", tmp_path / "c", "--dry-run", "--json")[2]
+    warned = lambda *options: (
+        "rounding alone parts" in run("fuse", *options, "--out", tmp_path / "c", "--dry-run", "--json")[2]
+    )
     assert warned(pair[0], pair[0])
     assert not warned(pair[0], pair[0], "--noise", "0.5")
     assert not warned(*pair)

@@ -237,9 +237,9 @@ def test_the_ramps_of_a_plan_are_in_its_records_and_checkpoints(grown):
     assert relaxed[f"ramp.first.{weight}"] == pytest.approx(factor)
     assert relaxed[f"rates.{weight}"] == np.float32(0.02)
     assert len(trainers) == 3  # one for each shape
-    assert [note for note in notes if "never part" in note] == [
-        "r: with off_diagonal = 'zero' the copies of a stay equal and never part; off_diagonal = 'antisymmetric' with "
-        "noise = 0.5 keeps the function and parts them"
+    assert [note for note in notes if "rounding alone" in note] == [
+        "r: with off_diagonal = 'zero' the copies of a have equal gradients, and rounding alone parts them; off_diagonal = "
+        "'antisymmetric' with noise = 0.5 keeps the function and parts them"
     ]
 
 
