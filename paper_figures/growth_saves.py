@@ -38,7 +38,7 @@ DEPENDS = ("fusion_core",)
 RECORDS = ("growth_step", "t5_medium", REFERENCE)
 EARLY, LATE = ("early", 0.15), ("late", 0.35)  # recipe, and the share of the budget that its arm is nearest to
 TWO = "two_zero"
-LATEST = 0.6  # share of a budget after which the arm of two sources is none of that budget
+LATEST_TWO = 0.6  # share of a budget after which the arm of two sources is none of that budget
 ZOOM = 0.25  # share of the FLOPs at which the drawn part begins
 
 
@@ -155,7 +155,7 @@ def table(results: Results) -> str:
         for text, arm in _ways(found, b).items():
             if arm not in found or found.loss(arm, b) is None:
                 continue
-            at = found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[b]
+            at = found.step_of(arm, b)
             kinds = ("paid", "given") if arm != TUNED else ()
             saved = [percent(found.saving(arm, kind, b)) for kind in kinds] or ["", ""]
             saved += [percent(found.saving_of_means(arm, kind, b)) for kind in kinds] or ["", ""]
@@ -176,7 +176,8 @@ def signed(found: Estimate | None) -> str:
 def _ways(found: Comparison, b: int) -> dict[str, str]:
     """Return the ways of a budget: those of the figure, with the arms grown nearest to their shares of this budget."""
     pick = lambda recipe: nearest(found.config, found.arrays, recipe[0], recipe[1], b)
-    grown = [arm for arm in found.others if re.fullmatch(rf"({EARLY[0]}|{LATE[0]})_\d+", arm) and found.loss(arm, b)]
+    named = [arm for arm in found.others if re.fullmatch(rf"({EARLY[0]}|{LATE[0]})_\d+", arm)]
+    grown = found.grown_within(named, b)
     best = min(grown, key=lambda arm: np.mean(found.loss(arm, b).values), default="")  # type: ignore[union-attr]
     ways = {
         f"from scratch, best rate ({arms.rate_of(found.tuned(b))})": TUNED,
@@ -185,7 +186,7 @@ def _ways(found: Comparison, b: int) -> dict[str, str]:
         "grown late": pick(LATE),
         "grown, best step in hindsight": best,
     }
-    two = TWO in found and found.arrays["grown_at"][found.arms.index(TWO)] < LATEST * found.budgets[b]
+    two = TWO in found and found.step_of(TWO, b) < LATEST_TWO
     return ways | ({"two sources, fused": TWO} if two else {})
 
 
@@ -195,7 +196,7 @@ def finding(results: Results) -> str:
     for text, arm in list(results.config["shown"].items())[1:]:
         paid, given = found.saving(arm), found.saving(arm, "given")
         saved = f", saved {percent(paid)} with sources paid" + (f", {percent(given)} given" if given != paid else "")
-        at = found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[-1]
+        at = found.step_of(arm)
         where = f" (after {at:.0%})" if at else ""
         said.append(f"{text}{where} {number(found.loss(arm))}{saved if paid else ''}")
     return (

@@ -50,7 +50,6 @@ RECORDS = ("growth_step", REFERENCE, AUTO, RULES)
 NAME = re.compile(r"([a-z]+)_(\d+)")  # RECIPE_N: grown after the FLOPs of N large steps
 NO_RECIPES = ("noise", "random", "push", SCRATCH)
 SAVED = "saved, paid | given | mean curves, paid"  # columns of a table
-LATEST = 0.9  # share of a budget after which a growth is none of that budget
 ANSWERS = {"head_start": ("head start", "^"), "online": ("online rule", "v"), "greedy": ("greedy rule", "<")}
 
 
@@ -135,7 +134,7 @@ def draw(results: Results) -> Figure:
     for b, axes in enumerate(panels):
         ends = [(0.0, TUNED), (1.0, SMALL)]
         for i, (recipe, names) in enumerate(results.config["recipes"].items()):
-            points = [(step_of(found, name, b), name) for name in grown_within(found, names, b)]
+            points = [(found.step_of(name, b), name) for name in found.grown_within(names, b)]
             _line(axes, found, b, [ends[0], *points, ends[1]], f"C{i}", f"{'os'[i % 2]}-", f"recipe “{recipe}”", points)
         _line(axes, found, b, ends, "0.2", "D", "from scratch (0 %), one small network (100 %)", ends)
         low, high = axes.get_ylim()
@@ -166,16 +165,6 @@ def draw(results: Results) -> Figure:
     return figure
 
 
-def step_of(found: Comparison, arm: str, b: int) -> float:
-    """Return the growth step of an arm as a share of a budget."""
-    return float(found.arrays["grown_at"][found.arms.index(arm)] / found.budgets[b])
-
-
-def grown_within(found: Comparison, names: Sequence[str], b: int) -> list[str]:
-    """Return the arms that are grown early enough in a budget to train on, and train to it."""
-    return [name for name in names if step_of(found, name, b) < LATEST and found.loss(name, b) is not None]
-
-
 Points = Sequence[tuple[float, str]]  # (growth step, arm)
 
 
@@ -201,14 +190,14 @@ def finding(results: Results) -> str:
     """Return, for each budget, the best growth step, what it saves, and what the rules answer."""
     found, sentences = Comparison(results), []
     for b, budget in enumerate(found.budgets):
-        grown = [name for names in results.config["recipes"].values() for name in grown_within(found, names, b)]
+        grown = [name for names in results.config["recipes"].values() for name in found.grown_within(names, b)]
         scratch, small = found.loss(TUNED, b), found.loss(SMALL, b) if SMALL in found else None
         if not grown or scratch is None:
             sentences.append(f"At {budget:,.0f} large steps no grown network ends.")
             continue
         losses = {name: one.mean for name in grown if (one := found.loss(name, b)) is not None}
         best = min(losses, key=losses.__getitem__)
-        at = step_of(found, best, b)
+        at = found.step_of(best, b)
         saved, given = found.saving(best, "paid", b), found.saving(best, "given", b)
         ends = [losses[best] < end.mean for end in (scratch, small) if end is not None]
         sentences.append(
@@ -228,8 +217,8 @@ def table(results: Results) -> str:
     for b in range(len(found.budgets)):
         rows: dict[float, dict[str, str]] = {}
         for recipe, names in recipes.items():
-            for name in grown_within(found, names, b):
-                rows.setdefault(round(step_of(found, name, b), 3), {})[recipe] = name
+            for name in found.grown_within(names, b):
+                rows.setdefault(round(found.step_of(name, b), 3), {})[recipe] = name
         lines = [
             f"At {arms.budget_words(found, b)}{_rules(results, b).replace('; rules', '. Rules')}:",
             "",

@@ -24,6 +24,7 @@ SHARES = (0.25, 0.5, 1.0)  # of the whole budget
 REFERENCE = "scratch_rates"  # the record with the networks from scratch at every rate
 SMALL = "small"  # the arm of one small network with the whole budget
 TUNED = "scratch, tuned"
+LATEST = 0.9  # share of a budget after which a growth is none of that budget
 POINTS = 161  # of a drawn curve
 
 
@@ -188,6 +189,14 @@ class Comparison:
     def others(self) -> list[str]:
         """All arms but those from scratch."""
         return [arm for arm in self.arms if not arm.startswith(SCRATCH)]
+
+    def step_of(self, arm: str, budget: int = -1) -> float:
+        """Return the growth step of an arm as a share of a budget; 0 without a growth."""
+        return float(self.arrays["grown_at"][self.arms.index(arm)] / self.budgets[budget])
+
+    def grown_within(self, arms: Sequence[str], budget: int = -1) -> list[str]:
+        """Return the arms that are grown early enough in a budget to train on, and that train to it."""
+        return [arm for arm in arms if self.step_of(arm, budget) < LATEST and self.loss(arm, budget) is not None]
 
     def seeds_of(self, arm: str) -> int:
         """Return the number of seeds that an arm was run in."""

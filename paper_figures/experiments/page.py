@@ -37,7 +37,9 @@ def table_of(name: str) -> str:
     from paper_figures.registry import FIGURES
 
     module = FIGURES.get(name)
-    return module.table(_results(name)) if module is not None and hasattr(module, "table") else markdown(name)
+    if module is not None and hasattr(module, "table"):
+        return module.table(_results(name))
+    return markdown(name, getattr(module, "LABELS", None))
 
 
 def finding_of(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from paper_figures.experiments.comparison import TUNED, Comparison, compare, records_of
+from collections.abc import Mapping
+
+from paper_figures.experiments.comparison import REFERENCE, TUNED, Comparison, compare, records_of
 from paper_figures.experiments.record import command_of, load_record, names, path_of
 from paper_figures.experiments.statistics import SCRATCH, Estimate
 from paper_figures.results import Results
@@ -43,18 +45,23 @@ def label(arm: str) -> str:
     return arm.replace("_", " ")
 
 
-def markdown(name: str) -> str:
+def markdown(name: str, labels: Mapping[str, str] | None = None) -> str:
     """Return the tables of a record: losses and savings of every arm at three budgets, and the sweep of the rates.
+
+    Args:
+      name: of the experiment.
+      labels: words for arms.
 
     Raises:
       InputError: there is no record.
     """
     config, arrays = compare(records_of(name, "full"))
-    return markdown_of(Comparison(Results.of(name, "full", 0, config, arrays, 0.0)))
+    return markdown_of(Comparison(Results.of(name, "full", 0, config, arrays, 0.0)), labels)
 
 
-def markdown_of(found: Comparison) -> str:
+def markdown_of(found: Comparison, labels: Mapping[str, str] | None = None) -> str:
     """Return the tables of a comparison."""
+    words = lambda arm: (labels or {}).get(arm, label(arm))
     budgets = range(len(found.budgets))
     tokens = found.config["tokens_a_parameter"]
     heads = [f"at {found.budgets[b]:,.0f} ({tokens[b]:.2g} tokens a parameter)" for b in budgets]
@@ -70,15 +77,10 @@ def markdown_of(found: Comparison) -> str:
         i = found.arms.index(arm)
         at = f"{found.arrays['grown_at'][i]:,.0f}" if found.arrays["grown_at"][i] else ""
         few = "" if found.seeds_of(arm) == len(found.config["seeds"]) else f" ({found.seeds_of(arm)} seeds)"
-        lines.append(f"| {label(arm)}{few} | {at} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |")
+        lines.append(f"| {words(arm)}{few} | {at} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |")
     chosen = "; ".join(f"{head}: {label(found.tuned(b))}" for b, head in zip(budgets, heads, strict=True))
     lines += ["", f"Tuned: {chosen}.", ""]
-    kinds = {
-        "paid": "sources paid",
-        "given": "given",
-        "side_by_side": "side by side",
-        "wall_side_by_side": "wall time, side by side",
-    }
+    kinds = {"paid": "sources paid", "given": "given", "side_by_side": "side by side"}
     columns = [*kinds.values(), "mean curves, paid", "given", *(f"paid, {head}" for head in heads[:-1])]
     lines += [
         f"| saved, {found.budgets[-1]:,.0f} | {' | '.join(columns)} |",
@@ -88,8 +90,12 @@ def markdown_of(found: Comparison) -> str:
         cells = [percent(found.saving(arm, kind)) for kind in kinds]
         cells += [percent(found.saving_of_means(arm, kind)) for kind in ("paid", "given")]
         cells += [percent(found.saving(arm, "paid", b)) for b in budgets[:-1]]
-        lines.append(f"| {label(arm)} | {' | '.join(cells)} |")
-    sweep = [arm for arm in found.arms if arm.startswith(SCRATCH) and arm != TUNED]
+        lines.append(f"| {words(arm)} | {' | '.join(cells)} |")
+    sweep = (
+        []
+        if found.config["record"] != REFERENCE and labels
+        else [arm for arm in found.arms if arm.startswith(SCRATCH) and arm != TUNED]
+    )
     if len(sweep) > 1:
         lines += ["", f"| from scratch | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         lines += [f"| {label(arm)} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |" for arm in sweep]
