@@ -140,6 +140,7 @@ def compare(
         "arms": names,
         "seeds": seeds,
         "tuned": best,
+        "rates": [arm for arm in statistics.arms_over_seeds(records[0].seeds) if arm.startswith(SCRATCH)],
         "step_flops": large["step_flops"],
         "parameters": large["parameters"],
         "tokens_a_parameter": [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paper_figures.experiments.comparison import REFERENCE, TUNED, Comparison, compare, records_of
+from paper_figures.experiments.comparison import TUNED, Comparison, compare, records_of
 from paper_figures.experiments.record import command_of, load_record, names, path_of
-from paper_figures.experiments.statistics import SCRATCH, Estimate
+from paper_figures.experiments.statistics import Estimate
 from paper_figures.results import Results
 
 
@@ -76,7 +76,8 @@ def markdown_of(found: Comparison, labels: Mapping[str, str] | None = None) -> s
     for arm in [TUNED, *found.others]:
         i = found.arms.index(arm)
         at = f"{found.arrays['grown_at'][i]:,.0f}" if found.arrays["grown_at"][i] else ""
-        few = "" if found.seeds_of(arm) == len(found.config["seeds"]) else f" ({found.seeds_of(arm)} seeds)"
+        count = found.seeds_of(arm)
+        few = "" if count == len(found.config["seeds"]) else f" ({count} seed{'' if count == 1 else 's'})"
         lines.append(f"| {words(arm)}{few} | {at} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |")
     chosen = "; ".join(f"{head}: {label(found.tuned(b))}" for b, head in zip(budgets, heads, strict=True))
     lines += ["", f"Tuned: {chosen}.", ""]
@@ -90,12 +91,9 @@ def markdown_of(found: Comparison, labels: Mapping[str, str] | None = None) -> s
         cells = [percent(found.saving(arm, kind)) for kind in kinds]
         cells += [percent(found.saving_of_means(arm, kind)) for kind in ("paid", "given")]
         cells += [percent(found.saving(arm, "paid", b)) for b in budgets[:-1]]
-        lines.append(f"| {words(arm)} | {' | '.join(cells)} |")
-    sweep = (
-        []
-        if found.config["record"] != REFERENCE and labels
-        else [arm for arm in found.arms if arm.startswith(SCRATCH) and arm != TUNED]
-    )
+        if set(cells) != {"–"}:
+            lines.append(f"| {words(arm)} | {' | '.join(cells)} |")
+    sweep = found.config["rates"]
     if len(sweep) > 1:
         lines += ["", f"| from scratch | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         lines += [f"| {label(arm)} | {' | '.join(number(found.loss(arm, b)) for b in budgets)} |" for arm in sweep]
