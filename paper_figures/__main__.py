@@ -5,7 +5,7 @@ import json
 import sys
 
 from fusion_core.errors import InputError
-from paper_figures.builder import build
+from paper_figures.builder import build, drawable
 from paper_figures.gallery import headline
 from paper_figures.registry import FIGURES, PRESETS
 from paper_figures.results import ResultsError
@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps({"figures": figures}) if options.json else "\n".join(lines))
         return 0
     try:
-        files = build(list(FIGURES) if options.all else options.names, options.preset, options.out, options.force)
+        files = build(
+            drawable(options.preset) if options.all else options.names, options.preset, options.out, options.force
+        )
     except (InputError, ResultsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

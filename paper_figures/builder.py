@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from fusion_core.atomic import new_file, write_text
 from fusion_core.errors import InputError
 from paper_figures.cache import results_of
+from paper_figures.experiments.record import path_of
 from paper_figures.gallery import GalleryItem, page
 from paper_figures.registry import FIGURES, PRESETS
 from paper_figures.style import render
+
+
+def drawable(preset: str) -> list[str]:
+    """Return the figures that can be drawn: at the preset "full" all but those whose experiment has no record yet."""
+    needed = {name: getattr(module, "RECORDS", ())[:1] for name, module in FIGURES.items()}
+    return [n for n, records in needed.items() if preset != "full" or all(path_of(r, "json").exists() for r in records)]
 
 
 def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: bool = False) -> list[pathlib.Path]:

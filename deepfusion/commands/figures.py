@@ -37,5 +37,7 @@ def figures(
         print(json.dumps(listing) if as_json else "\n".join(f"{name}: {title}" for name, title in listing.items()))
         return
     with working("computing and drawing", quiet=True):
-        written = paper_figures.build(list(paper_figures.FIGURES) if all_figures else names or [], preset, out, force)
+        written = paper_figures.build(
+            paper_figures.drawable(preset) if all_figures else names or [], preset, out, force
+        )
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))

@@ -119,3 +119,11 @@ def test_every_figure_has_what_a_figure_has(name):
     assert callable(module.compute)
     assert callable(module.draw)
     assert callable(module.finding)
+
+
+def test_all_figures_are_those_whose_experiments_have_records(tiny_figure, monkeypatch, tmp_path):
+    monkeypatch.setattr("paper_figures.experiments.record.HERE", tmp_path)
+    assert "t5_medium" in paper_figures.drawable("smoke")
+    assert {"t5_medium", "tiny"} & set(paper_figures.drawable("full")) == {"tiny"}
+    (tmp_path / "t5_medium.json").write_text("{}")
+    assert "t5_medium" in paper_figures.drawable("full")
