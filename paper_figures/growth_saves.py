@@ -37,8 +37,11 @@ SEED = 0
 DEPENDS = ("fusion_core",)
 RECORDS = ("growth_step", "t5_medium", REFERENCE)
 EARLY, LATE = ("early", 0.15), ("late", 0.35)  # recipe, and the share of the budget that its arm is nearest to
-TWO = "two_zero"
-LATEST_TWO = 0.6  # share of a budget after which the arm of two sources is none of that budget
+MEDIUM = {
+    "grown late": "self",
+    "two sources, fused": "two_zero",
+}  # arms of t5_medium, whose sources are trained at once
+LATEST = 0.8  # share of a budget after which an arm that is grown is none of that budget
 ZOOM = 0.25  # share of the FLOPs at which the drawn part begins
 
 
@@ -49,15 +52,15 @@ def compute(preset: str) -> Results:
         records = [*records, *(r for r in records_of("t5_medium", preset) if r.name == "t5_medium")]
     found = arms_of_records(records)
     for record in records[1:]:
-        found |= {name: paths for name, paths in arms_of_records([record]).items() if name == TWO}
+        found |= {name: paths for name, paths in arms_of_records([record]).items() if name in MEDIUM.values()}
     config, arrays = compare(records, arms=found)
     chosen = {
         "from scratch, best rate": config["tuned"][-1],
         "one small network": SMALL,
         "grown early": nearest(config, arrays, *EARLY),
         "grown late": nearest(config, arrays, *LATE),
-        "two sources, fused": TWO,
     }
+    chosen |= {text: arm for text, arm in MEDIUM.items() if arm in found}
     chosen = {text: arm for text, arm in chosen.items() if arm in found}
     arrays |= curves(found, list(chosen.values()), large_node(records)["step_flops"])
     return Results.of("growth_saves", preset, SEED, config | {"shown": chosen}, arrays, started)
@@ -177,7 +180,7 @@ def _ways(found: Comparison, b: int) -> dict[str, str]:
     """Return the ways of a budget: those of the figure, with the arms grown nearest to their shares of this budget."""
     pick = lambda recipe: nearest(found.config, found.arrays, recipe[0], recipe[1], b)
     named = [arm for arm in found.others if re.fullmatch(rf"({EARLY[0]}|{LATE[0]})_\d+", arm)]
-    grown = found.grown_within(named, b)
+    grown = [arm for arm in found.grown_within(named, b) if found.step_of(arm, b) < LATEST]
     best = min(grown, key=lambda arm: np.mean(found.loss(arm, b).values), default="")  # type: ignore[union-attr]
     ways = {
         f"from scratch, best rate ({arms.rate_of(found.tuned(b))})": TUNED,
@@ -186,8 +189,8 @@ def _ways(found: Comparison, b: int) -> dict[str, str]:
         "grown late": pick(LATE),
         "grown, best step in hindsight": best,
     }
-    two = TWO in found and found.step_of(TWO, b) < LATEST_TWO
-    return ways | ({"two sources, fused": TWO} if two else {})
+    kept = [arm for arm in MEDIUM.values() if arm in found and found.step_of(arm, b) < LATEST]
+    return ways | {text: arm for text, arm in MEDIUM.items() if arm in kept}
 
 
 def finding(results: Results) -> str:

@@ -11,7 +11,8 @@ A record is JSON::
     scores      of fine-tuned networks, if there are some (``finetuning.scores_in``)
 
 Facts of a node are those of ``results.json`` (``fusion_core.runs.compare``) that take little room: the validation losses stay a
-curve, the pace is one entry, the median over the run, of the theory's terms the last record stays. Numbers have 5 significant
+curve, the pace is one entry, the median over the run, of the theory's terms the last record stays; a node that was trained has
+its device. Numbers have 5 significant
 digits. ``fusion_core.runs.compare_arms`` reads the nodes of a record as it reads those of a run.
 """
 
@@ -176,6 +177,8 @@ def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path])
             known = seeds.setdefault(seed, {})
             for node, facts in nodes.items():
                 kept = facts_of(facts)
+                if len(origin) == 1 and kept["kind"] == "train":
+                    kept.setdefault("device", ", ".join(origin[0].get("devices", [])))
                 if known.setdefault(node, kept)["validation_loss"] != kept["validation_loss"]:
                     raise InputError(
                         f"{file} has {node} of seed {seed} with other losses than a file before it; give one of them"

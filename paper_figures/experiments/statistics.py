@@ -51,10 +51,12 @@ class Path:
     Attributes:
       arm: its curve and its sources' costs.
       longest: FLOPs and seconds of the longest branch of its sources.
+      devices: on which it trained, as far as they are known; seconds of different ones are not compared.
     """
 
     arm: Arm
     longest: tuple[float, float]
+    devices: frozenset[str] = frozenset()
 
     @property
     def end(self) -> float:
@@ -88,7 +90,7 @@ Arms = Mapping[str, Mapping[str, Path]]  # name -> seed -> path
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """What an arm saves in one seed, as shares of the budget; upper bounds if the loss is not reached."""
+    """What an arm saves in one seed, as shares of the budget; upper bounds if the loss is not reached, NaN if not known."""
 
     reached: bool
     paid: float
@@ -136,9 +138,11 @@ def paths_of(nodes: Nodes) -> dict[str, Path]:
         arm = arm_of(nodes, last)
         if arm.points:
             before = [longest(source) for source in dict.fromkeys(nodes[arm.chain[0]]["inputs"])]
-            found[name] = Path(
-                arm, (max((b[0] for b in before), default=0.0), max((b[1] for b in before), default=0.0))
+            most = max((b[0] for b in before), default=0.0), max((b[1] for b in before), default=0.0)
+            devices = (
+                nodes[node].get("device") for node in (*arm.sources, *arm.chain) if nodes[node]["kind"] == "train"
             )
+            found[name] = Path(arm, most, frozenset(filter(None, devices)))
     return found
 
 
@@ -190,7 +194,8 @@ def saving(path: Path, scratch: Path, budget: float) -> Saving | None:
     if arm.before[0] >= budget or (found is None and path.end < (1 - SLACK) * budget):
         return None
     flops, seconds = found or arm.points[-1][:2]
-    whole = scratch.seconds_at(budget)
+    one_device = len(path.devices | scratch.devices) <= 1
+    whole = scratch.seconds_at(budget) if one_device else 0.0
     share = lambda cost, unit: 1 - cost / unit if unit > 0 else math.nan
     return Saving(
         reached=found is not None,
@@ -214,7 +219,7 @@ def mean_path(paths: Sequence[Path]) -> Path:
     mean = lambda pairs: tuple(statistics.fmean(part) for part in zip(*pairs, strict=True))
     before, longest = mean([p.arm.before for p in paths]), mean([p.longest for p in paths])
     arm = dataclasses.replace(first, points=tuple(points), before=(before[0], before[1]))
-    return Path(arm, (longest[0], longest[1]))
+    return Path(arm, (longest[0], longest[1]), frozenset().union(*(path.devices for path in paths)))
 
 
 def _raw(path: Path, flops: float) -> float:

@@ -8,7 +8,7 @@ from fusion_core.errors import InputError
 from paper_figures.experiments import page
 from paper_figures.experiments.__main__ import main
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +18,11 @@ def nothing_is_remembered():
     page._results.cache_clear()
 
 
-def test_the_page_has_what_the_committed_records_say():
-    text = (DOCS / "growing.md").read_text(encoding="utf-8")
-    assert page.renewed(text)[0] == text, "run: python -m paper_figures.experiments --write docs/growing.md"
-    assert text.count("<!-- end -->") == len(page.BLOCK.findall(text)) > 10
+@pytest.mark.parametrize(("name", "blocks"), [("docs/growing.md", 10), ("README.md", 2)])
+def test_the_page_has_what_the_committed_records_say(name, blocks):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert page.renewed(text)[0] == text, f"run: python -m paper_figures.experiments --write {name}"
+    assert text.count("<!-- end -->") == len(page.BLOCK.findall(text)) >= blocks
 
 
 def test_blocks_are_renewed_and_nothing_else(monkeypatch, tmp_path, capsys):
