@@ -24,6 +24,7 @@ from .greedy import predicted_decrease as predicted_decrease
 from .greedy import quadratic_model as quadratic_model
 from .growth import GrowthEvent as GrowthEvent
 from .growth_fit import fit_growth_law as fit_growth_law
+from .growth_law import GROWTH_LAWS as GROWTH_LAWS
 from .growth_law import GrowthForecast as GrowthForecast
 from .growth_law import GrowthLaw as GrowthLaw
 from .growth_law import Interval as Interval

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import least_squares
 
-from bea.growth_law import KINDS, RANGES, Array, GrowthLaw, Kind, Range, scaled_loss
+from bea.growth_law import GROWTH_LAWS, RANGES, Array, GrowthLaw, Range, scaled_loss
 
 SOFT = 0.01  # scale of the soft L1 loss, in log loss: beyond it a point counts by its distance, not its square
 SPARE = 3  # points more than parameters
@@ -16,7 +16,7 @@ SHORTER = (0.5, 0.7)  # shares of the longest run to which the fit is repeated, 
 
 
 def fit_growth_law(
-    kind: Kind,
+    kind: str,
     n1: Sequence[float] | Array,
     n2: Sequence[float] | Array,
     loss: Sequence[float] | Array,
@@ -100,11 +100,11 @@ def _starts(ranges: Sequence[Range]) -> list[Array]:
 
 
 def _checked(
-    kind: Kind, n1: Any, n2: Any, loss: Any, run: Any
+    kind: str, n1: Any, n2: Any, loss: Any, run: Any
 ) -> tuple[Float[Array, "points 3"], Int[Array, " points"]]:
     """Return the points (n1, n2, loss) that can be fitted, and their runs."""
     if kind not in RANGES:
-        raise ValueError(f"there is no law {kind!r}; choose one of {', '.join(KINDS)}")
+        raise ValueError(f"there is no law {kind!r}; choose one of {', '.join(GROWTH_LAWS)}")
     columns = [np.asarray(column, float) for column in (n1, n2, loss)]
     labels = np.asarray(run)
     if any(column.shape != labels.shape or column.ndim != 1 for column in columns):
@@ -129,7 +129,7 @@ def _checked(
     return rows, labels
 
 
-def _reason(kind: Kind, rows: Float[Array, "points 3"]) -> str | None:
+def _reason(kind: str, rows: Float[Array, "points 3"]) -> str | None:
     """Return why the points are too few for a law; None if they are enough."""
     scratch, small = rows[:, 0] == 0, rows[:, 1] == 0
     grown = ~scratch & ~small

@@ -26,12 +26,11 @@ Nothing here knows networks: it sees curves alone.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-Kind = Literal["head_start", "curves", "two_stage"]
 Array = np.ndarray
 
 CONFIDENCE = 0.95
@@ -52,7 +51,7 @@ _SMALL: tuple[Range, ...] = (
     ("log_Ds", -9.0, 3.0, (-1.0,)),
     ("log_bs", -4.0, 1.5, (-1.0,)),
 )
-RANGES: dict[Kind, tuple[Range, ...]] = {
+RANGES: dict[str, tuple[Range, ...]] = {
     "head_start": (*_POWER, ("log_h", -4.0, 4.0, (0.5,)), ("log_p", -2.3, 1.6, (0.0, 0.4))),
     "curves": (*_POWER, *_SMALL, ("k", 0.0, 3.0, (1.0,))),
     "two_stage": (
@@ -63,7 +62,7 @@ RANGES: dict[Kind, tuple[Range, ...]] = {
         *((f"small_{name}", *rest) for name, *rest in _POWER),  # type: ignore[misc]
     ),
 }
-KINDS: tuple[Kind, ...] = tuple(RANGES)
+GROWTH_LAWS: tuple[str, ...] = tuple(RANGES)
 
 
 class Interval(NamedTuple):
@@ -123,7 +122,7 @@ class GrowthLaw:
       has: whether curves of (scratch, the small one, grown ones) were among them.
     """
 
-    kind: Kind
+    kind: str
     unit: float
     level: float
     theta: Float[Array, " parameters"]
@@ -143,6 +142,7 @@ class GrowthLaw:
     def parameters(self, theta: Array | None = None) -> dict[str, float]:
         """Return the parameters of the module's equations, lengths in large steps; of a draw, if ``theta`` is one."""
         values = dict(zip(self.names, np.asarray(self.theta if theta is None else theta, float), strict=True))
+        values = {name: float(value) for name, value in values.items()}
         log, level = math.log(self.unit), self.level
         E, D, b = values["floor"] * level, math.exp(values["log_D"]) * level, math.exp(values["log_b"])
         if self.kind == "two_stage":
@@ -161,7 +161,7 @@ class GrowthLaw:
         """Return L(n1, n2); of a draw, if ``theta`` is one. NaN where no curve of the fit tells it."""
         n1, n2 = np.broadcast_arrays(np.asarray(n1, float), np.asarray(n2, float))
         at = self.theta if theta is None else theta
-        found = self.level * scaled_loss(self.kind, at, n1 / self.unit, n2 / self.unit)
+        found = np.asarray(self.level * scaled_loss(self.kind, at, n1 / self.unit, n2 / self.unit))
         if self.kind == "two_stage":
             found = np.where((n1 == 0) & ~self.has[0] | (n2 == 0) & ~self.has[1], np.nan, found)
         return found
@@ -237,6 +237,8 @@ class GrowthLaw:
         """
         try:
             fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            if fields["kind"] not in RANGES:
+                raise ValueError(f"there is no law {fields['kind']!r}; there are {', '.join(GROWTH_LAWS)}")
             width = len(RANGES[fields["kind"]])
             theta = np.asarray(fields["theta"], float)
             draws, shorter = (np.asarray(fields[name], float).reshape(-1, width) for name in ("draws", "shorter"))
@@ -250,7 +252,7 @@ class GrowthLaw:
             raise ValueError(f"it has no field {error}") from None
 
 
-def scaled_loss(kind: Kind, theta: Array, u1: Array, u2: Array) -> Array:
+def scaled_loss(kind: str, theta: Array, u1: Any, u2: Any) -> Any:
     """Return the loss over the level, lengths in units of the longest run."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         floor, D, b = theta[0], math.exp(theta[1]), math.exp(theta[2])

@@ -13,7 +13,7 @@ needed to know it. There the small network's loss falls as much per FLOP as that
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,9 +21,10 @@ from scipy.optimize import isotonic_regression
 
 from bea.growth_law import Interval, interval_of
 
-Curve = Float[np.ndarray, "points 2"]  # (length, loss), lengths ascending
+Curve = Float[np.ndarray, "_ 2"]  # (length, loss), lengths ascending
 
 LEAST = 6  # points of a curve
+AT_THE_END = 0.95  # a lead that is largest after this share of what is known still rises
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def falling_mean(runs: Sequence[Curve]) -> Curve:
 def steps_to(curve: Curve, losses: Any) -> np.ndarray:
     """Return the lengths after which a falling curve first has the losses; NaN below its lowest, its first length above."""
     first = np.concatenate([[True], np.diff(curve[:, 1]) < 0])
-    return np.interp(-np.asarray(losses, float), -curve[first, 1], curve[first, 0], right=math.nan)
+    return np.asarray(np.interp(-np.asarray(losses, float), -curve[first, 1], curve[first, 0], right=math.nan))
 
 
 def head_starts(grown: Curve, scratch: Curve) -> Curve:
@@ -174,14 +175,31 @@ def head_start_step(
     random = np.random.default_rng(seed)
     draw = lambda runs: falling_mean([runs[i] for i in random.integers(0, len(runs), len(runs))])
     drawn = [_rule(draw(small), draw(scratch), budget, kept) for _ in range(draws)]
-    columns = np.array([found[:5], *(one[:5] for one in drawn if one is not None)], float)
-    intervals = [interval_of(float(column[0]), column[1:][np.isfinite(column[1:])]) for column in columns.T]
-    step, lead, grown, end, never = intervals
-    return HeadStart(step, lead, found[5], bool(found[6]), grown, end, never)
+    interval = lambda field: _interval([getattr(one, field) for one in (found, *drawn) if one is not None])
+    numbers = {field: interval(field) for field in ("step", "lead", "grown", "scratch", "never")}
+    return HeadStart(**numbers, known=found.known, rising=found.rising)
 
 
-def _rule(small: Curve, scratch: Curve, budget: float, kept: float) -> tuple[float, ...] | None:
-    """Return step, lead, the losses of growing there, scratch and never, how far the lead is known, whether it rises there."""
+class _Rule(NamedTuple):
+    """The numbers of ``HeadStart`` without intervals."""
+
+    step: float
+    lead: float
+    grown: float
+    scratch: float
+    never: float
+    known: float
+    rising: bool
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    """Return the first of some values with the quantiles of those of the others that are known."""
+    rest = np.asarray(values[1:], float)
+    return interval_of(values[0], rest[np.isfinite(rest)])
+
+
+def _rule(small: Curve, scratch: Curve, budget: float, kept: float) -> _Rule | None:
+    """Return what the rule says of two falling curves; None if they have no losses in common."""
     begin = max(small[0, 0], 1e-9)
     n1 = np.linspace(begin, min(budget, small[-1, 0]), 401)
     leads = kept * steps_to(scratch, np.interp(n1, *small.T)) - n1
@@ -192,5 +210,5 @@ def _rule(small: Curve, scratch: Curve, budget: float, kept: float) -> tuple[flo
     best = int(leads.argmax())
     step, lead = (float(n1[best]), float(leads[best])) if leads[best] > 0 else (0.0, 0.0)
     at = lambda curve, length: float(np.interp(length, *curve.T, left=math.nan, right=math.nan))
-    rising = bool(best >= 0.95 * (len(n1) - 1)) and float(n1[-1]) < budget * (1 - 1e-9)
-    return step, lead, at(scratch, budget + lead), at(scratch, budget), at(small, budget), float(n1[-1]), rising
+    rising = bool(best >= AT_THE_END * (len(n1) - 1) and n1[-1] < budget * (1 - 1e-9))
+    return _Rule(step, lead, at(scratch, budget + lead), at(scratch, budget), at(small, budget), float(n1[-1]), rising)

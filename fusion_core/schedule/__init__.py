@@ -1,6 +1,6 @@
-"""When to grow: the rule of trials that runs follow, laws fitted to short runs, the greedy rule with its meter; how copies part.
+"""When to grow: the rule of trials that runs follow, laws fitted to short runs, and the greedy rule with its meter.
 
-It uses ``bea``.
+Also how copies part. It uses ``bea``.
 """
 
 from fusion_core.schedule.decision import GrowthDecision as GrowthDecision

@@ -1,7 +1,7 @@
 """Laws of the loss after growth, fitted to the curves of runs, saved with what they hold for, and asked about a budget.
 
-A law is fitted to short runs once and read when a long one is planned. It holds for one text and tokenizer, optimizer, schedule,
-batch, pair of networks and recipe of growth: these facts are saved with it and compared before it says anything.
+A law is fitted to short runs once and read when a long one is planned. It holds for one text and tokenizer, optimizer,
+schedule, batch, pair of networks and recipe of growth: these facts are saved with it and compared before it says anything.
 ``bea.fit_growth_law`` has the laws, ``bea.head_start_step`` the rule that needs no grown run; docs/when_to_grow.md what of
 them holds.
 """
@@ -13,7 +13,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -216,7 +216,7 @@ class SavedLaw:
 
 
 def fit_law(
-    kind: Literal["head_start", "curves", "two_stage"],
+    kind: str,
     curves: RunCurves,
     facts: LawFacts,
     *,
