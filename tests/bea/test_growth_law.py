@@ -25,10 +25,10 @@ def curves(n1, n2, kept=0.9):
 
 
 def two_stage(n1, n2):
-    grown = 1.5 + 60.0 * np.maximum(n1, 1e-9) ** -0.5 * np.maximum(n2, 1e-9) ** (
-        -0.6 + 0.06 * np.log(np.maximum(n1, 1e-9))
-    )
-    return np.where(n1 == 0, 1.8 + 9.0 * n2**-0.3, np.where(n2 == 0, 2.0 + 7.0 * n1**-0.3, grown))
+    n1, n2 = np.asarray(n1, float), np.asarray(n2, float)
+    a, b = np.maximum(n1, 1.0), np.maximum(n2, 1.0)
+    grown = 1.5 + 60.0 * a**-0.5 * b ** (-0.6 + 0.06 * np.log(a))
+    return np.where(n1 == 0, 1.8 + 9.0 * b**-0.3, np.where(n2 == 0, 2.0 + 7.0 * a**-0.3, grown))
 
 
 def plateau(n1, n2):
@@ -182,7 +182,7 @@ def test_curves_that_do_not_fall_and_losses_that_are_none_are_refused():
     with pytest.raises(ValueError, match="a loss is not positive and finite; leave out runs that diverged"):
         bea.fit_growth_law("head_start", n1, n2, np.where(n1 == 0, np.nan, loss), run)
     fitted = bea.fit_growth_law("head_start", n1, n2, loss, run, draws=0)
-    with pytest.raises(ValueError, match="the budget is -1.0 large steps"):
+    with pytest.raises(ValueError, match=r"the budget is -1\.0 large steps"):
         fitted.forecast(-1.0)
-    with pytest.raises(ValueError, match="now is 900.0, but the small network has between 0 and 800"):
+    with pytest.raises(ValueError, match=r"now is 900\.0, but the small network has between 0 and 800"):
         fitted.forecast(800.0, 900.0)
