@@ -35,6 +35,7 @@ Array = np.ndarray
 
 CONFIDENCE = 0.95
 STANDARD = 1.96  # standard deviations of a normal's interval of that confidence
+WIDEST_SHARE = 0.3  # interval of the best share of a law that is to plan
 LARGEST_ERROR = 0.1  # of the loss that a law foretells, if it is to plan
 GRID = 200  # shares of a budget among which the best one is searched
 
@@ -99,9 +100,10 @@ class GrowthForecast:
 
     @property
     def holds(self) -> bool:
-        """Whether the law may plan: the 95 % interval of the loss of growing at best is within 10 % of it."""
+        """Whether the law may plan: it knows the loss of growing at best to 10 %, and the best share to 0.3 in all."""
         value, low, high = self.grow_best
-        return (1 - LARGEST_ERROR) * value <= low and high <= (1 + LARGEST_ERROR) * value
+        known = (1 - LARGEST_ERROR) * value <= low and high <= (1 + LARGEST_ERROR) * value
+        return known and self.share.high - self.share.low <= WIDEST_SHARE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ Nothing is trained: the curves are those of ``paper_figures/experiments`` (``gro
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -21,13 +23,15 @@ import numpy as np
 import bea
 from benchmarks.output import hand_over
 from fusion_core import atomic
-from fusion_core.schedule import LawFacts, RunCurves, fit_law, run_curves
+from fusion_core.errors import InputError
+from fusion_core.schedule import LawFacts, RunCurves, SavedLaw, fit_law, run_curves
 from paper_figures.experiments.record import load_record
 
 DOC = pathlib.Path(__file__).parent.parent / "docs" / "when_to_grow.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.growth_law --write -->", "<!-- end -->"
 BUDGET = 4000.0
-FITTED = (1000.0, 1500.0, 2000.0)  # longest runs of the fits
+FITTED = (1000.0, 1500.0, 2000.0, 3000.0)  # longest runs of the fits
+PLATEAU = 3.25  # a loss below the plateau on which these networks stand at first
 WINDOWS = ((50.0, 250.0), (400.0, 600.0), (900.0, 1100.0), (1400.0, 1600.0), (1900.0, 2100.0))
 LAST = 150.0  # steps over whose evaluations a final loss is averaged: one evaluation is 0.02 off
 SCRATCH, SMALL, CHAIN = "scratch_0p02_width", "small", "s_2600"  # nodes; the chain is growth_step's own small network
@@ -96,7 +100,7 @@ def final_losses(curves: RunCurves, budget: float) -> dict[float, float]:
     """Return n1 -> mean loss over the last evaluations before the budget, of the runs that come to it."""
     found: dict[float, list[float]] = {}
     for n1, curve in curves.grown:
-        if n1 + curve[-1, 0] >= 0.98 * budget:
+        if n1 < budget <= (n1 + curve[-1, 0]) / 0.98:
             found.setdefault(round(n1), []).append(_end(curve, budget - n1))
     return {n1: float(np.mean(losses)) for n1, losses in sorted(found.items())}
 
@@ -111,47 +115,49 @@ def laws(draws: int) -> list[dict[str, Any]]:
     arms = tuple(name for name in load_record("growth_step").settings["node"] if re.fullmatch(r"late_\d+", name))
     chain, facts = curves_of("growth_step", arms, small=CHAIN), facts_of_record()
     truth, rows = final_losses(chain, BUDGET), []
-    n1 = np.array(list(truth))
+    alone = RunCurves(chain.unit, chain.scratch, chain.small, ())
     for longest in (*FITTED, BUDGET):
-        for kind in (*bea.GROWTH_LAWS, "curves alone"):
-            fewer = RunCurves(chain.unit, chain.scratch, chain.small, ()) if kind == "curves alone" else chain
-            saved = fit_law(kind.split()[0], fewer, facts, longest=longest, draws=draws)
-            said = saved.forecast(BUDGET * chain.unit, facts=facts)
-            foretold = [saved.law.predict(float(one), BUDGET - float(one)) for one in n1]
-            errors = [float(np.log(one.value / loss)) for one, loss in zip(foretold, truth.values(), strict=True)]
-            best = int(np.argmin([one.value for one in foretold]))
-            inside = sum(one.low <= loss <= one.high for one, loss in zip(foretold, truth.values(), strict=True))
-            rows.append({
-                "law": kind, "longest": longest, "points": saved.law.points, "drift": saved.law.drift, "errors": errors,
-                "inside": int(inside), "of": len(errors), "share": said.share, "holds": said.holds,
-                "best": float(n1[best] / BUDGET), "regret": truth[n1[best]] / min(truth.values()),
-                "parameters": saved.law.parameters(),
-            })  # fmt: skip
+        for below, kind in itertools.product((math.inf, PLATEAU), (*bea.GROWTH_LAWS, "curves alone")):
+            row: dict[str, Any] = {"law": kind, "longest": longest, "past_plateau": below < math.inf}
+            limits: dict[str, Any] = {"longest": longest, "below": below, "draws": draws}
+            try:
+                curves = alone if kind == "curves alone" else chain
+                rows.append(row | judged(fit_law(kind.split()[0], curves, facts, **limits), facts, truth))
+            except InputError as error:
+                rows.append(row | {"refused": str(error)})
     return rows
+
+
+def judged(saved: SavedLaw, facts: LawFacts, truth: Mapping[float, float]) -> dict[str, Any]:
+    """Return what a law says of the budget against the measured losses, n1 -> loss."""
+    said, n1, losses = saved.forecast(BUDGET * saved.unit, facts=facts), np.array(list(truth)), list(truth.values())
+    foretold = [saved.law.predict(float(one), BUDGET - float(one)) for one in n1]
+    best = int(np.argmin([one.value for one in foretold]))
+    inside = sum(one.low <= loss <= one.high for one, loss in zip(foretold, losses, strict=True))
+    return {
+        "points": saved.law.points, "drift": saved.law.drift if math.isfinite(saved.law.drift) else None,
+        "errors": [math.log(one.value / loss) for one, loss in zip(foretold, losses, strict=True)],
+        "inside": int(inside), "share": said.share, "holds": said.holds, "best": float(n1[best] / BUDGET),
+        "regret": losses[best] / min(losses), "scratch": said.scratch, "never": said.never, "grow": said.grow_best,
+        "parameters": saved.law.parameters(),
+    }  # fmt: skip
 
 
 def rule(draws: int) -> list[dict[str, Any]]:
     """Return where the head-start rule grows, from curves of each length of scratch and of either small network."""
     rows = []
-    for what, curves in (
-        ("one run", curves_of("scratch_rates", small=SMALL)),
-        ("growth_step's pieces", curves_of("growth_step", small=CHAIN)),
-    ):
+    for what, record, node in (("one run", "scratch_rates", SMALL), ("growth_step's pieces", "growth_step", CHAIN)):
+        curves = curves_of(record, small=node)
         for longest in (*FITTED, BUDGET):
             cut = lambda runs, end=longest: [run[(run[:, 0] > 0) & (run[:, 0] <= end + 1)] for run in runs]
             said = bea.head_start_step(cut(curves.small), cut(curves.scratch), BUDGET, draws=draws)
-            rows.append(
-                {
-                    "small": what,
-                    "longest": longest,
-                    **{k: getattr(said, k) for k in ("step", "lead", "known", "rising")},
-                }
-            )
+            numbers = {name: getattr(said, name) for name in ("step", "lead", "known", "rising")}
+            rows.append({"small": what, "longest": longest, **numbers})
     return rows
 
 
 def carried(budget: float) -> list[dict[str, Any]]:
-    """Return the loss at a budget foretold from the scratch curve and the loss at the growth alone, against the measured one."""
+    """Return the loss at a budget that the scratch curve and the loss at the growth foretell, against the measured one."""
     arms = tuple(name for name in load_record("growth_step").settings["node"] if re.fullmatch(r"late_\d+", name))
     curves = curves_of("growth_step", arms)
     scratch = bea.falling_mean([curve[1:] for curve in curves.scratch])
@@ -176,33 +182,36 @@ def tables(found: Mapping[str, Any]) -> str:
             f"| {r['record']}, {r['arm']} | {r['what']} | {r['n1']:.0f} | {r['age']:.0f} | {r['seeds']} | {kept} |"
         )
     lines += ["", f"Laws fitted to runs of at most so many large steps, judged at {BUDGET:,.0f}:", ""]
-    lines += [
-        "| law | fitted to | points | drift a doubling | error of the loss, mean (range) | within the interval | best step | its loss over the best | best share | may plan |"
-    ]
-    lines += ["|---" * 10 + "|"]
+    heads = ("law", "fitted to", "losses", "points", "drift a doubling", "error of the loss, mean (range)")
+    heads += ("within the interval", "best step", "its loss over the best", "best share", "may plan")
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in found["laws"]:
-        e = r["errors"]
+        first = f"| {r['law']} | {r['longest']:,.0f} | {f'below {PLATEAU}' if r['past_plateau'] else 'all'} "
+        if "refused" in r:
+            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} {'| ' * 8}")
+            continue
+        e, drift = r["errors"], "not known" if r["drift"] is None else f"{r['drift']:.0%}"
         lines.append(
-            f"| {r['law']} | {r['longest']:,.0f} | {r['points']} | {r['drift']:.0%} | {np.mean(e):+.1%} ({min(e):+.1%} to {max(e):+.1%}) "
-            f"| {r['inside']} of {r['of']} | {r['best']:.0%} | {r['regret']:.3f} | {interval(r['share'], '.0%')} | {'yes' if r['holds'] else 'no'} |"
+            f"{first}| {r['points']} | {drift} | {np.mean(e):+.1%} ({min(e):+.1%} to {max(e):+.1%}) "
+            f"| {r['inside']} of {len(e)} | {r['best']:.0%} | {r['regret']:.3f} | {interval(r['share'], '.0%')} | {'yes' if r['holds'] else 'no'} |"
         )
-    lines += [
-        "",
-        f"The head-start rule within {BUDGET:,.0f} steps, from curves of scratch and of the small network alone:",
-        "",
-    ]
-    lines += ["| small network | curves to | grows at | lead | known up to | |", "|---" * 6 + "|"]
+    text = f"The head-start rule within {BUDGET:,.0f} steps, from curves of scratch and of the small network alone:"
+    lines += ["", text, "", "| small network | curves to | grows at | lead | known up to | |", "|---" * 6 + "|"]
     for r in found["rule"]:
-        end = "still rising" if r["rising"] else ""
-        lines.append(
-            f"| {r['small']} | {r['longest']:,.0f} | {interval(r['step'], ',.0f')} | {interval(r['lead'], ',.0f')} | {r['known']:,.0f} | {end} |"
+        step, lead, end = (
+            interval(r["step"], ",.0f"),
+            interval(r["lead"], ",.0f"),
+            "still rising" if r["rising"] else "",
         )
+        lines.append(f"| {r['small']} | {r['longest']:,.0f} | {step} | {lead} | {r['known']:,.0f} | {end} |")
+    text = "Losses that the scratch curve and the loss at the growth foretell; k is the share of the head start that is kept:"
     lines += [
         "",
-        "Losses foretold from the scratch curve and the loss at the growth, k the share of the head start that is kept:",
+        text,
         "",
+        "| budget | grown at | scratch has its loss at | k = 1 | k = 0.9 | measured |",
+        "|---" * 6 + "|",
     ]
-    lines += ["| budget | grown at | scratch has its loss at | k = 1 | k = 0.9 | measured |", "|---" * 6 + "|"]
     for r in found["carried"]:
         one, less = (f"{v:.3f}".replace("nan", "–") for v in r["foretold"])
         lines.append(f"| {r['budget']:,.0f} | {r['n1']:.0f} | {r['age']:.0f} | {one} | {less} | {r['measured']:.3f} |")

@@ -69,20 +69,25 @@ class RunCurves:
     small: tuple[np.ndarray, ...]
     grown: tuple[tuple[float, np.ndarray], ...]
 
-    def points(self, longest: float = math.inf, skip: float = SKIP) -> tuple[np.ndarray, ...]:
+    def points(self, longest: float = math.inf, skip: float = SKIP, below: float = math.inf) -> tuple[np.ndarray, ...]:
         """Return n1, n2, loss and run of all points that a law is fitted to.
 
         Args:
           longest: points of longer runs (n1 + n2) are left out.
           skip: points of less than this share of ``longest``, or of the longest run, are left out.
+          below: points before the first loss below it in their run are left out: those of a plateau, around which no law
+            bends.
         """
         of = lambda n1, n2, loss: np.stack(np.broadcast_arrays(n1, n2, loss), axis=1)
         runs = [of(0.0, *curve.T) for curve in self.scratch]
         runs += [of(curve[:, 0], 0.0, curve[:, 1]) for curve in self.small]
         runs += [of(n1, *curve[curve[:, 0] > 0].T) for n1, curve in self.grown]
         end = min(longest, max((float((run[:, 0] + run[:, 1]).max()) for run in runs if len(run)), default=0.0))
-        within = lambda run: (run[:, 0] + run[:, 1] <= end * (1 + 1e-9)) & (run[:, 0] + run[:, 1] >= skip * end)
-        rows = [np.column_stack([run[within(run)], np.full(within(run).sum(), i)]) for i, run in enumerate(runs)]
+        rows = []
+        for i, run in enumerate(runs):
+            length = run[:, 0] + run[:, 1]
+            kept = (length <= end * (1 + 1e-9)) & (length >= skip * end) & np.logical_or.accumulate(run[:, 2] < below)
+            rows.append(np.column_stack([run[kept], np.full(kept.sum(), i)]))
         n1, n2, loss, number = np.concatenate(rows or [np.empty((0, 4))]).T
         return n1, n2, loss, number.astype(int)
 
@@ -157,11 +162,13 @@ class SavedLaw:
       law: see ``bea.GrowthLaw``.
       facts: what it holds for.
       unit: FLOPs of a step of the large network.
+      points: which points were fitted, see ``RunCurves.points``; None where that is no limit.
     """
 
     law: bea.GrowthLaw
     facts: LawFacts
     unit: float
+    points: Mapping[str, float | None]
 
     def check(self, facts: LawFacts) -> None:
         """Raise InputError, which names the first difference, unless the law holds for these facts."""
@@ -189,12 +196,8 @@ class SavedLaw:
 
     def save(self, path: pathlib.Path) -> None:
         """Write the law as JSON."""
-        values = {
-            "format": FORMAT,
-            "unit": self.unit,
-            "facts": dataclasses.asdict(self.facts),
-            "law": self.law.to_json(),
-        }
+        facts, law = dataclasses.asdict(self.facts), self.law.to_json()
+        values = {"format": FORMAT, "unit": self.unit, "points": dict(self.points), "facts": facts, "law": law}
         atomic.write_text(path, json.dumps(values, allow_nan=False) + "\n")
 
     @classmethod
@@ -208,7 +211,8 @@ class SavedLaw:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
-            return cls(bea.GrowthLaw.from_json(values["law"]), LawFacts(**values["facts"]), float(values["unit"]))
+            law, facts = bea.GrowthLaw.from_json(values["law"]), LawFacts(**values["facts"])
+            return cls(law, facts, float(values["unit"]), dict(values["points"]))
         except FileNotFoundError:
             raise InputError(f"there is no law {path}; {REMEDY}") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -222,6 +226,7 @@ def fit_law(
     *,
     longest: float = math.inf,
     skip: float = SKIP,
+    below: float = math.inf,
     draws: int = 100,
     seed: int = 0,
 ) -> SavedLaw:
@@ -231,7 +236,7 @@ def fit_law(
       kind: ``"head_start"``, ``"curves"`` or ``"two_stage"``.
       curves: of the runs.
       facts: of all of them.
-      longest, skip: see ``RunCurves.points``.
+      longest, skip, below: see ``RunCurves.points``.
       draws, seed: of the bootstrap over runs.
 
     Raises:
@@ -244,10 +249,12 @@ def fit_law(
             "run the short runs with a constant or an rsqrt schedule"
         )
     try:
-        law = bea.fit_growth_law(kind, *curves.points(longest, skip), draws=draws, seed=seed)
+        law = bea.fit_growth_law(kind, *curves.points(longest, skip, below), draws=draws, seed=seed)
     except ValueError as error:
         raise InputError(f"no law can be fitted: {error}") from None
-    return SavedLaw(law, facts, curves.unit)
+    limits = {"longest": longest, "skip": skip, "below": below}
+    points = {name: value if math.isfinite(value) else None for name, value in limits.items()}
+    return SavedLaw(law, facts, curves.unit, points)
 
 
 def _shown(value: Any) -> str:
