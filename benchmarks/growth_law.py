@@ -139,8 +139,17 @@ def judged(saved: SavedLaw, facts: LawFacts, truth: Mapping[float, float]) -> di
         "errors": [math.log(one.value / loss) for one, loss in zip(foretold, losses, strict=True)],
         "inside": int(inside), "share": said.share, "holds": said.holds, "best": float(n1[best] / BUDGET),
         "regret": losses[best] / min(losses), "scratch": said.scratch, "never": said.never, "grow": said.grow_best,
-        "parameters": saved.law.parameters(),
+        "parameters": saved.law.parameters(), "kept": kept_of(saved),
     }  # fmt: skip
+
+
+def kept_of(saved: SavedLaw) -> bea.Interval | None:
+    """Return the share k of the head start that a law of curves found to be kept; None for another law."""
+    if "k" not in saved.law.names or not saved.law.has[2]:
+        return None
+    at = saved.law.names.index("k")
+    low, high = np.quantile(saved.law.draws[:, at], [0.025, 0.975])
+    return bea.Interval(float(saved.law.theta[at]), float(low), float(high))
 
 
 def rule(draws: int) -> list[dict[str, Any]]:
@@ -183,17 +192,19 @@ def tables(found: Mapping[str, Any]) -> str:
         )
     lines += ["", f"Laws fitted to runs of at most so many large steps, judged at {BUDGET:,.0f}:", ""]
     heads = ("law", "fitted to", "losses", "points", "drift a doubling", "error of the loss, mean (range)")
-    heads += ("within the interval", "best step", "its loss over the best", "best share", "may plan")
+    heads += ("within the interval", "best step", "its loss over the best", "best share", "k", "may plan")
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in found["laws"]:
         first = f"| {r['law']} | {r['longest']:,.0f} | {f'below {PLATEAU}' if r['past_plateau'] else 'all'} "
         if "refused" in r:
-            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} {'| ' * 8}")
+            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} {'| ' * 9}")
             continue
         e, drift = r["errors"], "not known" if r["drift"] is None else f"{r['drift']:.0%}"
+        spread = f"{np.mean(e):+.1%} ({min(e):+.1%} to {max(e):+.1%}) | {r['inside']} of {len(e)}"
+        plan, kept = "yes" if r["holds"] else "no", interval(r["kept"]) if r["kept"] else ""
+        share = interval(r["share"], ".0%")
         lines.append(
-            f"{first}| {r['points']} | {drift} | {np.mean(e):+.1%} ({min(e):+.1%} to {max(e):+.1%}) "
-            f"| {r['inside']} of {len(e)} | {r['best']:.0%} | {r['regret']:.3f} | {interval(r['share'], '.0%')} | {'yes' if r['holds'] else 'no'} |"
+            f"{first}| {r['points']} | {drift} | {spread} | {r['best']:.0%} | {r['regret']:.3f} | {share} | {kept} | {plan} |"
         )
     text = f"The head-start rule within {BUDGET:,.0f} steps, from curves of scratch and of the small network alone:"
     lines += ["", text, "", "| small network | curves to | grows at | lead | known up to | |", "|---" * 6 + "|"]
