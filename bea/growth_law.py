@@ -52,6 +52,14 @@ _SMALL: tuple[Range, ...] = (
     ("log_Ds", -9.0, 3.0, (-1.0,)),
     ("log_bs", -4.0, 1.5, (-1.0,)),
 )
+
+
+def _named(curve: str, parameter: Range) -> Range:
+    """Return the parameter of a power law under a name of its own."""
+    name, low, high, starts = parameter
+    return f"{curve}_{name}", low, high, starts
+
+
 RANGES: dict[str, tuple[Range, ...]] = {
     "head_start": (*_POWER, ("log_h", -4.0, 4.0, (0.5,)), ("log_p", -2.3, 1.6, (0.0, 0.4))),
     "curves": (*_POWER, *_SMALL, ("k", 0.0, 3.0, (1.0,))),
@@ -59,8 +67,8 @@ RANGES: dict[str, tuple[Range, ...]] = {
         *_POWER,
         ("a", -1.0, 4.0, (0.2,)),
         ("c", -2.0, 2.0, (0.0,)),
-        *((f"scratch_{name}", *rest) for name, *rest in _POWER),  # type: ignore[misc]
-        *((f"small_{name}", *rest) for name, *rest in _POWER),  # type: ignore[misc]
+        *(_named("scratch", one) for one in _POWER),
+        *(_named("small", one) for one in _POWER),
     ),
 }
 GROWTH_LAWS: tuple[str, ...] = tuple(RANGES)
@@ -216,9 +224,10 @@ class GrowthLaw:
             values = np.array([float(self.loss(*at, theta)) for theta in thetas])
             ends.append(losses(values) if known else None)
             beats.append(float((lowest < values)[1:].mean()) if known and len(values) > 1 else math.nan)
+        best_share = Interval(share.value, min(answers), max(answers))
         return GrowthForecast(
-            budget, now, *ends, losses(grown[:, 0]), losses(lowest), Interval(share.value, min(answers), max(answers)),
-            (beats[0], beats[1]), budget / self.unit,
+            budget, now, scratch=ends[0], never=ends[1], grow_now=losses(grown[:, 0]), grow_best=losses(lowest),
+            share=best_share, beats=(beats[0], beats[1]), stretch=budget / self.unit,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

@@ -209,6 +209,6 @@ def _rule(small: Curve, scratch: Curve, budget: float, kept: float) -> _Rule | N
     n1, leads = n1[known], leads[known]
     best = int(leads.argmax())
     step, lead = (float(n1[best]), float(leads[best])) if leads[best] > 0 else (0.0, 0.0)
-    at = lambda curve, length: float(np.interp(length, *curve.T, left=math.nan, right=math.nan))
+    at = lambda curve, length: float(np.interp(length, curve[:, 0], curve[:, 1], left=math.nan, right=math.nan))
     rising = bool(best >= AT_THE_END * (len(n1) - 1) and n1[-1] < budget * (1 - 1e-9))
     return _Rule(step, lead, at(scratch, budget + lead), at(scratch, budget), at(small, budget), float(n1[-1]), rising)

@@ -1,6 +1,6 @@
 """Laws of growth put to the test on the committed records: fitted to short runs of T5s, judged at 4,000 large steps.
 
-    python -m benchmarks.growth_law                half a minute; prints Markdown
+    python -m benchmarks.growth_law                two minutes; prints Markdown
     python -m benchmarks.growth_law --write        renews the tables in docs/when_to_grow.md
     python -m benchmarks.growth_law --json FILE    the numbers too ("-": only them, to standard output)
 
@@ -197,7 +197,7 @@ def tables(found: Mapping[str, Any]) -> str:
     for r in found["laws"]:
         first = f"| {r['law']} | {r['longest']:,.0f} | {f'below {PLATEAU}' if r['past_plateau'] else 'all'} "
         if "refused" in r:
-            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} {'| ' * 9}")
+            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} {'| ' * 8}|")
             continue
         e, drift = r["errors"], "not known" if r["drift"] is None else f"{r['drift']:.0%}"
         spread = f"{np.mean(e):+.1%} ({min(e):+.1%} to {max(e):+.1%}) | {r['inside']} of {len(e)}"
@@ -232,7 +232,7 @@ def tables(found: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=100, help="of the bootstraps")
+    parser.add_argument("--draws", type=int, default=200, help="of the bootstraps")
     parser.add_argument("--write", action="store_true", help=f"renew the tables in docs/{DOC.name}")
     parser.add_argument("--json", default="", help='file for the numbers; "-": only them, to standard output')
     options = parser.parse_args(arguments)

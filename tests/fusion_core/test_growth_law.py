@@ -163,10 +163,8 @@ def test_runs_that_tell_no_law_are_refused():
         InputError, match="no law can be fitted: the law head_start needs runs grown at 3 steps or more"
     ):
         fit_law("head_start", few, FACTS)
-    with pytest.raises(
-        InputError, match=r"the law head_start needs 8 points or more, there are \d; evaluate more often"
-    ):
-        fit_law("head_start", run_curves({"0": nodes_of()}, **ALL), FACTS, below=2.95)
+    with pytest.raises(InputError, match="there are 4 points of scratch, but a fit needs 6; evaluate more often"):
+        fit_law("curves", run_curves(seeds(), scratch="scratch", small="small"), FACTS, longest=40.0)
     with pytest.raises(InputError, match="the schedule cosine ends with its budget"):
         fit_law("head_start", curves, dataclasses.replace(FACTS, schedule={"kind": "cosine"}))
 
