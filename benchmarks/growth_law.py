@@ -1,6 +1,6 @@
 """Laws of growth put to the test on the committed records: fitted to short runs of T5s, judged at 4,000 large steps.
 
-    python -m benchmarks.growth_law                two minutes; prints Markdown
+    python -m benchmarks.growth_law                some minutes; prints Markdown
     python -m benchmarks.growth_law --write        renews the tables in docs/when_to_grow.md
     python -m benchmarks.growth_law --json FILE    the numbers too ("-": only them, to standard output)
 
@@ -53,6 +53,11 @@ KEPT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("t5_medium", ("two_zero",), "two sources"),
     ("after_growth_late", ("noise_0", "velocity_fuse", "keep_fuse"), "noise of the name, else 0.5"),
 )
+# growth step -> arms grown there from a small network in one run
+MEASURED: dict[float, tuple[tuple[str, str], ...]] = {
+    595.0: tuple(("after_growth_early", name) for name in ("noise_0p3", "velocity_fuse", "keep_fuse", "relax_fuse")),
+    1398.0: (("t5_medium", "self"), ("after_growth_late", "velocity_fuse"), ("after_growth_late", "noise_0")),
+}
 
 
 def curves_of(record: str, grown: Sequence[str] = (), *, small: str = "") -> RunCurves:
@@ -126,6 +131,27 @@ def laws(draws: int) -> list[dict[str, Any]]:
             except InputError as error:
                 rows.append(row | {"refused": str(error)})
     return rows
+
+
+def one_run(draws: int) -> dict[str, Any]:
+    """Return what the law of curves says of the small network that was not delayed, and the losses of arms grown from it."""
+    curves, facts, rows = curves_of("scratch_rates", small=SMALL), facts_of_record(), []
+    for longest, below in itertools.product((*FITTED, BUDGET), (math.inf, PLATEAU)):
+        row: dict[str, Any] = {"longest": longest, "past_plateau": below < math.inf}
+        try:
+            saved = fit_law("curves", curves, facts, longest=longest, below=below, draws=draws)
+        except InputError as error:
+            rows.append(row | {"refused": str(error)})
+            continue
+        said = saved.forecast(BUDGET * saved.unit, facts=facts)
+        drift = saved.law.drift if math.isfinite(saved.law.drift) else None
+        foretold = {n1: saved.law.predict(n1, BUDGET - n1).value for n1 in MEASURED}
+        rows.append(row | {"drift": drift, "share": said.share, "holds": said.holds, "foretold": foretold})
+    measured = {
+        n1: [loss for record, name in arms for loss in final_losses(curves_of(record, (name,)), BUDGET).values()]
+        for n1, arms in MEASURED.items()
+    }
+    return {"rows": rows, "measured": measured}
 
 
 def judged(saved: SavedLaw, facts: LawFacts, truth: Mapping[float, float]) -> dict[str, Any]:
@@ -206,6 +232,19 @@ def tables(found: Mapping[str, Any]) -> str:
         lines.append(
             f"{first}| {r['points']} | {drift} | {spread} | {r['best']:.0%} | {r['regret']:.3f} | {share} | {kept} | {plan} |"
         )
+    spans = {n1: f"{min(losses):.3f} to {max(losses):.3f}" for n1, losses in found["one_run"]["measured"].items()}
+    heads = ("fitted to", "losses", "drift a doubling", "best share")
+    heads += tuple(f"grown at {n1 / BUDGET:.0%} (measured {span})" for n1, span in spans.items())
+    text = "The law of curves alone, of the small network in one run:"
+    lines += ["", text, "", f"| {' | '.join((*heads, 'may plan'))} |", "|---" * (len(heads) + 1) + "|"]
+    for r in found["one_run"]["rows"]:
+        first = f"| {r['longest']:,.0f} | {f'below {PLATEAU}' if r['past_plateau'] else 'all'} "
+        if "refused" in r:
+            lines.append(f"{first}| refused: {r['refused'].partition(': ')[2]} | | | | |")
+            continue
+        drift, plan = "not known" if r["drift"] is None else f"{r['drift']:.0%}", "yes" if r["holds"] else "no"
+        losses = " | ".join(f"{loss:.3f}" for loss in r["foretold"].values())
+        lines.append(f"{first}| {drift} | {interval(r['share'], '.0%')} | {losses} | {plan} |")
     text = f"The head-start rule within {BUDGET:,.0f} steps, from curves of scratch and of the small network alone:"
     lines += ["", text, "", "| small network | curves to | grows at | lead | known up to | |", "|---" * 6 + "|"]
     for r in found["rule"]:
@@ -239,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {
         "kept": kept_shares(options.draws),
         "laws": laws(options.draws),
+        "one_run": one_run(options.draws),
         "rule": rule(options.draws),
         "carried": [row for budget in (2000.0, 3000.0) for row in carried(budget)],
     }
