@@ -192,9 +192,10 @@ def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path])
 
 
 def _needed(nodes: Nodes, plan: Plan) -> Nodes:
-    """Return, in the plan's order, the nodes that lead to an arm of the plan."""
+    """Return, in the plan's order, the nodes that lead to an arm of the plan, or to a growth that was measured."""
     graph = {n.name: {"inputs": n.inputs, "kind": _kind(n), "arm": getattr(n, "arm", "")} for n in plan.nodes}
     waiting = [last for last in arms_of(graph).values() if last in nodes]
+    waiting += [name for name, facts in nodes.items() if facts.get("greedy") or facts.get("theory")]
     needed: set[str] = set()
     while waiting:
         name = waiting.pop()

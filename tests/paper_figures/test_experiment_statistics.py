@@ -8,32 +8,7 @@ import pytest
 from fusion_core.errors import InputError
 from paper_figures.experiments import statistics
 from paper_figures.experiments.statistics import estimate, paths_of, saving, tuned
-
-GROWTH = {
-    "kind": "fuse",
-    "arm": "",
-    "flops": 0.0,
-    "start": 0,
-    "step": 10,
-    "validation_loss": [],
-    "steps_per_second": [],
-}
-
-
-def trained(inputs, start, losses, *, step_flops=1.0, pace=1.0, every=10):
-    """A trained node with an evaluation every 10 steps; ``pace`` is seconds a step."""
-    steps = [start + every * i for i in range(len(losses))]
-    return {
-        "kind": "train",
-        "inputs": inputs,
-        "arm": "",
-        "start": start,
-        "step": steps[-1],
-        "step_flops": step_flops,
-        "flops": step_flops * (steps[-1] - start),
-        "validation_loss": [list(point) for point in zip(steps, losses, strict=True)],
-        "steps_per_second": [[steps[-1], 1 / pace]],
-    }
+from tests.strategies.nodes import GROWTH, trained
 
 
 def run(shift=0.0):
