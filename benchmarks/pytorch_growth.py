@@ -1,6 +1,6 @@
 """What growth in the middle of a PyTorch run does to the loss in the next 100 steps: the table of docs/pytorch.md.
 
-    python -m benchmarks.pytorch_growth --json benchmarks/pytorch_growth.json    half an hour on one core
+    python -m benchmarks.pytorch_growth --json benchmarks/pytorch_growth.json    some minutes on a quiet core
     python -m benchmarks.pytorch_growth --smoke                                  seconds
     python -m benchmarks.pytorch_growth --write                                  renews the table from that JSON
 
@@ -70,11 +70,11 @@ class Sizes:
     """
 
     seeds: int = 4
-    before: int = 500
+    before: int = 400
     evaluated: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100)
-    width: int = 64
+    width: int = 32
     batch: int = 8
-    length: int = 64
+    length: int = 48
     held_out: int = 64
 
 
