@@ -165,7 +165,7 @@ class Finetuning:
 
     def _label_ids(self) -> list[np.ndarray]:
         """Return the ids of the labels. Raise InputError if the network cannot write one: all its answers would be wrong."""
-        words = self.network.tokenizer.encode(self.task.labels)
+        words = self.network.tokenizer.encode_ended(self.task.labels)
         for label, ids in zip(self.task.labels, words, strict=True):
             if len(ids) > self.settings.target_length:
                 raise InputError(
@@ -181,15 +181,15 @@ class Finetuning:
 
     def validation_loss(self, params: Any) -> float:
         """Return the mean over the tokens of all validation targets, in nats, at replicated parameters."""
-        sources, targets = self.ids["validation"]
+        (sources, targets), pad = self.ids["validation"], self.network.config.pad_token_id
         groups: dict[int, list[dict[str, np.ndarray]]] = {}
         for rows in batches_by_length([len(x) for x in sources], self.settings.batch):
             width = width_for(max(len(sources[i]) for i in rows))
             batch = {
-                "encoder_ids": padded([sources[i] for i in rows], width),
-                "targets": padded([targets[i] for i in rows], self.longest),
+                "encoder_ids": padded([sources[i] for i in rows], width, pad),
+                "targets": padded([targets[i] for i in rows], self.longest, pad),
             }
-            batch["targets"][len(np.unique(rows)) :] = self.network.config.pad_token_id  # what fills the last batch
+            batch["targets"][len(np.unique(rows)) :] = pad  # what fills the last batch
             groups.setdefault(width, []).append(batch)
         found = [self.trainer.scores(params, batches, replicated=True) for batches in groups.values()]
         return sum(one["loss"] * one["tokens"] for one in found) / sum(one["tokens"] for one in found)
@@ -221,7 +221,7 @@ class Finetuning:
         return Training(
             name=settings.task,
             trainer=self.trainer,
-            data=ExampleBatches(*self.ids["train"], settings.seed, settings.dispatch),
+            data=ExampleBatches(*self.ids["train"], settings.seed, settings.dispatch, self.network.config.pad_token_id),
             folder=self.folder,
             run={"settings": dataclasses.asdict(settings), "examples": read.hexdigest()[:16]},
             cadence=Cadence(
