@@ -87,13 +87,9 @@ def generate(
 
 
 def _lines(file: pathlib.Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}; check the path given to --file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8; convert it") from None
-    texts = [line for line in lines if line.strip()]
+    from fusion_core.text.encoding import read_text
+
+    texts = [line for line in read_text(file).split("\n") if line.strip()]
     if not texts:
         raise InputError(f"{file} has no text; give a file with one source a line")
     return texts

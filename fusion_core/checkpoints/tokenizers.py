@@ -28,7 +28,7 @@ def _content(path: pathlib.Path) -> Any:
     if path.suffix != ".json":
         return path.read_bytes()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
     if path.name == "tokenizer.json" and isinstance(values, dict):

@@ -128,6 +128,7 @@ class Finetuning:
 
     Attributes:
       examples: of the files ``train`` and ``validation``.
+      left_out: of each file, a sentence on every row that is known to be broken in GLUE's own files.
       ids: sources and targets of each file as ids.
       cut: numbers of texts of each file that were longer than allowed.
       network: the T5 at its start, with its tokenizer.
@@ -145,7 +146,9 @@ class Finetuning:
         else:
             self.task = named_task(settings.task)
         paths = {"train": settings.train, "validation": settings.validation}
-        self.examples = {name: self.task.examples(pathlib.Path(path)) for name, path in paths.items()}
+        read = {name: self.task.examples_and_blemishes(pathlib.Path(path)) for name, path in paths.items()}
+        self.examples = {name: examples for name, (examples, _) in read.items()}
+        self.left_out = {name: blemishes for name, (_, blemishes) in read.items()}
         self.network = open_network(pathlib.Path(settings.checkpoint))
         self.ids: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         self.cut: dict[str, dict[str, int]] = {}
@@ -291,6 +294,7 @@ class Finetuning:
             "task": self.settings.task,
             "scores": self.scores(answers),
             "examples": {name: len(examples) for name, examples in self.examples.items()},
+            "left_out": {name: len(rows) for name, rows in self.left_out.items()},
             "answers_that_are_no_label": no_label,
             "cut": self.cut,
             "steps": self.settings.steps,

@@ -16,6 +16,7 @@ from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, TrainNode
 from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
+from fusion_core.text.encoding import read_text
 from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, Tokenizer
 from fusion_core.train.training import Cadence
 
@@ -62,13 +63,13 @@ def plan_from(path: pathlib.Path, change: Callable[[dict[str, Any]], None] = lam
     Raises:
       InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
     """
+    if not path.exists():
+        raise InputError(f"there is no plan {path}; examples are in examples/plans")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         values = tomllib.loads(text)
         change(values)
-    except FileNotFoundError:
-        raise InputError(f"there is no plan {path}; examples are in examples/plans") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} cannot be read as TOML: {error}") from None
     reader = _Reader(path.parent, lines_of(text))
     plan = reader.plan(values, path.stem)

@@ -23,6 +23,7 @@ from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
 from fusion_core.text import spiece
+from fusion_core.text.encoding import check_characters
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
 SENTINELS = 100  # of those
@@ -99,7 +100,12 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text as the tokenizer gives them; T5's ends each text with the end token."""
-        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
+        try:
+            return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
+        except TypeError:
+            for i, text in enumerate(texts, start=1):
+                check_characters(text, f"text {i}, {text[:40]!r}")
+            raise
 
     def encode_ended(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, each ending with the end token, also if the tokenizer writes none."""
