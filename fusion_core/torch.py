@@ -49,7 +49,7 @@ def _torch() -> Any:
 
 def param_groups(
     model: Any,
-    folder: str | pathlib.Path,
+    folder: str | pathlib.Path | GrowthRecord,
     lr: float,
     optimizer: str = "adamw",
     *,
@@ -65,7 +65,7 @@ def param_groups(
     Args:
       model: the grown network in PyTorch, as ``from_pretrained(folder)`` gives it; it may be wrapped by
         DistributedDataParallel or ``torch.compile``. Parameters that require no gradient are left out.
-      folder: the folder that ``fuse`` or ``grow`` wrote, or its ``growth.json``.
+      folder: the folder that ``fuse`` or ``grow`` wrote, its ``growth.json``, or what ``read_growth`` read.
       lr: the small network's learning rate.
       optimizer: name of the optimizer: ``"sgd"``, ``"adam"``, ``"adamw"``, ``"adamax"``, ``"nadam"``, ``"rmsprop"``,
         ``"adagrad"`` or ``"adafactor"``. Take ``"adam"`` for an Adafactor that does not scale by the
@@ -88,7 +88,7 @@ def param_groups(
     for what, value, least in (("lr", lr, "positive"), ("weight_decay", weight_decay or 0.0, "not negative")):
         if not math.isfinite(value) or value < 0 or (least == "positive" and value == 0):
             raise InputError(f"{what} is {value!r}; it must be finite and {least}")
-    record = read_growth(folder)
+    record = _record(folder)
     groups: dict[tuple[float, ...], dict[str, Any]] = {}
     for name, parameter in _grown_parameters(model, record).items():
         if not parameter.requires_grad:
@@ -138,7 +138,7 @@ def grow_optimizer(
     Source: docs/t5_fusion.md, Optimizer state; theory.md, section 5.
     """
     torch = _torch()
-    record = growth if isinstance(growth, GrowthRecord) else read_growth(growth)
+    record = _record(growth)
     mapping = record.mapping()
     optimizers = _each_source(optimizer, record, "optimizer")
     models = _each_source(small_model, record, "small_model")
@@ -170,6 +170,10 @@ def grow_optimizer(
     made = _like(optimizers[0], list(groups.values()))
     made.state.update(states)
     return made
+
+
+def _record(growth: str | pathlib.Path | GrowthRecord) -> GrowthRecord:
+    return growth if isinstance(growth, GrowthRecord) else read_growth(growth)
 
 
 # Models and their parameters
@@ -330,7 +334,7 @@ class _StateGrowth:
             elif key in FACTORED.values():
                 continue
             elif not isinstance(value, self.torch.Tensor) or value.ndim == 0:
-                grown[key] = value.clone() if isinstance(value, self.torch.Tensor) else value
+                grown[key] = self._counted(value, parameter)
             elif key in FIRST and "RMS" in one:  # transformers' Adafactor averages updates, not gradients
                 grown[key] = self._moment(states, key, self._update, parameter)
             elif key in FIRST:
@@ -343,6 +347,12 @@ class _StateGrowth:
                     "AdamW, NAdam, Adagrad and Adafactor can be grown, or start a new optimizer on param_groups"
                 )
         return grown
+
+    def _counted(self, value: Any, parameter: Any) -> Any:
+        """Return a copy of a count or another number; those that are on a device, on the grown parameter's."""
+        if not isinstance(value, self.torch.Tensor):
+            return value
+        return value.clone() if value.device.type == "cpu" else value.to(parameter.device, copy=True)
 
     def _moment(self, states: Sequence[Any], key: str, function: Callable[..., Any], parameter: Any) -> Any:
         like = next(state[key] for state in states if state)
