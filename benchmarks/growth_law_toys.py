@@ -34,7 +34,7 @@ FAMILIES: Mapping[str, tuple[lr.Family, int]] = {
     "held-out": (lr.HELD_OUT_FAMILY, lr.HELD_OUT_SEED),
     "smoke": (lr.SMOKE_FAMILY, lr.TUNING_SEED),
 }
-SMOKE_GROWTHS = (0, 1, 2, 5, 10, 50, 100)
+SMOKE_GROWTHS = (0, 1, 2, 5, 10, 35, 100)
 
 
 class Store:
@@ -82,7 +82,8 @@ def problem(store: Store, kind: str, seed: int, options: argparse.Namespace) -> 
             given["free"][rule] = [choice._replace(cost=0.0) for choice, _ in found]
             given["charged"][rule] = [law_tables.payable(choice, curves.budget) for choice, _ in found]
         facts = {"seed": seed, "rate": rate, "operator": runs.problem.operator, "sizes": runs.problem.sizes}
-        return facts | law_tables.judge(curves, given)
+        recipe = {"problem": seed, "operator": runs.problem.operator, "recipe": law_head_start.AS_IT_IS}
+        return facts | law_tables.judge(curves, given) | {"kept": recipe | law_head_start.kept_and_law(curves)}
 
     return store.numbers(f"judged-{name}-{options.judged}-{options.looked}-{options.draws}", measure)
 
@@ -91,11 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tuning", type=int, default=8, metavar="N", help="problems that rules were tuned on")
-    parser.add_argument("--held-out", type=int, default=6, metavar="N", help="problems that they were not")
-    parser.add_argument("--runs", type=int, default=32, help="initialisations of the truth")
-    parser.add_argument("--judged", type=int, default=8, help="initialisations in which rules are followed")
-    parser.add_argument("--looked", type=int, default=4, help="those with looks ahead")
-    parser.add_argument("--draws", type=int, default=20, help="of the bootstraps of laws fitted beforehand")
+    parser.add_argument("--held-out", type=int, default=4, metavar="N", help="problems that they were not")
+    parser.add_argument("--runs", type=int, default=24, help="initialisations of the truth")
+    parser.add_argument("--judged", type=int, default=4, help="initialisations in which rules are followed")
+    parser.add_argument("--looked", type=int, default=2, help="those with looks ahead")
+    parser.add_argument("--draws", type=int, default=10, help="of the bootstraps of laws fitted beforehand")
     parser.add_argument("--folder", default="runs/growth_law_toys", help="of the curves")
     parser.add_argument("--smoke", action="store_true", help="one tiny problem, for the tests")
     parser.add_argument("--write", action="store_true", help=f"renew the tables in docs/{DOC.name}")
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     tables = "\n\n".join(law_tables.markdown(found, kind) for kind, found in result["regret"].items())
     parts = {
         "rules": tables,
-        "head start": law_head_start.markdown(kept),
+        "head start": law_head_start.markdown([p["kept"] for found in judged.values() for p in found] + kept),
         "flows": flow_failure.markdown(flows),
     }
     if options.write:

@@ -47,6 +47,10 @@ class Failure:
         sources = self._sources()
         self.starts = self.long.grow(sources)
         self.run = jax.jit(self._run, static_argnames=("batch",))
+        factors = self.long.factors
+        self.sharpness = jax.jit(jax.vmap(lambda p: bea.largest_eigenvalue(self.loss, p, metric=factors).value))
+        self.kernels = jax.jit(jax.vmap(self.kernel))
+        self.looks: dict[str, Any] = {}  # compiled forecasts
 
     def _sources(self) -> Params:
         long, done = self.long, round(SHARE * self.long.points)
@@ -79,19 +83,18 @@ class Failure:
         batch = None if case.startswith("full") else self.long.batch
         rate, steps = (self.rate / 2, 2 * self.steps) if half else (self.rate, self.steps)
         marks = np.round(np.linspace(0, steps, MARKS + 1)).astype(int)
-        sharp = jax.jit(jax.vmap(lambda p: bea.largest_eigenvalue(self.loss, p, metric=self.long.factors).value))
-        params, curvature = self.starts, [sharp(self.starts)]
+        params, curvature = self.starts, [self.sharpness(self.starts)]
         for first, until in itertools.pairwise(marks):
             params = self.run(params, samples, int(first), int(until), rate, batch=batch)
-            curvature.append(sharp(params))
+            curvature.append(self.sharpness(params))
         ends = jax.vmap(lambda p: self.long.loss(p, self.long.test if fresh else self.samples))(params)
-        kernels = [np.asarray(jax.vmap(self.kernel)(p), float).reshape(self.count, -1) for p in (self.starts, params)]
+        kernels = [np.asarray(self.kernels(p), float).reshape(self.count, -1) for p in (self.starts, params)]
         moved = np.linalg.norm(kernels[1] - kernels[0], axis=1) / np.linalg.norm(kernels[0], axis=1)
         angle = (kernels[0] * kernels[1]).sum(axis=1) / np.prod([np.linalg.norm(k, axis=1) for k in kernels], axis=0)
         return {
             "ends": np.asarray(ends, float).tolist(), "h_sharpness": (np.array(curvature).mean(axis=1) * rate).tolist(),
             "kernel_moved": float(moved.mean()), "kernel_cosine": float(angle.mean()),
-            "noise": [self.noise(p) for p in (self.starts, params)] if batch is not None else None,
+            "noise": [self.noise(p, rate) for p in (self.starts, params)] if batch is not None else None,
         }  # fmt: skip
 
     def kernel(self, params: Params) -> jax.Array:
@@ -102,15 +105,11 @@ class Failure:
         jacobian = root * jax.jacrev(lambda p: mlp.forward(unravel(p), inputs, self.long.activation).ravel())(flat)
         return jacobian @ jacobian.T
 
-    def noise(self, starts: Params) -> float:
-        """Return the variance of a minibatch's gradient over the square of the full one, in the mean of the runs."""
-        batches = jax.tree.map(lambda a: a[: len(a) // self.long.batch * self.long.batch], self.samples)
-        batches = jax.tree.map(lambda a: a.reshape(-1, self.long.batch, a.shape[-1]), batches)
-        slope = lambda p: jax.vmap(lambda b: ravel_pytree(jax.grad(lambda q: self.long.loss(q, b))(p))[0])(batches)
-        slopes = jax.vmap(slope)(starts)
-        mean = slopes.mean(axis=1, keepdims=True)
-        shares = jnp.square(slopes - mean).sum(axis=2).mean(axis=1) / jnp.square(mean).sum(axis=(1, 2))
-        return float(shares.mean())
+    def noise(self, starts: Params, rate: float) -> float:
+        """Return ``bea.noise_share`` of the minibatches, in the mean of the runs."""
+        batches = jax.tree.map(lambda a: a.reshape(-1, self.long.batch, a.shape[-1]), self.samples)
+        share = lambda params: bea.noise_share(self.long.loss, batches, params, rate, metric=self.long.factors)
+        return float(jnp.mean(jax.lax.map(share, starts)))
 
     def frozen(self) -> list[float]:
         """Return the losses of the networks linearised at the growth, after full-batch steps, exactly (in float64)."""
@@ -129,20 +128,26 @@ class Failure:
         return ends
 
     def forecasts(self, case: str, settings: Mapping[str, Any]) -> dict[str, list[float]]:
-        """Return the forecasts of a case, and their stated uncertainties."""
-        half = case.endswith("half")
+        """Return the forecasts of a case, their stated uncertainties, and the largest h λ that they met."""
+        half, frozen = case.endswith("half"), case == "frozen"
         rate, steps = (self.rate / 2, 2.0 * self.steps) if half else (self.rate, 1.0 * self.steps)
-        test = (lambda p: self.long.loss(p, self.long.test)) if case == "fresh" else None
 
-        def one(params: Params) -> tuple[jax.Array, jax.Array]:
-            loss = self.linearised(params) if case == "frozen" else self.loss
+        def one(params: Params, rate: jax.Array, steps: jax.Array) -> tuple[jax.Array, ...]:
             ahead = bea.look_ahead(
-                loss, params, step_size=rate, steps=steps, metric=self.long.factors, evaluate=test, **settings
-            )
-            return ahead.loss, ahead.uncertainty
+                self.linearised(params) if frozen else self.loss,
+                params, step_size=rate, steps=steps, metric=self.long.factors, **settings,
+            )  # fmt: skip
+            test = self.long.loss(ahead.params, self.long.test)
+            return ahead.loss, test, ahead.uncertainty / ahead.loss, ahead.sharpness
 
-        losses, errors = jax.jit(lambda all_: jax.lax.map(one, all_))(self.starts)
-        return {"losses": np.asarray(losses, float).tolist(), "uncertainties": np.asarray(errors, float).tolist()}
+        key = f"{settings} {frozen}"
+        if key not in self.looks:
+            self.looks[key] = jax.jit(lambda starts, *given: jax.lax.map(lambda p: one(p, *given), starts))
+        own, test, errors, sharpness = (
+            np.asarray(v, float).tolist() for v in self.looks[key](self.starts, rate, steps)
+        )
+        losses = test if case == "fresh" else own
+        return {"losses": losses, "uncertainties": errors, "sharpness": sharpness}
 
     def linearised(self, start: Params) -> Callable[[Params], jax.Array]:
         """Return the loss of the network that is linear in its parameters from here on."""
@@ -174,19 +179,19 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table as Markdown."""
     fine = f"with {FINE['relinearisations']} linearisations"
     heads: tuple[str, ...] = ("problem", "runs", "final loss", "forecast off by", fine, "stated")
-    heads += ("h λ, first, largest, last", "kernel moved by", "its cosine", "noise of a batch's gradient, first, last")
+    heads += ("h λ, first, largest, last", "kernel moved by", "its cosine", "share of the noise, first, last")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         ends, stated = np.array(row["ends"]), np.array(row["forecast"]["uncertainties"])
         cells: list[str] = [
             f"{row['problem']}", CASES[row["case"]], f"{np.exp(np.log(ends).mean()):.3g}", f"{off(row, 'forecast'):.1%}",
-            f"{off(row, 'fine'):.1%}", f"{np.median(stated / np.array(row['forecast']['losses'])):.0%}",
+            f"{off(row, 'fine'):.1%}", f"{np.median(stated):.0%}",
         ]  # fmt: skip
         if "h_sharpness" in row:
             sharp = row["h_sharpness"]
             cells += [f"{sharp[0]:.2f}, {max(sharp):.2f}, {sharp[-1]:.2f}"]
             cells += [f"{row['kernel_moved']:.0%}", f"{row['kernel_cosine']:.2f}"]
-            cells += ["{:.1f}, {:.1f}".format(*row["noise"]) if row["noise"] else ""]
+            cells += ["{:.1%}, {:.0%}".format(*row["noise"]) if row["noise"] else ""]
         else:
             cells += [""] * 4
         lines.append(f"| {' | '.join(cells)} |")

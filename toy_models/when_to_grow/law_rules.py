@@ -84,12 +84,13 @@ def points(curves: LongCurves, runs: Sequence[int], length: float, grown: Sequen
     parts += [(n1, True, curves.grown[n1], length - n1) for n1 in grown]
     rows, number = [], 0
     for n1, large, losses, rest in parts:
-        for curve in seen(losses, curves, runs, rest):
-            curve = curve[n1 + curve[:, 0] >= SKIP * length]
+        for whole in seen(losses, curves, runs, rest):
+            curve = whole[n1 + whole[:, 0] >= SKIP * length]
             n2 = curve[:, 0] if large else np.zeros(len(curve))
             rows.append(np.stack([n1 + curve[:, 0] - n2, n2, curve[:, 1], np.full(len(curve), number)], axis=1))
             number += 1
-    return tuple(np.concatenate(rows).T)
+    n1, n2, loss, run = np.concatenate(rows).T
+    return n1, n2, loss, run.astype(int)
 
 
 def growths_of(curves: LongCurves, length: float) -> list[float]:
