@@ -113,7 +113,7 @@ def fuse(
         return
     print(f"Wrote {out}: {_size(recipe)}.")
     print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
-    print(_deviation(measured))
+    print(_deviation(measured, recipe.cannot_run))
 
 
 def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: int, *, quiet: bool) -> NoiseChoice:
@@ -214,9 +214,9 @@ def _print_recipe(recipe: Recipe) -> None:
     print(f"The mean is {recipe.exactness}.")
 
 
-def _deviation(measured: Deviation | None) -> str:
+def _deviation(measured: Deviation | None, cannot_run: str) -> str:
     if measured is None:
-        return "The deviation from the mean was not measured."
+        return f"The deviation from the mean was not measured{cannot_run and f': {cannot_run}'}."
     return (
         f"Deviation from the mean of the sources' logits on {measured.tokens} random tokens: at most "
         f"{measured.largest:.3g}, on average {measured.mean:.3g} (the mean's logits have a standard deviation of "

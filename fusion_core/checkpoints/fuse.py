@@ -41,7 +41,7 @@ def write_recipe(
       report: function that is called with the present action in words and the bytes of weights just written.
 
     Returns:
-      The measured deviation, or None without ``probe``.
+      The measured deviation; None without ``probe``, or if there is no forward pass for it (``recipe.cannot_run``).
 
     Raises:
       InputError: a source has entries that are not finite or cannot be read, or the disk is full.
@@ -64,7 +64,7 @@ def write_recipe(
             (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
             measured = None
-            if probe:
+            if probe and not recipe.cannot_run:
                 report("measuring the deviation from the mean", 0)
                 measured = deviation_from_mean(recipe.sources, recipe.weights, open_checkpoint(folder))
             (folder / "README.md").write_text(model_card(recipe, measured, copied), encoding="utf-8")

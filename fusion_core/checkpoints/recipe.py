@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion_core.checkpoints.checkpoint import Checkpoint, open_checkpoint, same_network
-from fusion_core.checkpoints.comparison import moments_of, text_batch
+from fusion_core.checkpoints.comparison import check_runs, moments_of, text_batch
 from fusion_core.checkpoints.ranges import Reader
 from fusion_core.checkpoints.stream import GrownTensor, Noise
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
@@ -19,6 +19,7 @@ from fusion_core.growth import GROWTH_OPERATORS, NORM_MODES, GrowthMap, fused_co
 from fusion_core.growth.norms import calibrated
 from fusion_core.growth.operators import growth_of
 from fusion_core.growth.options import Options
+from fusion_core.models.registry import architecture
 from fusion_core.models.units import by_name
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -71,6 +72,11 @@ class Recipe:
         return dict(sorted(((name, names.count(name)) for name in set(names)), key=lambda pair: -pair[1]))
 
     @property
+    def cannot_run(self) -> str:
+        """Why there is no forward pass here with which a deviation could be measured; "" if there is one."""
+        return architecture(self.config).cannot_run(self.config)
+
+    @property
     def exactness(self) -> str:
         """A sentence on how far the grown network's outputs are the mean of the sources'."""
         rounded = {t.dtype for t in self.tensors} - {"F32", "F64"}
@@ -89,6 +95,7 @@ class Recipe:
                 if self.calibrated_on
                 else ""
             )
+            + (f"; {caveat}" if (caveat := architecture(self.config).caveat) else "")
         )
 
 
@@ -159,6 +166,8 @@ def fusion_recipe(
         )
     calibrated_on = 0
     if calibration is not None:
+        for source in sources:
+            check_runs(source, "the norms' calibration")
         batch = text_batch(sources, calibration, CALIBRATION_ROWS, seed)
         calibrated_on = int(batch["targets"].size)
         watched = {source.folder: moments_of(source, batch) for source in opened.values()}

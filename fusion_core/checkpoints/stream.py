@@ -109,7 +109,8 @@ class GrownTensor:
                     part[...] = self._sum(rows, active, row, len(part), dtype)
                 for p in [] if self._summed else active:
                     block = rows(p.source, p.take[0].start + row - p.put[0].start, len(part))
-                    part[:, *p.put[1:]] = self._converted(block[:, *p.take[1:]], p.scale, dtype)
+                    shift = self.rule.shifts[p.source]
+                    part[:, *p.put[1:]] = self._converted(block[:, *p.take[1:]], p.scale, shift, dtype)
                 if noise is not None:
                     noise.add_to(part)
                 yield part
@@ -123,14 +124,18 @@ class GrownTensor:
         total = np.zeros((count, *(self.shape or (1,))[1:]), wide)
         for p in active:
             total += wide.type(p.scale) * rows(p.source, row, count).astype(wide)
+        if shift := self.rule.offset * (math.fsum(self.rule.scales) - 1):
+            total += wide.type(shift)
         return self._rounded(total, dtype)
 
-    def _converted(self, block: np.ndarray, scale: float, dtype: np.dtype) -> np.ndarray:
-        if scale == 1 and block.dtype == dtype:
+    def _converted(self, block: np.ndarray, scale: float, shift: float, dtype: np.dtype) -> np.ndarray:
+        if scale == 1 and not shift and block.dtype == dtype:
             return block
         wide = block.astype(_wide(dtype, block.dtype))
         if scale != 1:
             wide *= wide.dtype.type(scale)
+        if shift:
+            wide += wide.dtype.type(shift)
         return self._rounded(wide, dtype)
 
     def _rounded(self, wide: np.ndarray, dtype: np.dtype) -> np.ndarray:

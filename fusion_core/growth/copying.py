@@ -125,10 +125,12 @@ def replication(config: Config, units: Units, above: Mapping[str, str] | None = 
     for name, layout in layouts(grown).items():
         small = layouts(config)[name]
         axes = [copied(axis, units) if isinstance(axis, Axis) else None for axis in small.axes]
-        blocks = [Block(0, name)]
-        if record.stream is not None and name in record.tied(config):
-            share = getattr(config, record.stream) / getattr(grown, record.stream)
-            blocks = [Block(0, name, share * record.logit_scale(config) / record.logit_scale(grown))]
+        scale = record.input_scale(config, name) / record.input_scale(grown, name)
+        if record.stream is not None and (name in record.tied(config) or layout.is_head):
+            # what reads copies is divided by their number anyway
+            share = 1.0 if layout.is_head else getattr(config, record.stream) / getattr(grown, record.stream)
+            scale = share * record.logit_scale(config) / record.logit_scale(grown)
+        blocks = [Block(0, name, scale)]
         made = small.number(reads=False)
         if above is not None and above[name] != name and made is not None:
             selection = axes[made]
@@ -136,7 +138,7 @@ def replication(config: Config, units: Units, above: Mapping[str, str] | None = 
             later = first_copies(selection.taken) != np.arange(len(selection.taken))
             axes[made] = selection._replace(part=later.astype(int))
             blocks.append(Block(0, above[name]))
-        rules.append(Rule(tuple(blocks), tuple(axes), layout.shape))
+        rules.append(Rule(tuple(blocks), tuple(axes), layout.shape, offset=layout.offset))
     tree = jax.tree.unflatten(jax.tree.structure(record.arrays(config)), rules)
     return GrowthMap(tree, parameter_shapes(config), grown)
 

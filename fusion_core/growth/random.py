@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.growth.copying import deep_fusion, grown_sizes, self_fusion, widened
-from fusion_core.growth.depth import grown_depths
+from fusion_core.growth.depth import deepened, grown_depths, spread
 from fusion_core.growth.fuse import check_ratios, fusion_map
 from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.options import Growth, Options
@@ -85,7 +85,9 @@ def padding(config: Config, grown: Config, scale: float) -> GrowthMap:
     for name, layout in layouts(grown).items():
         axes = tuple(leading(axis) for axis in layouts(config)[name].axes)
         drawn = [Block(None, name)] if any(axes) else []
-        rules.append(Rule((Block(0, name, 1.0 if is_norm(name) else scale), *drawn), axes, layout.shape))
+        rules.append(
+            Rule((Block(0, name, 1.0 if is_norm(name) else scale), *drawn), axes, layout.shape, offset=layout.offset)
+        )
     tree = jax.tree.unflatten(jax.tree.structure(architecture(config).arrays(config)), rules)
     return GrowthMap(tree, parameter_shapes(config), grown)
 
@@ -127,5 +129,8 @@ def random_init(config: Config, options: Options) -> Growth:
             "random_init cannot make this network deeper: the widths of the new layers are not said; give width"
         )
     else:
-        grown = dataclasses.replace(config, **grown_depths(config, options))
+        depths = grown_depths(config, options)
+        grown = deepened(
+            config, {s.field: spread(s.layers, depths[s.field]) for s in architecture(config).stacks(config)}
+        )
     return Growth(grown, None, lambda params: init(grown, options.seed, dtype=_dtype(params)))

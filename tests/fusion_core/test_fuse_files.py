@@ -151,7 +151,7 @@ def rule(axes, scales, shapes, packed=None):
     grown, selections = list(shapes[0]), [None] * len(shapes[0])
     for axis in axes:
         count = packed[1] if packed and packed[0] == axis else 1
-        sizes = [Space("units", shape[axis] // count, "").makes(packed=count) for shape in shapes]
+        sizes = [Space("units", shape[axis] // count, "").makes(*[1] * count) for shape in shapes]
         selections[axis], grown[axis] = beside(tuple(sizes)), sum(shape[axis] for shape in shapes)
     return Rule(tuple(Block(i, "x", scale) for i, scale in enumerate(scales)), tuple(selections), tuple(grown))
 

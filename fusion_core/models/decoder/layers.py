@@ -50,15 +50,15 @@ def in_by_out(into: Axis, out: Axis) -> Params:
     return {"weight": Layout((into, out)), "bias": Layout((out,))}
 
 
-def init_normal(layouts: Params, seed: int, dtype: Any, deviation: float) -> Params:
-    """Return norms at one, biases at zero, all else normal with the standard deviation given."""
+def init_normal(layouts: Params, seed: int, *, deviation: float = 0.02, dtype: Any = jnp.float32) -> Params:
+    """Return norms that scale by one, biases at zero, all else normal with the standard deviation given."""
     shapes, drawn = shapes_of(layouts), []
-    for i, (name, struct) in enumerate(by_name(shapes).items()):
+    for i, (name, layout) in enumerate(by_name(layouts).items()):
         if name.endswith(".bias"):
-            drawn.append(jnp.zeros(struct.shape, dtype))
+            drawn.append(jnp.zeros(layout.shape, dtype))
         elif is_norm(name):
-            drawn.append(jnp.ones(struct.shape, dtype))
+            drawn.append(jnp.full(layout.shape, 1 - layout.offset, dtype))
         else:
-            normal = np.random.default_rng((seed, i)).standard_normal(struct.shape, np.float32)
+            normal = np.random.default_rng((seed, i)).standard_normal(layout.shape, np.float32)
             drawn.append(jnp.asarray(deviation * normal, dtype))
     return jax.tree.unflatten(jax.tree.structure(shapes), drawn)

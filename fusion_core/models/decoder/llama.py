@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.models.decoder.layers import Norm, causal_attention, init_normal, linear, out_by_in
+from fusion_core.models.decoder.layers import Norm, causal_attention, linear, out_by_in
 from fusion_core.models.norms import NormKind
 from fusion_core.models.units import Layout, Params, Space, Stack, layers_of
 
@@ -137,8 +137,3 @@ def tied(config: LlamaConfig) -> tuple[str, ...]:
 def norm_kind(config: LlamaConfig) -> NormKind:
     """Return the kind of the norms."""
     return NormKind(centred=False, epsilon=config.rms_norm_eps)
-
-
-def init(config: LlamaConfig, seed: int, *, deviation: float = 0.02, dtype: Any = jnp.float32) -> Params:
-    """Return random parameters (``init_normal``)."""
-    return init_normal(arrays(config), seed, dtype, deviation)

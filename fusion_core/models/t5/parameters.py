@@ -18,7 +18,7 @@ def arrays(config: T5Config) -> Params:
     """Return the layout of every array: which of its axes make, and which read, the units of which space.
 
     The heads of all self-attention layers of a stack are one space: the stack's relative position bias has one column
-    for each head of all layers, so that head h must be copied equally in every layer.
+    for each head of all layers (but for a umT5's), so that head h must be copied equally in every layer.
     """
     stream = Space("d_model", config.d_model, "d_model")
     norm = {"weight": Layout((stream.makes(),))}
@@ -40,7 +40,7 @@ def arrays(config: T5Config) -> Params:
     def stack(name: str, depth: int, *, cross: bool) -> Params:
         blocks = {}
         for i in range(depth):
-            parts = [("SelfAttention", attention(name, "SelfAttention", biased=i == 0))]
+            parts = [("SelfAttention", attention(name, "SelfAttention", biased=i == 0 or config.bias_in_every_layer))]
             if cross:
                 parts.append(("EncDecAttention", attention(name, "EncDecAttention", biased=False)))
             parts.append(("DenseReluDense", feed_forward(f"{name}.{i}")))
@@ -54,7 +54,7 @@ def arrays(config: T5Config) -> Params:
         "encoder": stack("encoder", config.num_layers, cross=False),
         "decoder": stack("decoder", config.num_decoder_layers, cross=True),
     }
-    if not config.tie_word_embeddings:
+    if config.own_head:
         found["lm_head"] = {"weight": Layout((config.vocab_size, stream.reads()))}
     return found
 
