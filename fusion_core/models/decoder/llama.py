@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.models.decoder.config import LlamaConfig
 
 
-def rotary_frequencies(config: LlamaConfig) -> np.ndarray:
+def rotary_frequencies(config: Any) -> np.ndarray:
     r"""Return the angles by which the pairs of a head turn from one position to the next, in radians; [K/2], float32.
 
     .. math::
@@ -56,7 +56,7 @@ def rotated(x_BxTxHxK: Array, frequencies: np.ndarray) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def run(params: Params, config: LlamaConfig, ids: Array, norm: Norm) -> Array:
+def run(params: Params, config: Any, ids: Array, norm: Norm) -> Array:
     """Return the logits, with ``norm`` in the place of the norms."""
     model, (batch, length) = params["model"], ids.shape
     x, frequencies = model["embed_tokens"]["weight"][ids], rotary_frequencies(config)
