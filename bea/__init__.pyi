@@ -23,6 +23,17 @@ from .greedy import greedy_growth_step as greedy_growth_step
 from .greedy import predicted_decrease as predicted_decrease
 from .greedy import quadratic_model as quadratic_model
 from .growth import GrowthEvent as GrowthEvent
+from .growth_fit import fit_growth_law as fit_growth_law
+from .growth_law import GROWTH_LAWS as GROWTH_LAWS
+from .growth_law import GrowthForecast as GrowthForecast
+from .growth_law import GrowthLaw as GrowthLaw
+from .growth_law import Interval as Interval
+from .head_start import HeadStart as HeadStart
+from .head_start import falling_mean as falling_mean
+from .head_start import head_start_step as head_start_step
+from .head_start import head_starts as head_starts
+from .head_start import kept_share as kept_share
+from .head_start import steps_to as steps_to
 from .integrability import IntegrabilityDefect as IntegrabilityDefect
 from .integrability import integrability_defect as integrability_defect
 from .krylov import Eigenvalue as Eigenvalue

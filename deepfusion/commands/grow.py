@@ -114,6 +114,7 @@ def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noi
     import jax
 
     import fusion_core as fc
+    from fusion_core.checkpoints import Event, growth_record, open_checkpoint, write_growth
     from fusion_core.checkpoints.pretrained import write_pretrained
     from fusion_core.checkpoints.tokenizers import copy_tokenizer
 
@@ -121,4 +122,6 @@ def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noi
     with atomic.new_folder(out) as folder:
         write_pretrained(folder, grown, config)
         copy_tokenizer([checkpoint], folder)
+        event = Event(operator, noise=noise, **options)
+        write_growth(folder, growth_record([open_checkpoint(checkpoint)], event))
     return sum(leaf.size for leaf in jax.tree.leaves(grown))
