@@ -66,7 +66,7 @@ def write_recipe(
             copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
             report("writing growth.json", 0)
             scales = {tensor.name: tensor.rule.scales for tensor in recipe.tensors}
-            write_growth(folder, growth_record(recipe.sources, recipe.event, scales))
+            write_growth(folder, growth_record(recipe.agreeing, recipe.event, scales))
             measured = None
             if probe and not recipe.cannot_run:
                 report("measuring the deviation from the mean", 0)

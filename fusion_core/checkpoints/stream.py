@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.checkpoints.ranges import CODES, FLOATS, Entry, Reader, all_finite
@@ -19,6 +20,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth import Rule
 from fusion_core.growth.maps import Placement
 from fusion_core.growth.noise import cancelling, copy_generators
+from fusion_core.growth.options import Draw
 
 CHUNK = 1 << 19  # bytes of the result that are computed at a time: they fit into a core's cache
 
@@ -147,6 +149,40 @@ class GrownTensor:
                 "or f32"
             )
         return narrow
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnTensor(GrownTensor):
+    """A tensor of the grown network with draws or constants in it, which is computed whole, in float32.
+
+    Attributes:
+      draw: as in ``fusion_core.growth.options.Growth``.
+      kept: whether anything of the small network is in it.
+    """
+
+    draw: Draw = lambda name, array: array
+    kept: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What the rule does, in words."""
+        return f"{super().kind}, with draws" if self.kept else "drawn"
+
+    def rows(self, reader: Reader, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Yield the tensor whole, if it has entries.
+
+        Raises:
+          InputError: a source has entries that are not finite, or the result does not fit its dtype.
+        """
+        start = jnp.zeros((), jnp.float32)
+        if self.kept:
+            parts = [
+                None if block.network is None else jnp.asarray(reader.whole(entry).astype(np.float32))
+                for block, entry in zip(self.rule.blocks, self.entries, strict=True)
+            ]
+            start = self.rule.shifted(self.rule.embed(parts))
+        if self.size:
+            yield self._rounded(np.asarray(self.draw(self.name, start)), FLOATS[self.dtype])
 
 
 def _wide(*dtypes: np.dtype) -> np.dtype:

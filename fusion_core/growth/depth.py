@@ -16,7 +16,7 @@ from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.options import Growth, Options
 from fusion_core.models.registry import architecture, layouts, parameter_shapes
 from fusion_core.models.settings import Settings
-from fusion_core.models.units import Config, Layout, Params, Stack, by_name, is_norm
+from fusion_core.models.units import Config, Layout, Stack, by_name, is_norm
 
 HIDDEN_LAYERS = "the number of hidden-to-hidden layers"
 
@@ -178,10 +178,7 @@ def net2net_depth(config: Config, options: Options) -> Growth:
         if rule.new and any(side % 2 == 0 for side in rule.shape[2:]):
             raise InputError(f"net2net_depth needs kernels with a middle, but {name} has the shape {rule.shape}")
 
-    def finish(params: Params) -> Params:
-        return jax.tree.map(lambda rule, leaf: _identity(leaf) if rule.new else leaf, mapping.rules, params)
-
-    return Growth(mapping.config, mapping, finish)
+    return Growth(mapping.config, mapping, lambda name, leaf: _identity(leaf) if rules[name].new else leaf)
 
 
 def _identity(leaf: Array) -> Array:

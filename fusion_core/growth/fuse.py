@@ -31,12 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.errors import InputError
+from fusion_core.growth.agreement import check_agree
 from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.noise import OFF_DIAGONAL, OffDiagonal, with_noise
 from fusion_core.growth.norms import NORM_MODES, NormMode, calibrated, norm_moments, with_paths
 from fusion_core.growth.units import beside
 from fusion_core.models.registry import architecture, layouts, parameter_shapes, resized, spaces
-from fusion_core.models.settings import Settings
 from fusion_core.models.units import Axis, Config, Params, Stack, by_name
 
 
@@ -80,28 +80,6 @@ def _check_depth(ours: Stack, theirs: Stack, i: int, *, residual: bool) -> None:
     )
 
 
-def _check_equal(first: Config, other: Config, i: int) -> None:
-    """Raise InputError if fields differ that do not count units."""
-    counted = {field for space in spaces(first).values() for field in (space.field, *dict(space.also))}
-    inside = {(space.field, space.position) for space in spaces(first).values()}
-    for field in dataclasses.fields(first):
-        ours, theirs = getattr(first, field.name), getattr(other, field.name)
-        pairs = [(field.name, ours, theirs)]
-        if field.name in counted:
-            if not isinstance(ours, tuple):
-                continue
-            pairs = [
-                (f"{field.name}[{j}]", a, b)
-                for j, (a, b) in enumerate(zip(ours, theirs, strict=True))
-                if (field.name, j) not in inside
-            ]
-        if isinstance(ours, Settings):
-            pairs = [(n, ours.get(n), theirs.get(n)) for n in ours.differing(theirs)]
-        for name, a, b in pairs:
-            if a != b and name != "norm_groups":
-                raise InputError(f"cannot fuse networks 1 and {i}: {name} is {a!r} and {b!r}; it must agree")
-
-
 def _norm_groups(configs: Sequence[Config], norm: str, stream: str) -> tuple[int, ...]:
     if norm == "grouped":
         return sum((config.norm_groups or (getattr(config, stream),) for config in configs), ())
@@ -135,7 +113,7 @@ def fused_config(configs: Sequence[Config], norm: NormMode | str = "plain") -> C
         check_ratios(first, config, f"cannot fuse networks 1 and {i}")
         for ours, theirs in zip(record.stacks(first), record.stacks(config), strict=True):
             _check_depth(ours, theirs, i, residual=record.stream is not None)
-        _check_equal(first, config, i)
+        check_agree(first, config, i)
     sizes = {name: sum(spaces(config)[name].size for config in configs) for name in spaces(first)}
     if record.stream is None:
         return resized(first, sizes)

@@ -54,6 +54,7 @@ class Architecture:
       arrays: configuration -> tree of ``Layout``: every array, and the units that its axes make and read.
       stacks: configuration -> its stacks of layers.
       init: (configuration, seed, dtype=...) -> random parameters.
+      initial: (configuration, seed, name, dtype) -> one array of ``init``'s, by itself; None if they are drawn together.
       stream: name of the residual stream's space and of the field with its width; None if each layer reads only the one
         before it and there are no norms.
       norm: configuration -> kind of its norms.
@@ -82,6 +83,7 @@ class Architecture:
     caveat: str = ""
     logits: Callable[[Params, Config, Batch], Array] | None = None
     run: Callable[[Params, Config, Batch, Norm], Array] | None = None
+    initial: Callable[[Config, int, str, Any], Array] | None = None
     cannot_run: Callable[[Config], str] = lambda config: ""
     files: Files | None = None
 

@@ -30,6 +30,7 @@ from fusion_core.models.t5.model import forward as t5_forward
 from fusion_core.models.t5.model import normed_forward, shifted_right
 from fusion_core.models.t5.parameters import arrays as t5_arrays
 from fusion_core.models.t5.parameters import init as t5_init
+from fusion_core.models.t5.parameters import initial as t5_initial
 from fusion_core.models.t5.parameters import stacks as t5_stacks
 from fusion_core.models.units import Axis, Config, Layout, Params, Space, by_name, shapes_of
 
@@ -69,6 +70,7 @@ T5 = Architecture(
     arrays=t5_arrays,
     stacks=t5_stacks,
     init=t5_init,
+    initial=t5_initial,
     stream="d_model",
     norm=lambda config: NormKind(centred=False, epsilon=config.layer_norm_epsilon),
     tied=lambda config: ("decoder.final_layer_norm.weight",) if not config.own_head else (),
@@ -133,6 +135,14 @@ def parameter_shapes(config: Config) -> Params:
 def init(config: Config, seed: int, **options: Any) -> Params:
     """Return random parameters; equal seeds give equal ones. The options are those of the architecture's ``init``."""
     return architecture(config).init(config, seed, **options)
+
+
+def initial(config: Config, seed: int, name: str, dtype: Any) -> Array:
+    """Return one array of ``init(config, seed, dtype=dtype)``, by its dotted name; the others are not kept."""
+    record = architecture(config)
+    if record.initial is not None:
+        return record.initial(config, seed, name, dtype)
+    return by_name(record.init(config, seed, dtype=dtype))[name]
 
 
 @functools.lru_cache(maxsize=32)

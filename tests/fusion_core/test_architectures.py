@@ -9,6 +9,7 @@ import pytest
 
 import fusion_core as fc
 from fusion_core import checkpoints
+from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.growth.copying import replication
 from fusion_core.models.registry import architecture, layouts, spaces
 from fusion_core.models.units import by_name, nested
@@ -73,13 +74,29 @@ def test_sources_whose_norms_agree_give_the_mean_in_transformers(name, tmp_path)
     assert_close(c, 0.3 * a + 0.7 * b)
 
 
+WIDER, DEEPER = ("hypercloning", {"factor": 2}), ("identity_layers", {"factor": 2})
+ALL_PRESERVING = [
+    *(WIDER, DEEPER, ("deep_fusion", {"factor": 3}), ("sparkling", {"factor": 2})),
+    ("net2net_width", {"factor": 2, "seed": 1}),
+    ("hypercloning", {"factor": 3, "noise": 0.2, "seed": 1}),
+    ("deep_fusion", {"factor": 2, "noise": 0.2, "seed": 1}),
+]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_grows_by_streaming_and_keeps_its_logits_in_transformers(name, tmp_path):
     before = hub.logits(hub.saved(tmp_path / "a", name))
-    for operator, options in (("hypercloning", {"factor": 2}), ("identity_layers", {"factor": 2})):
+    growths = ALL_PRESERVING if name in ("T5", "Llama", "GPT-2") else [WIDER, DEEPER]
+    for i, (operator, options) in enumerate(growths):
         recipe = checkpoints.growth_recipe(tmp_path / "a", operator, **options)
-        checkpoints.write_recipe(recipe, tmp_path / operator, probe=False)
-        assert_close(hub.logits(tmp_path / operator), before, operator)
+        assert recipe.exactness.startswith("kept")
+        checkpoints.write_recipe(recipe, tmp_path / str(i), probe=False)
+        assert_close(hub.logits(tmp_path / str(i)), before, f"{operator} {options}")
+
+
+def test_every_operator_that_keeps_the_function_is_judged():
+    keeping = {n for n, o in GROWTH_OPERATORS.items() if o.properties.function_preserving and o.networks != "chain"}
+    assert {operator for operator, _ in ALL_PRESERVING} == keeping
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,3 +163,29 @@ def test_a_fused_tree_of_every_record_has_the_shapes_of_its_configuration(tmp_pa
         assert {n: a.shape for n, a in by_name(shapes).items()} == {
             n: a.shape for n, a in layouts(mapping.config).items()
         }
+
+
+def test_fields_that_are_allowed_to_differ_are_the_first_sources(tmp_path):
+    """As of a base and an instruct model: another end token, another length, another window."""
+    changes = {"eos_token_id": [2, 5], "max_position_embeddings": 128, "sliding_window": 20}
+    folders = [hub.saved(tmp_path / "base", "Mistral"), hub.saved(tmp_path / "instruct", "Mistral", seed=1, **changes)]
+    with pytest.raises(
+        fc.InputError, match=r"max_position_embeddings is 64 and 128; it must agree, or be allowed to differ"
+    ):
+        checkpoints.fusion_recipe(folders, allow_different=["eos", "window"])
+    recipe = fused(folders, tmp_path / "c", allow_different=["eos", "max_length", "sliding_window"])
+    assert "eos_token_id is 2, kept from base ([2, 5] in instruct)" in recipe.kept_values
+    card = (tmp_path / "c" / "README.md").read_text()
+    assert all(f"- {sentence}" in card for sentence in recipe.kept_values)
+    values = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (values["eos_token_id"], values["max_position_embeddings"], values["sliding_window"]) == (2, 64, 8)
+    swapped = fused(folders[::-1], tmp_path / "d", allow_different=["eos", "max_length", "sliding_window"])
+    assert swapped.config.settings["eos_token_id"] == [2, 5]
+
+
+def test_what_cannot_be_allowed_to_differ_is_refused(tmp_path):
+    folders = [hub.saved(tmp_path / "a", "Llama"), hub.saved(tmp_path / "b", "Llama", head_dim=8)]
+    with pytest.raises(fc.InputError, match=r"head_dim cannot be allowed to differ: .* depends on it"):
+        checkpoints.fusion_recipe(folders, allow_different=["head_dim"])
+    with pytest.raises(fc.InputError, match=r"colour is no field .* they differ in head_dim"):
+        checkpoints.fusion_recipe(folders, allow_different=["colour"])

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from fusion_core.models.architecture import HEAD, Architecture, Batch, Files, Norm
 from fusion_core.models.decoder import files, llama
-from fusion_core.models.decoder.layers import init_normal
+from fusion_core.models.decoder.layers import DEVIATION, init_normal, initial_normal
 from fusion_core.models.norms import NormKind, normed
 from fusion_core.models.units import Config, Params, Stack, by_name
 
@@ -63,6 +63,10 @@ def decoder(
         record.check_runs(config)
         return run(params, config, jnp.asarray(batch["ids"]), own)
 
+    def initial(config: Config, seed: int, name: str, dtype: Any) -> Array:
+        named = by_name(arrays(config))
+        return initial_normal(named[name], (seed, list(named).index(name)), name, DEVIATION, dtype)
+
     def cannot_run(config: Config) -> str:
         return (
             spelling.cannot_run(config) if run else f"there is no forward pass of {spelling.model_type} networks here"
@@ -77,6 +81,7 @@ def decoder(
         arrays=arrays,
         stacks=stacks,
         init=lambda config, seed, **options: init_normal(arrays(config), seed, **options),
+        initial=initial,
         stream=stream,
         norm=norm,
         tied=tied,
