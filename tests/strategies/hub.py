@@ -1,6 +1,7 @@
 """Tiny random networks of transformers, of every architecture that can be fused: as people have them, made in a second."""
 
 import functools
+import json
 import pathlib
 import warnings
 
@@ -109,3 +110,63 @@ def logits(folder_or_model, dtype="float32"):
     given = {"decoder_input_ids": ids[:, :7]} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
         return model.to(getattr(torch, dtype))(input_ids=ids, **given).logits.float().numpy()
+
+
+OLD_ROPE = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
+PREFIXES = ("model.", "transformer.", "gpt_neox.")
+
+
+def in_older_layout(values, tensors):
+    """The same checkpoint as transformers 4 and before left it: settings' older names, no prefix, buffers, copies."""
+    import torch
+
+    kind = values["model_type"]
+    rope = values.pop("rope_parameters", None)
+    if rope is not None:
+        theta, turned = OLD_ROPE.get(kind, ("rope_theta", "partial_rotary_factor"))
+        named = {"rope_theta": theta, "partial_rotary_factor": turned}
+        values |= {named[name]: rope[name] for name in named if name in rope}
+        if rope["rope_type"] != "default":
+            values["rope_scaling"] = {**rope, "type": rope["rope_type"]}
+    values["torch_dtype"] = values.pop("dtype")
+    for name in ("layer_types", "dense_act_fn", "is_gated_act", "transformers_version"):
+        values.pop(name, None)
+    if values.get("is_encoder_decoder"):
+        if kind == "t5":
+            values["tie_word_embeddings"] = values.pop("scale_decoder_outputs")
+        copies = [f"{stack}.embed_tokens.weight" for stack in ("encoder", "decoder")]
+        return values, tensors | {name: tensors["shared.weight"].clone() for name in copies}
+    bare = {}
+    for name, tensor in tensors.items():
+        prefix = next((p for p in PREFIXES if name.startswith(p)), "")
+        bare[name.removeprefix(prefix)] = tensor
+    buffers = {"gpt2": "h.0.attn.bias", "llama": "layers.0.self_attn.rotary_emb.inv_freq"}
+    if kind in buffers:
+        bare[buffers[kind]] = torch.ones(1, 1, 4, 4)
+    return values, bare
+
+
+def laid_out(folder, name, *, dtype, tied, sharded, old):
+    """A random network in a folder in one of the layouts that people have."""
+    import safetensors.torch
+    import torch
+
+    folder, seq2seq = pathlib.Path(folder), ARCHITECTURES[name][0] in ("t5", "mt5", "umt5")
+    changes = {} if ARCHITECTURES[name][0] in ("mt5", "umt5") else {"tie_word_embeddings": tied}
+    made(name, dtype=dtype, **changes).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    if seq2seq and not tied:
+        tensors["lm_head.weight"] = torch.randn(tensors["shared.weight"].shape).to(tensors["shared.weight"].dtype)
+    if old:
+        values, tensors = in_older_layout(values, tensors)
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "model.safetensors").unlink()
+    parts = [sorted(tensors)] if not sharded else [sorted(tensors)[i::3] for i in range(3)]
+    files = ["model.safetensors"] if not sharded else [f"model-{i + 1:05}-of-00003.safetensors" for i in range(3)]
+    for file, part in zip(files, parts, strict=True):
+        safetensors.torch.save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
+    if sharded:
+        weight_map = {n: file for file, part in zip(files, parts, strict=True) for n in part}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
