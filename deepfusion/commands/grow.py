@@ -47,7 +47,7 @@ def grow(
 
     docs/growth_operators.md has what each operator keeps. Tensors are streamed: copies row by row, draws (noise, new blocks)
     one tensor at a time, so that memory does not grow with the network. The folder appears whole or not at all, with the
-    tokenizer and growth.json.
+    tokenizer and growth.json: the learning rates with which training goes on as before, for PyTorch too (docs/pytorch.md).
     """
     if list_operators:
         with working("loading JAX", quiet=as_json):

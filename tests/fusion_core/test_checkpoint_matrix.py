@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fusion_core import checkpoints
-from fusion_core.models.decoder import gemma2, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3
-from fusion_core.models.t5 import parameters, relatives
+from fusion_core.models.decoder import gemma2, gpt_neox, mistral, phi3, qwen3
+from fusion_core.models.t5 import relatives
 from tests.strategies import hub
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers', which are not ours
@@ -38,9 +38,10 @@ LAYOUTS = [
         ("float16", False, True, False),
     )
 ]
-MODULES = {
-    **{"t5": parameters, "mt5": relatives, "umt5": relatives, "llama": llama, "mistral": mistral, "qwen2": qwen2},
-    **{"qwen3": qwen3, "gemma2": gemma2, "phi3": phi3, "gpt_neox": gpt_neox, "gpt2": gpt2},
+# records without a forward pass of their own
+RECORDS = {
+    **{"mt5": relatives, "umt5": relatives, "mistral": mistral, "qwen3": qwen3, "gemma2": gemma2, "phi3": phi3},
+    "gpt_neox": gpt_neox,
 }
 NAMES = list(hub.ARCHITECTURES)
 RESULTS = {}
@@ -111,9 +112,10 @@ def test_the_table_in_the_docs_is_what_was_found():
     wanted = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
     if os.environ.get("DEEPFUSION_WRITE_TABLES"):
         PAGE.write_text(wanted, encoding="utf-8")
+        return
     assert wanted == text, "run this file with DEEPFUSION_WRITE_TABLES=1"
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen3", "gemma2", "phi3", "gpt_neox", "mt5"])
+@pytest.mark.parametrize("kind", RECORDS)
 def test_a_record_has_at_most_40_lines(kind):
-    assert lines_of(MODULES[kind]) <= 40
+    assert lines_of(RECORDS[kind]) <= 40
