@@ -33,7 +33,7 @@ def write_recipe(
 
     The folder appears whole or not at all.
 
-    Memory: a few rows of one tensor at a time; with ``probe``, one tensor as float32.
+    Memory: a few rows of one tensor at a time; a tensor with draws in it whole, and with ``probe`` one tensor as float32.
 
     Args:
       recipe: recipe from ``fusion_recipe`` or ``growth_recipe``.

@@ -82,7 +82,8 @@ def with_first(configs: Sequence[Config], allowed: Sequence[str]) -> tuple[list[
                 f"{name} is no field of these sources' configurations that could be allowed to differ; "
                 f"{'they differ in ' + ', '.join(sorted(differ)) if differ else 'they agree in all'}"
             )
-    changed, values = [first], {}
+    changed = [first]
+    values: dict[str, None] = {}
     for other in configs[1:]:
         off = [n for n in differing(first, other) if n in names]
         values |= dict.fromkeys(off)

@@ -91,12 +91,8 @@ def table():
         caveat = recipe.sources[0].architecture.caveat
         rows.append(
             [
-                *(
-                    name,
-                    f"`{kind}`",
-                    str(lines_of(MODULES[kind])),
-                    f"same logits in {number} of {len(LAYOUTS)} layouts",
-                ),
+                *(name, f"`{kind}`", str(lines_of(RECORDS[kind])) if kind in RECORDS else ""),
+                f"same logits in {number} of {len(LAYOUTS)} layouts",
                 "mean, up to the norms' statistics" + (f"; {caveat}" if caveat else ""),
                 "no" if recipe.cannot_run else "yes",
             ]
