@@ -43,7 +43,8 @@ def grow(
     deepfusion grow small --operator identity_layers --depth 8 --out deep
 
     docs/growth_operators.md has what each operator keeps. Tensors are streamed if all of them are copies; otherwise the
-    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer.
+    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer and
+    growth.json: the learning rates with which training goes on as before, for PyTorch too (docs/pytorch.md).
     """
     if not list_operators:
         for name, value in (("a checkpoint folder", checkpoint), ("--operator", operator), ("--out", out)):
