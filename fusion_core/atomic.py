@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written under a temporary name, then renamed."""
+"""Files and folders that are whole or absent: written under a temporary name, then renamed; their rights follow the umask."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 
@@ -15,17 +15,29 @@ from collections.abc import Iterator
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
+    temporary = _beside(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less what the umask takes
+    mode = temporary.stat().st_mode
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        _give_rights(temporary, mode)
         _to_disk(temporary)  # before the name: after a power cut a file that has its name has its content
         os.replace(temporary, path)
         _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """Return a name in the folder of ``path`` that nothing has."""
+    return path.parent / f".{path.name}.{secrets.token_hex(6)}"
+
+
+def _give_rights(file: pathlib.Path, mode: int) -> None:
+    """Give a file the rights in ``mode`` to read and write: libraries write files that are their owner's alone."""
+    if (file.stat().st_mode ^ mode) & 0o666:
+        with contextlib.suppress(PermissionError):  # a link to a file of someone else's
+            os.chmod(file, mode & 0o666)
 
 
 def _to_disk(path: pathlib.Path) -> None:
@@ -57,14 +69,16 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
         check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = None
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
         for inside in (temporary, *temporary.rglob("*")):
+            if inside.is_file():
+                _give_rights(inside, temporary.stat().st_mode)
             _to_disk(inside)
         if path.exists():
-            aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            aside = _beside(path)
             os.replace(path, aside)
         try:
             os.replace(temporary, path)

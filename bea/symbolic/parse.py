@@ -43,12 +43,13 @@ class FormulaError(ValueError):
     """A formula that cannot be parsed; the message names the part and the allowed forms."""
 
 
-def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
+def parse_formula(text: str, names: Iterable[str] | None = None, own: Iterable[str] = ()) -> sp.Expr:
     """Read a formula in Python's notation as a sympy expression with exact numbers (0.5 is read as 1/2).
 
     Args:
       text: numbers, names, + − * / ** ^, parentheses and the functions of :data:`FUNCTIONS`.
       names: the symbols that may occur; if None, any plain name.
+      own: names that are symbols even where they are constants otherwise; others may occur too.
 
     Raises:
       FormulaError: the text is anything else. Nothing is ever evaluated as Python.
@@ -65,7 +66,7 @@ def parse_formula(text: str, names: Iterable[str] | None = None) -> sp.Expr:
         raise FormulaError(
             f"{_shown(text)} is not a formula: {getattr(error, 'msg', None) or 'it cannot be read'}"
         ) from None
-    expr = _read(tree.body, text, None if names is None else set(names), 0)
+    expr = _read(tree.body, text, None if names is None else set(names), set(own), 0)
     if expr.has(sp.zoo, sp.oo, sp.nan):
         raise FormulaError(f"{_shown(text)} divides by zero")
     if expr.has(sp.I):
@@ -77,17 +78,17 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _read(node: ast.AST, text: str, names: set[str] | None, depth: int) -> sp.Expr:
+def _read(node: ast.AST, text: str, names: set[str] | None, own: set[str], depth: int) -> sp.Expr:
     if depth > DEEPEST:
         raise FormulaError(f"{_shown(text)} is nested more than {DEEPEST} deep")
-    read = lambda part: _read(part, text, names, depth + 1)
+    read = lambda part: _read(part, text, names, own, depth + 1)
     match node:
         case ast.Constant(value=bool()):
             pass
         case ast.Constant(value=int() | float() as value):
             return _number(node, value, text)
         case ast.Name(id=name):
-            return _symbol(name, text, names)
+            return sp.Symbol(name) if name in own else _symbol(name, text, names)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -read(operand)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,13 +86,18 @@ def _derivation(
     """Return the derivation of the one thing that is given, the method's own if nothing is."""
     import sympy as sp
 
-    from bea.symbolic import parse_formula, presentation
+    from bea.symbolic import parse_formula as parse
+    from bea.symbolic import presentation
 
+    pieces = [part for phase in (phases or "").split(",") for part in phase.split(":")]
+    # what is named as a symbol is one, also where its name is a constant's, such as E
+    own = {name.strip() for name in (*(symbols or "").split(","), step, momentum or "", *pieces)}
+    parse_formula = functools.partial(parse, own=own)
     if phases is not None:
-        parts = [_read_phase(part) for part in phases.split(",")]
+        parts = [_read_phase(part, own) for part in phases.split(",")]
         if not where:
             return presentation.present_phases(parts, order, method, trees)
-        losses = _read_where(where, [part.name for part in parts])
+        losses = _read_where(where, [part.name for part in parts], own)
         steps = sp.Add(*(x for part in parts for x in (part.step, part.steps)))
         parameters = _parameters(symbols, list(losses.values()), steps)
         return presentation.present_phases_of(parts, losses, parameters, order, method)
@@ -113,7 +119,7 @@ def _parameters(symbols: str | None, formulas: list[Any], step: Any) -> list[Any
     from bea.symbolic import parse_formula
 
     if symbols is not None:
-        found = [parse_formula(name) for name in symbols.split(",")]
+        found = [parse_formula(name, own=[name.strip()]) for name in symbols.split(",")]
         if not all(x.is_Symbol for x in found):
             raise InputError(f"--symbols {symbols!r} is not a list of names such as 'x,y'")
         return found
@@ -121,11 +127,13 @@ def _parameters(symbols: str | None, formulas: list[Any], step: Any) -> list[Any
     if clash := names & step.free_symbols:
         raise InputError(f"{min(map(str, clash))} is the step size and also in the formula: name another with --step")
     if not names:
-        raise InputError("the formula has no parameters")
+        raise InputError(
+            "the formula has no parameters; E and pi are numbers unless they are named, such as by --symbols E"
+        )
     return sorted(names, key=str)
 
 
-def _read_phase(text: str) -> NamedPhase:
+def _read_phase(text: str, own: set[str]) -> NamedPhase:
     """Read one ``name:step`` or ``name:step:repeats``."""
     from bea.symbolic import parse_formula
     from bea.symbolic.presentation import NamedPhase
@@ -134,7 +142,7 @@ def _read_phase(text: str) -> NamedPhase:
     owner = f"phase {text.strip()!r}"
     if len(pieces) not in (2, 3) or not all(pieces):
         raise InputError(f"{owner} is not name:step or name:step:repeats, such as E1:h1 or E1:h1:5")
-    name, step, count = (parse_formula(piece) for piece in (*pieces, "1")[:3])
+    name, step, count = (parse_formula(piece, own=own) for piece in (*pieces, "1")[:3])
     if not name.is_Symbol:
         raise InputError(f"{owner}: {pieces[0]!r} is not the name of a loss")
     if not (count.is_Symbol or (count.is_Integer and count >= 1)):
@@ -144,7 +152,7 @@ def _read_phase(text: str) -> NamedPhase:
     return NamedPhase(str(name), step, count)
 
 
-def _read_where(where: list[str], names: list[str]) -> dict[str, Any]:
+def _read_where(where: list[str], names: list[str], own: set[str]) -> dict[str, Any]:
     """Read the ``name=formula`` of every loss."""
     from bea.symbolic import parse_formula
 
@@ -154,7 +162,7 @@ def _read_where(where: list[str], names: list[str]) -> dict[str, Any]:
         if not equals or name.strip() not in names:
             known = ", ".join(dict.fromkeys(names))
             raise InputError(f"--where {item!r} is not name=formula with a name from {known}")
-        losses[name.strip()] = parse_formula(formula)
+        losses[name.strip()] = parse_formula(formula, own=own - set(names))
     if missing := [name for name in names if name not in losses]:
         raise InputError(f"no formula for {missing[0]}: add --where '{missing[0]}=...' or leave all formulas out")
     return losses

@@ -124,7 +124,11 @@ def _given(
 
 
 def _note_cuts(run: Any) -> None:
-    """Say how many texts were longer than allowed."""
+    """Say how many rows were left out, and how many texts were longer than allowed."""
+    for name, rows in run.left_out.items():
+        if rows:
+            total = len(rows) + len(run.examples[name])
+            notes(f"{len(rows)} of {total} {name} rows were left out; the first: {rows[0]}")
     for name, counts in run.cut.items():
         for what, count in counts.items():
             if count:

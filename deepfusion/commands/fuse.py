@@ -70,7 +70,8 @@ def fuse(
 
     Hidden weights become block-diagonal, embeddings and heads are concatenated. The norms see the whole stream, so
     different sources are averaged up to their norms' statistics. Tensors are streamed: memory does not grow with the
-    network. The folder appears whole or not at all.
+    network. The folder appears whole or not at all, with growth.json: the learning rates with which training goes on as
+    before, for PyTorch too (docs/pytorch.md).
     """
     numbers, largest = _parse_weights(weights), parse_size(max_shard)
     if norm == "calibrated" and not calibration_text:

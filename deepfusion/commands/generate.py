@@ -58,6 +58,7 @@ def generate(
     options = {**drawn, "beams": beams, "length_penalty": length_penalty}
     sources = _lines(file) if file is not None else texts or []
     with working("loading JAX and writing", quiet=as_json):
+        from fusion_core.models.t5.beams import candidates
         from fusion_core.models.t5.decoding import Decoding
         from fusion_core.runs.answers import answer, open_network
         from fusion_core.text.examples import encode_texts
@@ -68,7 +69,7 @@ def generate(
             **{name: value for name, value in options.items() if value is not None},  # type: ignore[arg-type]
         )
         network = open_network(checkpoint)
-        if 2 * how.beams > network.config.vocab_size:
+        if candidates(network.config, how.beams) > network.config.vocab_size:
             raise InputError(
                 f"--beams is {how.beams}; a vocabulary of {network.config.vocab_size} has no room for so many"
             )
@@ -86,13 +87,9 @@ def generate(
 
 
 def _lines(file: pathlib.Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}; check the path given to --file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not UTF-8; convert it") from None
-    texts = [line for line in lines if line.strip()]
+    from fusion_core.text.encoding import read_text
+
+    texts = [line for line in read_text(file).split("\n") if line.strip()]
     if not texts:
         raise InputError(f"{file} has no text; give a file with one source a line")
     return texts

@@ -43,7 +43,8 @@ def grow(
     deepfusion grow small --operator identity_layers --depth 8 --out deep
 
     docs/growth_operators.md has what each operator keeps. Tensors are streamed if all of them are copies; otherwise the
-    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer.
+    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer and
+    growth.json: the learning rates with which training goes on as before, for PyTorch too (docs/pytorch.md).
     """
     if not list_operators:
         for name, value in (("a checkpoint folder", checkpoint), ("--operator", operator), ("--out", out)):
@@ -114,6 +115,7 @@ def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noi
     import jax
 
     import fusion_core as fc
+    from fusion_core.checkpoints import Event, growth_record, open_checkpoint, write_growth
     from fusion_core.checkpoints.pretrained import write_pretrained
     from fusion_core.checkpoints.tokenizers import copy_tokenizer
 
@@ -121,4 +123,6 @@ def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noi
     with atomic.new_folder(out) as folder:
         write_pretrained(folder, grown, config)
         copy_tokenizer([checkpoint], folder)
+        event = Event(operator, noise=noise, **options)
+        write_growth(folder, growth_record([open_checkpoint(checkpoint)], event))
     return sum(leaf.size for leaf in jax.tree.leaves(grown))

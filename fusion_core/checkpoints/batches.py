@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.models.registry import Batch, architecture
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import SpanCorruption
-from fusion_core.text.tokenizer import EOS, Tokenizer
+from fusion_core.text.tokenizer import Tokenizer
 
 LENGTH = 64  # length of a window of text, in tokens
 
@@ -44,9 +45,9 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: 
     """
     files = architecture(config).files
     assert files is not None
+    check_fits(tokenizer, config, "the text cannot be tokenized for this network")
     if files.spans:
         return _spans(texts, tokenizer, config, rows, seed)
-    _check_pieces(tokenizer, config)
     stream = np.concatenate(tokenizer.encode(list(texts))).astype(np.int32)
     length = min(LENGTH, len(stream) - 1, files.longest(config) or LENGTH)
     if length < 1:
@@ -56,21 +57,12 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: 
 
 
 def _spans(texts: Sequence[str], tokenizer: Tokenizer, config: Any, rows: int, seed: int) -> Batch:
-    _check_pieces(tokenizer, config)
-    documents = [x if len(x) and x[-1] == EOS else np.append(x, np.int32(EOS)) for x in tokenizer.encode(list(texts))]
+    documents = tokenizer.encode_ended(list(texts))
     # short texts make short windows
     source = max(8, min(LENGTH, sum(map(len, documents)) // 2))
     data = SpanCorruption.from_documents(documents, tokenizer, source, seed)
     (batch,) = first_batches(data, min(rows, len(data.windows)), 1)
     return _shifted(config, batch["encoder_ids"], batch["targets"])
-
-
-def _check_pieces(tokenizer: Tokenizer, config: Any) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, but the network {config.vocab_size}; give the tokenizer that "
-            "the network was trained with"
-        )
 
 
 def _shifted(config: Any, encoder_ids: np.ndarray, targets: np.ndarray) -> Batch:

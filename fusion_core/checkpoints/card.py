@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusion_core.checkpoints.comparison import Deviation
+from fusion_core.checkpoints.growth_file import GROWTH
 from fusion_core.checkpoints.recipe import Recipe
 from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.provenance import versions
@@ -65,5 +66,8 @@ def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]
             f"{measured.largest:.3g}, on average {measured.mean:.3g}; the mean's logits have a standard deviation of "
             f"{measured.spread:.3g}"
         )
+    lines.append(
+        f"- learning rates with which training goes on as before: {GROWTH}, for fusion_core.torch.param_groups"
+    )
     lines.append(f"- tokenizer: {'copied from a source' if copied else 'the sources came without one'}")
     return "\n".join(lines) + "\n"

@@ -25,7 +25,7 @@ CONVERT = (
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises InputError if it holds none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
     if not isinstance(values, dict):

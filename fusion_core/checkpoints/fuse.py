@@ -11,6 +11,7 @@ from fusion_core import atomic
 from fusion_core.checkpoints.card import model_card
 from fusion_core.checkpoints.checkpoint import open_checkpoint
 from fusion_core.checkpoints.comparison import Deviation, deviation_from_mean
+from fusion_core.checkpoints.growth_file import growth_record, write_growth
 from fusion_core.checkpoints.ranges import Reader
 from fusion_core.checkpoints.recipe import Recipe
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
@@ -28,7 +29,7 @@ def write_recipe(
     probe: bool = True,
     report: Callable[[str, int], None] = lambda name, count: None,
 ) -> Deviation | None:
-    """Write the checkpoint of a recipe: weights, configuration, tokenizer and model card.
+    """Write the checkpoint of a recipe: weights, configuration, ``growth.json``, tokenizer and model card.
 
     The folder appears whole or not at all.
 
@@ -63,6 +64,9 @@ def write_recipe(
             values = files.write_config(recipe.config) | {"dtype": TORCH_NAMES[next(iter(recipe.dtypes))]}
             (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
+            report("writing growth.json", 0)
+            scales = {tensor.name: tensor.rule.scales for tensor in recipe.tensors}
+            write_growth(folder, growth_record(recipe.sources, recipe.event, scales))
             measured = None
             if probe:
                 report("measuring the deviation from the mean", 0)

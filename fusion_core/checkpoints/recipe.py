@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_core.checkpoints.checkpoint import Checkpoint, open_checkpoint, same_network
 from fusion_core.checkpoints.comparison import moments_of, text_batch
+from fusion_core.checkpoints.growth_file import Event
 from fusion_core.checkpoints.ranges import Reader
 from fusion_core.checkpoints.stream import GrownTensor, Noise
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
@@ -38,6 +39,7 @@ class Recipe:
       shards: file name -> its tensors.
       equal: whether all sources are one network, bit for bit.
       operator: the growth operator's name; None for a fusion.
+      sizes: the operator's ``factor``, ``width``, ``depth`` and ``seed``.
       noise: standard deviation of the noise in units of each weight's root mean square; 0 if there is none.
       seed: seed of the noise.
       calibrated_on: number of tokens that the norms' scales were fitted to; 0 for plain norms.
@@ -53,6 +55,15 @@ class Recipe:
     seed: int
     calibrated_on: int = 0
     operator: str | None = None
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def event(self) -> Event:
+        """What is done to the sources, for ``growth.json``."""
+        if self.operator is not None:
+            return Event(self.operator, **self.sizes)
+        norm = "calibrated" if self.calibrated_on else "plain"
+        return Event(None, self.weights, self.equal, norm, self.noise, self.seed)
 
     @property
     def parameters(self) -> int:
@@ -216,7 +227,8 @@ def growth_recipe(
         )
     tensors = _tensors(growth.mapping, (source,), dtype)
     shards = split_into_shards(tensors, largest_shard)
-    return Recipe((source,), (1.0,), growth.config, tuple(tensors), shards, True, 0.0, seed or 0, operator=operator)
+    found = (source,), (1.0,), growth.config, tuple(tensors), shards
+    return Recipe(*found, True, 0.0, seed or 0, operator=operator, sizes=sizes)
 
 
 def _tensors(mapping: GrowthMap, sources: Sequence[Checkpoint], dtype: str | None) -> list[GrownTensor]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.registry import architecture
+from fusion_core.text.tokenizer import Tokenizer
 
 # files that determine the ids of a text
 CONTENT = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
@@ -26,7 +28,7 @@ def _content(path: pathlib.Path) -> Any:
     if path.suffix != ".json":
         return path.read_bytes()
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
     if path.name == "tokenizer.json" and isinstance(values, dict):
@@ -72,6 +74,34 @@ def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
                     f"{_first_difference(contents[0][1], content)}); networks can be fused or compared only where equal "
                     "ids mean equal pieces of text"
                 )
+
+
+def check_fits(tokenizer: Tokenizer, config: Any, owner: str) -> None:
+    """Raise InputError if the network lacks ids of the tokenizer or, being one of text to text, has other special ids.
+
+    Args:
+      tokenizer: of the network.
+      config: of the network.
+      owner: first words of the message.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"{owner}: the tokenizer has {tokenizer.vocab_size} pieces, but the network has {config.vocab_size} tokens; "
+            "take the tokenizer that the network was trained with"
+        )
+    files = architecture(config).files
+    if files is None or not files.spans:
+        return
+    special = tokenizer.special
+    for piece, what, found, expected in (
+        (tokenizer.pad, "pad", special.pad, (config.pad_token_id,)),
+        (tokenizer.end, "end", special.end, config.ends),
+    ):
+        if found not in expected:
+            raise InputError(
+                f"{owner}: the tokenizer's {piece} has the id {found}, but the configuration says that the {what} token is "
+                f"{' or '.join(map(str, expected))}; take the tokenizer that the network was trained with"
+            )
 
 
 def copy_tokenizer(folders: Sequence[pathlib.Path], target: pathlib.Path) -> list[str]:

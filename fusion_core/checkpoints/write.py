@@ -85,7 +85,7 @@ def write_shards(
         # on leaving: start no new tensors, wait for those being written, then close the files
         jobs = []
         for file, tensors in shards.items():
-            handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, handle)
             first = header(tensors)
             _write(handle, first, 0)

@@ -156,16 +156,18 @@ class Factored:
       v_row, v_col: means over the larger and over the smaller of the two largest axes; a single zero if not factored.
       v: the second moments themselves; a single zero if factored.
       shape: shape of the array.
+      axes: the axes that ``v_row`` and ``v_col`` keep; if None, those of optax's rule.
     """
 
     v_row: Any
     v_col: Any
     v: Any
     shape: tuple[int, ...]
+    axes: tuple[int, int] | None = None
 
     def whole(self) -> Array:
         """Return the second moments that the factors represent: ``row · column / mean(row)``."""
-        axes = factored_axes(self.shape)
+        axes = self.axes or factored_axes(self.shape)
         if axes is None:
             return self.v
         row, col = jnp.expand_dims(self.v_row, axes[1]), jnp.expand_dims(self.v_col, axes[0])
@@ -174,7 +176,7 @@ class Factored:
 
     def mean_over(self, axis: int, kept: int) -> Array:
         """Return the second moments averaged over one axis, factored or not."""
-        axes = factored_axes(self.shape)
+        axes = self.axes or factored_axes(self.shape)
         if axes is not None and set(axes) == {axis, kept}:
             return self.v_row if axes[0] == kept else self.v_col
         return jnp.mean(self.whole(), axis=axis)
@@ -208,16 +210,16 @@ def factored_moment(rule: Rule, moments: Sequence[Factored | None], *, copies: b
     present = next(m for m in moments if m is not None)
     known = [present if m is None else m for m in moments]
     placeholder = jnp.zeros((1,), present.v.dtype)
-    found = factored_axes(rule.shape)
+    found = present.axes or factored_axes(rule.shape)
     if found is None:
         whole = second_moment(rule, [m.whole() for m in known], copies=copies)
         return Factored(placeholder, placeholder, whole, rule.shape)
     row, col = found
     if copies or len(rule.blocks) == 1 or not rule.own:
         whole = second_moment(rule, [m.whole() for m in known], copies=copies)
-        return Factored(jnp.mean(whole, axis=col), jnp.mean(whole, axis=row), placeholder, rule.shape)
+        return Factored(jnp.mean(whole, axis=col), jnp.mean(whole, axis=row), placeholder, rule.shape, present.axes)
     v_row, v_col = _concatenated(rule, known, row, col), _concatenated(rule, known, col, row)
-    return Factored(v_row, v_col, placeholder, rule.shape)
+    return Factored(v_row, v_col, placeholder, rule.shape, present.axes)
 
 
 def _concatenated(rule: Rule, moments: Sequence[Factored], kept: int, over: int) -> Array:

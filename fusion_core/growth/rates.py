@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +62,42 @@ def _size_ratio(rule: Rule) -> float:
     return math.sqrt(math.fsum(squares) / math.prod(rule.shape))
 
 
+class Terms(NamedTuple):
+    """The terms of an array's factor: arrays that broadcast to all its entries, or numbers.
+
+    Attributes:
+      number: N, the number of grown entries of a small one.
+      gradient: a, their gradient over the small one's.
+      size: ρ, the root mean square of the grown array over the small one's.
+    """
+
+    number: Any
+    gradient: Any
+    size: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether all units have the same number of copies, so that the terms are numbers."""
+        return bool(np.ptp(self.number) == 0 and np.ptp(self.gradient) == 0)
+
+    def factor(self, optimizer: str) -> Any:
+        """Return r, ``1 / (N a · a^p ρ^q)``."""
+        p, q = UPDATES[optimizer]
+        return 1 / (self.number * self.gradient * self.gradient**p * self.size**q)
+
+
+def rate_terms(rule: Rule) -> Terms:
+    """Return the terms of the factor on one array's learning rate, for fusion of equal copies and for copied units."""
+    number, divided = _numbers(rule)
+    return Terms(number, rule.blocks[0].weight / rule.blocks[0].scale / divided, _size_ratio(rule))
+
+
 def _factor(rule: Rule, optimizer: str, measured: Callable[[], float] | None = None) -> float | np.ndarray:
     """Return r of one array: a number, or an array if units have different numbers of copies."""
-    p, q = UPDATES[optimizer]
-    number, divided = _numbers(rule)
-    gradient = rule.blocks[0].weight / rule.blocks[0].scale / divided
-    equal = bool(np.ptp(number) == 0 and np.ptp(divided) == 0)
-    ratio = 1.0 if not q else _size_ratio(rule) if equal or measured is None else measured()
-    factor = 1 / (number * gradient * gradient**p * ratio**q)
+    terms = rate_terms(rule)
+    if UPDATES[optimizer][1] and measured is not None and not terms.equal:
+        terms = terms._replace(size=measured())
+    factor = terms.factor(optimizer)
     return float(factor.flat[0]) if np.ptp(factor) == 0 else np.broadcast_to(factor, rule.shape)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_core import load_pretrained
+from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import T5Config
 from fusion_core.models.t5.decoding import Decoding, generate
@@ -32,29 +33,6 @@ class TextNetwork(NamedTuple):
     tokenizer: Tokenizer
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: T5Config, folder: pathlib.Path) -> None:
-    """Raise InputError if the network lacks ids of the tokenizer, or has other special ids."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the network has {config.vocab_size} tokens; "
-            "take the tokenizer that the network was trained with"
-        )
-    for piece, what, expected in (
-        ("<pad>", "pad", config.pad_token_id),
-        ("</s>", "end", config.eos_token_id),
-    ):
-        found = tokenizer.backend.token_to_id(piece)
-        if found != expected:
-            raise InputError(
-                f"{folder}: the tokenizer's {piece} has the id {found}, but config.json says that the {what} token is "
-                f"{expected}; take the tokenizer that the network was trained with"
-            )
-    if tokenizer.encode(["a"])[0][-1] != config.eos_token_id:
-        raise InputError(
-            f"{folder}: the tokenizer does not end a text with </s>, as T5's do; save it again with its template"
-        )
-
-
 def open_network(folder: pathlib.Path) -> TextNetwork:
     """Read a T5's checkpoint folder and its tokenizer.
 
@@ -68,7 +46,7 @@ def open_network(folder: pathlib.Path) -> TextNetwork:
     if not isinstance(config, T5Config):
         kind = type(config).__name__.removesuffix("Config")
         raise InputError(f"{folder} is a {kind}; this needs a T5, which reads one text and writes another")
-    check_tokenizer(tokenizer, config, folder)
+    check_fits(tokenizer, config, str(folder))
     return TextNetwork(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), config, tokenizer)
 
 
@@ -92,9 +70,10 @@ def answer(
       on_batch: called with the number of sources just answered.
     """
     options = {name: getattr(how, name) for name in how.__dataclass_fields__}
+    pad = network.config.pad_token_id
     size, found = min(batch, len(sources)), dict[int, str]()
     for rows in batches_by_length([len(x) for x in sources], size):
-        ids = padded([sources[i] for i in rows], width_for(max(len(sources[i]) for i in rows)))
+        ids = padded([sources[i] for i in rows], width_for(max(len(sources[i]) for i in rows)), pad)
         written = generate(network.params, network.config, ids, seed=seed, rows=rows.tolist(), **options)
         before = len(found)
         found |= {int(i): network.tokenizer.decode(line) for i, line in zip(rows, written, strict=True)}

@@ -128,6 +128,7 @@ class Finetuning:
 
     Attributes:
       examples: of the files ``train`` and ``validation``.
+      left_out: of each file, a sentence on every row that is known to be broken in GLUE's own files.
       ids: sources and targets of each file as ids.
       cut: numbers of texts of each file that were longer than allowed.
       network: the T5 at its start, with its tokenizer.
@@ -145,7 +146,9 @@ class Finetuning:
         else:
             self.task = named_task(settings.task)
         paths = {"train": settings.train, "validation": settings.validation}
-        self.examples = {name: self.task.examples(pathlib.Path(path)) for name, path in paths.items()}
+        read = {name: self.task.examples_and_blemishes(pathlib.Path(path)) for name, path in paths.items()}
+        self.examples = {name: examples for name, (examples, _) in read.items()}
+        self.left_out = {name: blemishes for name, (_, blemishes) in read.items()}
         self.network = open_network(pathlib.Path(settings.checkpoint))
         self.ids: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         self.cut: dict[str, dict[str, int]] = {}
@@ -165,7 +168,7 @@ class Finetuning:
 
     def _label_ids(self) -> list[np.ndarray]:
         """Return the ids of the labels. Raise InputError if the network cannot write one: all its answers would be wrong."""
-        words = self.network.tokenizer.encode(self.task.labels)
+        words = self.network.tokenizer.encode_ended(self.task.labels)
         for label, ids in zip(self.task.labels, words, strict=True):
             if len(ids) > self.settings.target_length:
                 raise InputError(
@@ -181,15 +184,15 @@ class Finetuning:
 
     def validation_loss(self, params: Any) -> float:
         """Return the mean over the tokens of all validation targets, in nats, at replicated parameters."""
-        sources, targets = self.ids["validation"]
+        (sources, targets), pad = self.ids["validation"], self.network.config.pad_token_id
         groups: dict[int, list[dict[str, np.ndarray]]] = {}
         for rows in batches_by_length([len(x) for x in sources], self.settings.batch):
             width = width_for(max(len(sources[i]) for i in rows))
             batch = {
-                "encoder_ids": padded([sources[i] for i in rows], width),
-                "targets": padded([targets[i] for i in rows], self.longest),
+                "encoder_ids": padded([sources[i] for i in rows], width, pad),
+                "targets": padded([targets[i] for i in rows], self.longest, pad),
             }
-            batch["targets"][len(np.unique(rows)) :] = self.network.config.pad_token_id  # what fills the last batch
+            batch["targets"][len(np.unique(rows)) :] = pad  # what fills the last batch
             groups.setdefault(width, []).append(batch)
         found = [self.trainer.scores(params, batches, replicated=True) for batches in groups.values()]
         return sum(one["loss"] * one["tokens"] for one in found) / sum(one["tokens"] for one in found)
@@ -221,7 +224,7 @@ class Finetuning:
         return Training(
             name=settings.task,
             trainer=self.trainer,
-            data=ExampleBatches(*self.ids["train"], settings.seed, settings.dispatch),
+            data=ExampleBatches(*self.ids["train"], settings.seed, settings.dispatch, self.network.config.pad_token_id),
             folder=self.folder,
             run={"settings": dataclasses.asdict(settings), "examples": read.hexdigest()[:16]},
             cadence=Cadence(
@@ -291,6 +294,7 @@ class Finetuning:
             "task": self.settings.task,
             "scores": self.scores(answers),
             "examples": {name: len(examples) for name, examples in self.examples.items()},
+            "left_out": {name: len(rows) for name, rows in self.left_out.items()},
             "answers_that_are_no_label": no_label,
             "cut": self.cut,
             "steps": self.settings.steps,

@@ -16,7 +16,8 @@ from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, RuleSettings, TrainNode
 from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
-from fusion_core.text.tokenizer import SENTINELS, Tokenizer
+from fusion_core.text.encoding import read_text
+from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, Tokenizer
 from fusion_core.train.training import Cadence
 
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -62,13 +63,13 @@ def plan_from(path: pathlib.Path, change: Callable[[dict[str, Any]], None] = lam
     Raises:
       InputError: the file is missing, no TOML, or not a plan that can be run; the message lists all errors with their lines.
     """
+    if not path.exists():
+        raise InputError(f"there is no plan {path}; examples are in examples/plans")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         values = tomllib.loads(text)
         change(values)
-    except FileNotFoundError:
-        raise InputError(f"there is no plan {path}; examples are in examples/plans") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} cannot be read as TOML: {error}") from None
     reader = _Reader(path.parent, lines_of(text))
     plan = reader.plan(values, path.stem)
@@ -158,12 +159,12 @@ class _Reader:
     def plan(self, values: dict[str, Any], name: str) -> Plan | None:
         self.unknown((), "the plan", values, list(TOP))
         data = self.data(values.get("data", {}))
-        vocabulary = self.vocabulary(data)
+        tokens = self.tokens(data)
         tables = values.get("node", {})
         if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
             self.error(("node",), "nodes are tables, [node.NAME]")
             return None
-        nodes = [self.node(node, table, values.get("defaults", {}), vocabulary) for node, table in tables.items()]
+        nodes = [self.node(node, table, values.get("defaults", {}), tokens) for node, table in tables.items()]
         rest: dict[str, Any] = {key: values[key] for key in TOP[:5] if key in values}
         if (budget := values.get("budget")) is not None:
             table = {"flops": budget} if isinstance(budget, int | float) else budget
@@ -195,16 +196,20 @@ class _Reader:
             self.error(("rule", "law"), f"rule.law: there is no file {rule.law}; fit a law first, or leave rule out")
         return RuleSettings(str((self.folder / rule.law).resolve()))
 
-    def vocabulary(self, data: DataSettings) -> int:
-        """Return the rows of the embedding that the tokenizer needs."""
+    def tokens(self, data: DataSettings) -> dict[str, int]:
+        """Return what the tokenizer says of a model: the rows of its embedding, and its special ids."""
         if data.tokenizer and pathlib.Path(data.tokenizer).exists():
             try:
-                return Tokenizer.load(data.tokenizer).vocab_size
+                tokenizer = Tokenizer.load(data.tokenizer)
+                special = tokenizer.special
+                special.check_sentinels()
+                ids = {"pad_token_id": special.pad, "eos_token_id": special.end, "decoder_start_token_id": special.pad}
+                return {"vocab_size": tokenizer.vocab_size, **ids}
             except InputError as error:
                 self.error(("data", "tokenizer"), str(error))
-        return data.vocab + SENTINELS
+        return {"vocab_size": data.vocab + SENTINELS, "pad_token_id": PAD, "eos_token_id": EOS}
 
-    def node(self, name: str, table: dict[str, Any], defaults: dict[str, Any], vocabulary: int) -> Node | None:
+    def node(self, name: str, table: dict[str, Any], defaults: dict[str, Any], tokens: dict[str, int]) -> Node | None:
         place, owner, before = ("node", name), f"node {name}", len(self.errors)
         if not NAMES.fullmatch(name):
             self.error(place, f"{owner}: a name has letters, digits, '.', '-' and '_', for it is a folder's too")
@@ -222,7 +227,7 @@ class _Reader:
         if "from" in values:
             values["source_node"] = values.pop("from")
         if "model" in values:
-            values["model"] = self.model(place, values["model"], vocabulary)
+            values["model"] = self.model(place, values["model"], tokens)
         for field in TABLES.keys() & values.keys():
             values[field] = self.table(TABLES[field], (*place, field), f"{owner}: {field}", values[field])
         if kind == "train" and "steps" not in values:
@@ -237,7 +242,7 @@ class _Reader:
             return None
         return self.make(cls, place, {"name": name, **values})
 
-    def model(self, place: Place, value: Any, vocabulary: int) -> T5Config | None:
+    def model(self, place: Place, value: Any, tokens: dict[str, int]) -> T5Config | None:
         """Return a configuration from a name, or from a table of its fields, which may have a name too."""
         place = (*place, "model")
         fields: dict[str, Any] = {"name": value} if isinstance(value, str) else value
@@ -250,17 +255,23 @@ class _Reader:
         if len(self.errors) > before:
             return None
         try:
-            own = {"vocab_size": vocabulary, **fields}
-            config = T5Config.named(**fields) if "name" in fields else T5Config(**own)
+            taken = tokens if "name" not in fields else {k: v for k, v in tokens.items() if k != "vocab_size"}
+            config = (T5Config.named if "name" in fields else T5Config)(**{**taken, **fields})
         except InputError as error:
             self.error(place, str(error))
             return None
-        if config.vocab_size < vocabulary:
+        if config.vocab_size < tokens["vocab_size"]:
             self.error(
                 place,
-                f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {vocabulary} pieces; take at least "
-                "as many",
+                f"the model's vocab_size is {config.vocab_size}, but the tokenizer has {tokens['vocab_size']} pieces; take at "
+                "least as many",
             )
+        for name in ("pad_token_id", "eos_token_id"):
+            if tokens[name] not in (config.ends if name == "eos_token_id" else (config.pad_token_id,)):
+                self.error(
+                    place,
+                    f"the model's {name} is {getattr(config, name)}, but the tokenizer's {tokens[name]}; leave it out",
+                )
         return config
 
 

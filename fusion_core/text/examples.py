@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.text.sources import Batch, State, batches_by_step, check_process
-from fusion_core.text.tokenizer import EOS, PAD, Tokenizer
+from fusion_core.text.tokenizer import Tokenizer
 
 SORTED_DISPATCHES = 16  # dispatches whose rows are sorted by length together
 
@@ -25,8 +25,8 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> tu
     """
     if longest < 2:
         raise InputError(f"texts of {longest} tokens have no room for a token and the end; allow at least 2")
-    encoded = tokenizer.encode(texts)
-    ids = [np.append(x[: longest - 1], np.int32(EOS)) if len(x) > longest else x for x in encoded]
+    encoded, end = tokenizer.encode_ended(texts), np.int32(tokenizer.special.end)
+    ids = [np.append(x[: longest - 1], end) if len(x) > longest else x for x in encoded]
     return ids, sum(len(x) > longest for x in encoded)
 
 
@@ -36,9 +36,9 @@ def width_for(length: int) -> int:
     return 8 if length <= 8 else next(width for width in widths if width >= length)
 
 
-def padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Return the rows as int32 [number of rows, width]."""
-    out = np.full((len(rows), width), PAD, np.int32)
+def padded(rows: Sequence[np.ndarray], width: int, pad: int) -> np.ndarray:
+    """Return the rows, filled with the id ``pad``, as int32 [number of rows, width]."""
+    out = np.full((len(rows), width), pad, np.int32)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return out
@@ -56,6 +56,7 @@ class ExampleBatches:
       sources, targets: ids of each example, the end token included.
       seed: of the orders.
       dispatch: number of steps that must have one shape; steps are counted from a multiple of it.
+      pad: id of padding.
       process_index, process_count: of this process and of all that share the batches.
 
     Raises:
@@ -66,6 +67,7 @@ class ExampleBatches:
     targets: Sequence[np.ndarray]
     seed: int
     dispatch: int
+    pad: int
     process_index: int = 0
     process_count: int = 1
 
@@ -109,8 +111,8 @@ class ExampleBatches:
         width = width_for(int(self.lengths[rows].max()))
         mine = rows[step % self.dispatch]
         return {
-            "encoder_ids": padded([self.sources[i] for i in mine], width),
-            "targets": padded([self.targets[i] for i in mine], self.target_width),
+            "encoder_ids": padded([self.sources[i] for i in mine], width, self.pad),
+            "targets": padded([self.targets[i] for i in mine], self.target_width, self.pad),
         }
 
     def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:

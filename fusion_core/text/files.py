@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.text.encoding import BOM, HEAD, check_characters, check_head, not_utf8
 
-READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".jsonl")
+READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".ndjson", ".jsonl")
 COMPRESSED = (".gz", ".zst")
-JSON_LINES = (".jsonl", ".json")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 # (byte offset without compression, lines before it) of a text, (row group, row in it) of a .parquet
 Position = tuple[int, int]
@@ -32,13 +33,19 @@ BLANK = re.compile(rb"[ \t]*\r?\n")
 
 
 def kind(path: pathlib.Path) -> str:
-    """Return the suffix without that of the compression."""
-    return pathlib.Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    """Return the suffix without that of the compression, in lower case."""
+    return (pathlib.Path(path.stem) if compression(path) else path).suffix.lower()
+
+
+def compression(path: pathlib.Path) -> str:
+    """Return the suffix of the compression, in lower case; empty if there is none."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED else ""
 
 
 def readable(path: pathlib.Path) -> bool:
     """Return whether a file in a folder is text, by its name. A plain ``.json`` may be anything, a compressed one is lines."""
-    compressed = path.suffix in COMPRESSED
+    compressed = bool(compression(path))
     return (kind(path) in READABLE and (kind(path) != ".parquet" or not compressed)) or (
         kind(path) == ".json" and compressed
     )
@@ -90,9 +97,9 @@ class _Zstd(io.RawIOBase):
 def _opened(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(path.open("rb"))
-        if path.suffix == ".gz":
+        if compression(path) == ".gz":
             yield stack.enter_context(gzip.GzipFile(fileobj=plain))
-        elif path.suffix == ".zst":
+        elif compression(path) == ".zst":
             yield io.BufferedReader(_Zstd(plain, extra("zstandard", path)), PIECE)
         else:
             yield plain
@@ -110,12 +117,9 @@ def _skip(file: io.BufferedIOBase, offset: int) -> None:
 def _decoded(data: bytes, path: pathlib.Path, offset: int) -> str:
     try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {offset + error.start}; "
-            "convert it (iconv -f latin1 -t utf-8, say) or leave it out"
-        ) from None
-    return text.removeprefix("\ufeff") if offset == 0 else text  # a byte order mark
+    except UnicodeDecodeError:
+        raise not_utf8(path, data, offset) from None
+    return text.removeprefix(BOM) if offset == 0 else text
 
 
 def _cut(line: bytes) -> int:
@@ -157,13 +161,20 @@ def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Itera
         begin, offset, number = offset, offset + len(line), number + 1
         if line.isspace():
             continue
-        text = _decoded(line, path, begin)
+        origin, text = f"{path}, line {number}", _decoded(line, path, begin)
         try:
-            document = json.loads(text)["text"]
-            document.encode("utf-8")  # JSON can spell half a character
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise InputError(f'{path}, line {number}: expected one JSON object a line, {{"text": "..."}}') from None
-        yield document, (offset, number)
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        document = values.get("text") if isinstance(values, dict) else None
+        if not isinstance(document, str):
+            why = "" if not isinstance(values, dict) else f", but the text is {json.dumps(document)[:40]}"
+            if isinstance(values, dict) and "text" not in values:
+                why = f", but there is no text, only {', '.join(values) or 'an empty object'}"
+            raise InputError(
+                f'{origin}: expected one JSON object a line, {{"text": "..."}}{why}; mend the line, or leave it out'
+            )
+        yield check_characters(document, origin), (offset, number)
 
 
 def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
@@ -204,9 +215,8 @@ def read_file(
 ) -> Iterator[tuple[str, Position]]:
     """Yield the documents of a file from ``start`` on, each with the position after it.
 
-    In ``.jsonl`` and ``.json`` a document is a line's ``text``, in ``.parquet`` a row's ``text``; in any other file two
-    empty lines separate documents. ``.gz`` and ``.zst`` are unpacked while they are read, also up to
-    ``start``.
+    In ``.jsonl``, ``.ndjson`` and ``.json`` a document is a line's ``text``, in ``.parquet`` a row's ``text``; in any other
+    file two empty lines separate documents. ``.gz`` and ``.zst`` are unpacked while they are read, also up to ``start``.
 
     Args:
       path: of the file.
@@ -218,13 +228,15 @@ def read_file(
       InputError: the file is missing, damaged, cut off or not UTF-8, a line is not JSON with a ``text``, or a package for
         its kind is not installed; the message names the file and the place in it.
     """
-    if kind(path) == ".parquet" and path.suffix in COMPRESSED:
+    if kind(path) == ".parquet" and compression(path):
         raise InputError(f"{path} is a compressed .parquet, which cannot be entered anywhere; unpack it first")
     try:
         if kind(path) == ".parquet":
             yield from _parquet(path, start)
             return
         with _opened(path) as file:
+            if start[0] == 0 and isinstance(file, io.BufferedReader | gzip.GzipFile):
+                check_head(path, file.peek(HEAD)[:HEAD])
             _skip(file, start[0])
             if kind(path) in JSON_LINES:
                 yield from _json(file, path, start)

@@ -14,6 +14,7 @@ import numpy as np
 
 from fusion_core.text.sources import Batch
 from fusion_core.text.span_corruption import corrupt, noise_masks
+from fusion_core.text.tokenizer import SpecialIds
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -24,7 +25,7 @@ def windows_of(ids: np.ndarray, window: int) -> list[np.ndarray]:
 
 
 def corrupt_each(
-    rng: np.random.Generator, windows: Sequence[np.ndarray], last_id: int, noise_density: float, mean_span: float
+    rng: np.random.Generator, windows: Sequence[np.ndarray], special: SpecialIds, noise_density: float, mean_span: float
 ) -> list[Pair]:
     """Return the corrupted source and target of every window, in the windows' order.
 
@@ -36,7 +37,7 @@ def corrupt_each(
         (where,) = np.nonzero(lengths == length)
         tokens = np.stack([windows[int(i)] for i in where])
         masks = noise_masks(rng, len(where), int(length), noise_density, mean_span)
-        sources, targets = corrupt(tokens, masks, last_id)
+        sources, targets = corrupt(tokens, masks, special)
         for i, source, target in zip(where, sources, targets, strict=True):
             pairs[i] = source, target
     return pairs
@@ -67,17 +68,18 @@ def assign(lengths: np.ndarray, room: tuple[int, int]) -> np.ndarray:
     return rows
 
 
-def pack(pairs: Sequence[Pair], source: int, target: int) -> Batch:
+def pack(pairs: Sequence[Pair], source: int, target: int, pad: int) -> Batch:
     """Pack all pairs into a batch of as few rows as a greedy assignment needs.
 
     Args:
       pairs: source and target of each document.
       source, target: tokens of a row's source and target; none of the pairs is longer.
+      pad: id of padding.
     """
     lengths = np.asarray([(len(s), len(t)) for s, t in pairs], np.int64).reshape(-1, 2)
     rows = assign(lengths, (source, target))
     n = int(rows.max(initial=-1)) + 1
-    ids, segments = ([np.zeros((n, width), np.int32) for width in (source, target)] for _ in range(2))
+    ids, segments = ([np.full((n, width), fill, np.int32) for width in (source, target)] for fill in (pad, 0))
     filled, count = np.zeros((n, 2), np.int64), np.zeros(n, np.int64)
     for pair, row in zip(pairs, rows, strict=True):
         count[row] += 1

@@ -27,7 +27,7 @@ from fusion_core.text.tokenizer import Tokenizer, train_tokenizer
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer_config.json", f"{TOKENIZER}/tokenizer.json")
-FORMAT = 1  # of the files: a number more where the same text gives others
+FORMAT = 2  # of the files: a number more where the same text gives others
 LOOKED_AT = 20_000  # documents of a streamed text from which a tokenizer is trained
 
 
@@ -79,7 +79,8 @@ class TextSettings:
 def write_tokens(folder: pathlib.Path, tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> None:
     """Tokenize documents into ``tokens.npz`` of the folder; save the tokenizer beside it."""
     ids = {
-        name: np.concatenate(tokenizer.encode(texts)) for name, texts in (("train", train), ("validation", validation))
+        name: np.concatenate(tokenizer.encode_ended(texts))
+        for name, texts in (("train", train), ("validation", validation))
     }
     _save_tokenizer(folder, tokenizer)
     # the tokens last: a folder that has them is complete

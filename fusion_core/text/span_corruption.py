@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.text.sources import Batch, State, batches_by_step, check_noise, check_process
-from fusion_core.text.tokenizer import EOS, SENTINELS, Tokenizer
+from fusion_core.text.tokenizer import SENTINELS, SpecialIds, Tokenizer
 
 NOISE_DENSITY, MEAN_SPAN = 0.15, 3.0  # T5's: share of the tokens that are noise, mean length of a noise span in tokens
 
@@ -52,11 +52,13 @@ def target_length(source: int) -> int:
     return window_length(source)[1]
 
 
-def check_sentinels(source: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN) -> None:
+def check_sentinels(
+    source: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN, sentinels: int = SENTINELS
+) -> None:
     """Raise InputError if a source of ``source`` tokens needs more spans than there are sentinels."""
     window, _ = window_length(source, noise_density, mean_span)
-    if span_counts(window, noise_density, mean_span)[1] > SENTINELS:
-        raise InputError(f"a source of {source} tokens needs more than {SENTINELS} sentinels; take a shorter one")
+    if span_counts(window, noise_density, mean_span)[1] > sentinels:
+        raise InputError(f"a source of {source} tokens needs more than {sentinels} sentinels; take a shorter one")
 
 
 def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: float, mean_span: float) -> np.ndarray:
@@ -83,24 +85,25 @@ def noise_masks(rng: np.random.Generator, n: int, length: int, noise_density: fl
     return np.cumsum(starts[:, :length], axis=1) % 2 == 1
 
 
-def corrupt(tokens: np.ndarray, masks: np.ndarray, last_id: int) -> tuple[np.ndarray, np.ndarray]:
+def corrupt(tokens: np.ndarray, masks: np.ndarray, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:
     """Return the source and the target of each row.
 
     In the source each noise span is replaced by one sentinel; the target has, after each sentinel, the tokens of its span.
-    Both end with the end token. Sentinels count down from ``last_id``.
+    Both end with the end token.
 
     Args:
       tokens: [rows, length], integers.
       masks: [rows, length], true where a token is noise; all rows have the same numbers of noise tokens and of spans, so
         that their results have equal lengths.
-      last_id: id of the first sentinel.
+      special: ids of the sentinels, at least as many as there are spans, and of the end token.
     """
-    ends = np.full((len(tokens), 1), EOS, tokens.dtype)
+    ends = np.full((len(tokens), 1), special.end, tokens.dtype)
+    sentinels = np.asarray(special.sentinels, tokens.dtype)
 
     def replace(mask: np.ndarray) -> np.ndarray:
         begins = mask.copy()
         begins[:, 1:] &= ~mask[:, :-1]
-        ids = np.where(begins, last_id + 1 - np.cumsum(begins, axis=1, dtype=tokens.dtype), tokens)
+        ids = np.where(begins, sentinels[np.cumsum(begins, axis=1) - 1], tokens)
         keep = begins | ~mask
         return np.concatenate([ids[keep].reshape(len(tokens), -1), ends], axis=1)
 
@@ -116,7 +119,7 @@ class SpanCorruption:
 
     Attributes:
       windows: integer array [number of windows, window].
-      last_id: id of the first sentinel.
+      special: ids of the sentinels and of the end token.
       seed: of the order and of the masks.
       noise_density: share of the tokens that are noise.
       mean_span: mean length of a noise span, in tokens.
@@ -124,7 +127,7 @@ class SpanCorruption:
     """
 
     windows: np.ndarray
-    last_id: int
+    special: SpecialIds
     seed: int
     noise_density: float = NOISE_DENSITY
     mean_span: float = MEAN_SPAN
@@ -145,10 +148,10 @@ class SpanCorruption:
         noise_density: float = NOISE_DENSITY,
         mean_span: float = MEAN_SPAN,
     ) -> SpanCorruption:
-        """Return the source of batches over the ids of documents (``Tokenizer.encode``).
+        """Return the source of batches over the ids of documents.
 
         Args:
-          documents: ids of each document.
+          documents: ids of each document, each ending with the end token (``Tokenizer.encode_ended``).
           tokenizer: that made them, for the sentinels.
           source: tokens of a corrupted window, end token included.
           seed, noise_density, mean_span: see the class.
@@ -157,13 +160,14 @@ class SpanCorruption:
           InputError: the text is shorter than one window, windows need more sentinels than there are, or the tokenizer has
             none.
         """
-        check_sentinels(source, noise_density, mean_span)
+        tokenizer.special.check_sentinels()
+        check_sentinels(source, noise_density, mean_span, len(tokenizer.special.sentinels))
         window, _ = window_length(source, noise_density, mean_span)
         stream = np.concatenate(documents) if documents else np.zeros(0, np.int32)
         n = len(stream) // window
         if n < 1:
             raise InputError(f"the text has {len(stream)} tokens, but one window needs {window}; give more text")
-        return cls(stream[: n * window].reshape(n, window), tokenizer.sentinel(0), seed, noise_density, mean_span)
+        return cls(stream[: n * window].reshape(n, window), tokenizer.special, seed, noise_density, mean_span)
 
     def with_seed(self, seed: int) -> SpanCorruption:
         """Return the same windows in another order, with other masks."""
@@ -184,7 +188,7 @@ class SpanCorruption:
         tokens = self.windows[self._rows(step * size, size)]
         rng = np.random.default_rng((self.seed, 1, step))
         masks = noise_masks(rng, size, tokens.shape[1], self.noise_density, self.mean_span)
-        source, target = corrupt(tokens, masks, self.last_id)
+        source, target = corrupt(tokens, masks, self.special)
         return {"encoder_ids": source, "targets": target}
 
     def batches(self, size: int, state: State | None = None) -> Iterator[tuple[Batch, State]]:

@@ -27,7 +27,7 @@ from fusion_core.text.span_corruption import (
     noise_masks,
     window_length,
 )
-from fusion_core.text.tokenizer import EOS, Tokenizer
+from fusion_core.text.tokenizer import Tokenizer
 
 # rows of a group, about: many, since its last row is half empty; few, since they are made at once
 GROUP_ROWS = 64
@@ -87,13 +87,14 @@ class StreamedSpans:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         check_process(self.process_index, self.process_count)
         check_noise(self.noise_density, self.mean_span)
-        check_sentinels(self.source, self.noise_density, self.mean_span)
+        special = self.tokenizer.special
+        special.check_sentinels()
+        check_sentinels(self.source, self.noise_density, self.mean_span, len(special.sentinels))
         target = self._window()[1]
         if self.target is not None and self.target < target:
             raise InputError(
                 f"a target of {self.target} is too short: a source of {self.source} has one of {target} tokens"
             )
-        self.tokenizer.sentinel(0)  # raises InputError if there is none
 
     def _window(self) -> tuple[int, int]:
         return window_length(self.source, self.noise_density, self.mean_span)
@@ -161,20 +162,23 @@ class StreamedSpans:
         """Return all rows of a group of documents, shuffled."""
         rng = np.random.default_rng((self.seed, 4, start.epoch, start.index, lane, group))
         window, target = self._window()
-        last = self.tokenizer.sentinel(0)
+        special = self.tokenizer.special
         noise = self.noise_density, self.mean_span
-        ids = self.tokenizer.encode(texts)
+        ids = self.tokenizer.encode_ended(texts)
         if self.packed:
-            windows = [part for x in ids for part in windows_of(x[:-1] if len(x) and x[-1] == EOS else x, window)]
-            batch = pack(corrupt_each(rng, windows, last, *noise), self.source, self.target or target)
+            windows = [part for x in ids for part in windows_of(x[:-1], window)]
+            batch = pack(corrupt_each(rng, windows, special, *noise), self.source, self.target or target, special.pad)
         else:
             stream = np.concatenate(ids) if ids else np.zeros(0, np.int32)
             n = len(stream) // window
             batch = {name: np.zeros((0, 1), np.int32) for name in ("encoder_ids", "targets")}
             if n:
                 masks = noise_masks(rng, n, window, *noise)
-                sources, targets = corrupt(stream[: n * window].reshape(n, window), masks, last)
-                padding = (self.target or target) - targets.shape[1]
-                batch = {"encoder_ids": sources, "targets": np.pad(targets, ((0, 0), (0, padding)))}
+                sources, targets = corrupt(stream[: n * window].reshape(n, window), masks, special)
+                padding = ((0, 0), (0, (self.target or target) - targets.shape[1]))
+                batch = {
+                    "encoder_ids": sources,
+                    "targets": np.pad(targets, padding, constant_values=special.pad),
+                }
         order = rng.permutation(len(batch["targets"]))
         return {name: array[order] for name, array in batch.items()}

@@ -17,9 +17,10 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.text.scores import METRICS, NO_LABEL
-from fusion_core.text.tables import Row, read_rows
+from fusion_core.text.tables import read_rows
 
 Kind = Literal["label", "number", "text"]
+UNLABELLED = ("-1", "-1.0", "-", "hidden")  # for a label that is not given, or on which MNLI's annotators did not agree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Task:
       labels: words of the classes, in the order of their numbers in GLUE's files.
       metrics: names in ``fusion_core.text.scores.METRICS``, the main one first.
       no_header: columns of a file without a first line of names (CoLA's); if empty, files must have one.
+      blemished: whether rows are left out that GLUE's own files are known to have: of another number of columns, with an
+        empty field, or without a label (-1, or MNLI's "-"); otherwise they are refused.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Task:
     labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
     no_header: tuple[str, ...] = ()
+    blemished: bool = False
 
     def source(self, texts: Sequence[str]) -> str:
         """Return the text for the encoder: the task's name, and every field after its own name."""
@@ -102,21 +106,35 @@ class Task:
         return {name: METRICS[name](expected, said) for name in self.metrics}
 
     def examples(self, path: pathlib.Path) -> list[Example]:
-        """Read all examples of a TSV or JSONL file.
+        """Return the first part of ``examples_and_blemishes``."""
+        return self.examples_and_blemishes(path)[0]
+
+    def examples_and_blemishes(self, path: pathlib.Path) -> tuple[list[Example], list[str]]:
+        """Read all examples of a TSV or JSONL file, and a sentence on every row that was left out (``blemished``).
 
         Raises:
-          InputError: the file is missing, empty or damaged, a column is missing, or a target is none of the task's; the
-            message has file, line and remedy.
+          InputError: the file is missing, empty or damaged, a column is missing, no row is left, or a target is none of the
+            task's; the message has file, line and remedy.
         """
-        rows = read_rows(path, self.no_header)
+        left_out: list[str] = []
+        rows = read_rows(path, self.no_header, left_out if self.blemished else None)
         wanted = [columns for _, columns in self.fields] + [self.target]
-        return [
-            Example(self.source([str(row.value(columns)) for columns in wanted[:-1]]), self._target(row), row.origin)
-            for row in rows
-        ]
-
-    def _target(self, row: Row) -> str:
-        return self.write(row.value(self.target), row.origin)
+        found = []
+        for row in rows:
+            texts: list[Any] = []
+            try:
+                texts = [row.value(columns) for columns in wanted]
+                label = self.write(texts[-1], row.origin)
+            except InputError as error:
+                unlabelled = len(texts) == len(wanted) and str(texts[-1]).strip() in UNLABELLED
+                if not self.blemished or not (unlabelled or any(map(row.lacks, wanted))):
+                    raise
+                left_out.append(str(error))
+                continue
+            found.append(Example(self.source([str(text) for text in texts[:-1]]), label, row.origin))
+        if not found:
+            raise InputError(f"{left_out[0]} (no row is left; a test file of GLUE has no labels)")
+        return found, left_out
 
 
 def _number(value: Any) -> float:
@@ -146,7 +164,7 @@ def _glue(
 ) -> tuple[str, Task]:
     """Return a task by its name; ``columns`` are other columns that may hold a field."""
     pairs = tuple((field, (field, *columns.get(field, ()))) for field in fields.split())
-    return name, Task(name, pairs, labels=tuple(labels.split()), **facts)
+    return name, Task(name, pairs, labels=tuple(labels.split()), blemished=True, **facts)
 
 
 # GLUE's own files have other columns than T5 for MRPC's sentences, and for MNLI's premise and hypothesis

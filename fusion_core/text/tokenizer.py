@@ -1,8 +1,14 @@
-"""A unigram tokenizer as in T5: pad, end, unknown, bytes, pieces, and 100 sentinels at the end."""
+"""Tokenizers of checkpoints, and one trained here: a unigram model as T5's, with pad, end, unknown, bytes and 100 sentinels.
+
+What pad, end and sentinels are is said once, by ``Tokenizer.special``: the tokenizer's own names for them, and their ids.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -17,49 +23,110 @@ from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
 from fusion_core.text import spiece
+from fusion_core.text.encoding import check_characters
 
-PAD, EOS, UNK = 0, 1, 2
-SENTINELS = 100
+PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
+SENTINELS = 100  # of those
 
 SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
+# files that name the special tokens; the first that does counts
+NAMING = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """The ids with a meaning in text to text.
+
+    Attributes:
+      pad: of padding.
+      end: of the end of a text.
+      sentinels: of ``<extra_id_0>``, ``<extra_id_1>``, ... up to the first that is missing.
+    """
+
+    pad: int
+    end: int
+    sentinels: tuple[int, ...]
+
+    def check_sentinels(self) -> None:
+        """Raise InputError if there are no sentinels."""
+        if not self.sentinels:
+            raise InputError(
+                "the tokenizer has no <extra_id_0>; span corruption marks what it leaves out with T5's sentinels: take a T5's "
+                "tokenizer, or add <extra_id_0> to <extra_id_99> to this one"
+            )
 
 
 class Tokenizer:
-    """A map from text to ids and back. Sentinels count down from the last id, as in T5."""
+    """A map from text to ids and back. Truncation and padding that the backend was saved with are switched off.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self.backend = backend
+    Args:
+      backend: of the ``tokenizers`` library.
+      pad, end: pieces of padding and of the end of a text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, pad: str = "<pad>", end: str = "</s>") -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend, self.pad, self.end = backend, pad, end
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, sentinels included."""
-        return self.backend.get_vocab_size()
+        """Number of ids, sentinels included; ids that are left out between others count."""
+        return max(self.backend.get_vocab().values(), default=-1) + 1
+
+    @functools.cached_property
+    def special(self) -> SpecialIds:
+        """The ids of padding, end and sentinels, by the names of their pieces. Raises InputError without pad or end."""
+        pad, end = map(self.backend.token_to_id, (self.pad, self.end))
+        named = (self.backend.token_to_id(f"<extra_id_{i}>") for i in itertools.count())
+        sentinels = tuple(itertools.takewhile(lambda i: i is not None, named))
+        if pad is None or end is None:
+            pieces = (
+                (pad, f"pad token {self.pad}"),
+                (end, f"end token {self.end}"),
+                (sentinels, "sentinel <extra_id_0>"),
+            )
+            missing = " and no ".join(what for found, what in pieces if found in (None, ()))
+            raise InputError(
+                f"the tokenizer has no {missing}; take a T5's tokenizer, or add what is missing, and name it as pad_token and "
+                f"eos_token in {NAMING[0]}"
+            )
+        return SpecialIds(pad, end, sentinels)
 
     def sentinel(self, i: int) -> int:
-        """Return the id of ``<extra_id_i>``. Raise InputError if the tokenizer has no sentinels."""
-        first = self.backend.token_to_id("<extra_id_0>")
-        if first is None:
-            raise InputError("the tokenizer has no <extra_id_0>; span corruption needs one with T5's sentinels")
-        return first - i
+        """Return the id of ``<extra_id_i>``. Raises InputError if the tokenizer has no sentinels."""
+        self.special.check_sentinels()
+        return self.special.sentinels[i]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, each ending with the end-of-sequence id."""
-        return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
+        """Return the ids of each text as the tokenizer gives them; T5's ends each text with the end token."""
+        try:
+            return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
+        except TypeError:
+            for i, text in enumerate(texts, start=1):
+                check_characters(text, f"text {i}, {text[:40]!r}")
+            raise
+
+    def encode_ended(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, each ending with the end token, also if the tokenizer writes none."""
+        end = self.special.end
+        return [x if len(x) and x[-1] == end else np.append(x, np.int32(end)) for x in self.encode(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of the ids; padding and end are left out, sentinels are shown."""
-        return self.backend.decode([int(i) for i in ids if i not in (PAD, EOS)], skip_special_tokens=False)
+        hidden = (self.special.pad, self.special.end)
+        return self.backend.decode([int(i) for i in ids if i not in hidden], skip_special_tokens=False)
 
     def save(self, folder: pathlib.Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' ``AutoTokenizer`` reads."""
         self.backend.save(str(folder / "tokenizer.json"))
+        named = {"pad_token": self.pad, "eos_token": self.end, "unk_token": "<unk>"}
         settings = {
             # T5Tokenizer would rebuild the tokenizer without its byte fallback; this class takes the file as it is
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "<pad>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-            "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
+            # a name that it does not have would be added to it
+            **{name: piece for name, piece in named.items() if self.backend.token_to_id(piece) is not None},
+            "additional_special_tokens": [self.backend.id_to_token(i) for i in self.special.sentinels],
             "clean_up_tokenization_spaces": False,
             "model_max_length": 512,
         }
@@ -73,17 +140,35 @@ class Tokenizer:
           InputError: there is none, it is damaged, or a ``.model`` is not a unigram model as T5's are.
         """
         file = pathlib.Path(path)
+        names = special_names(file if file.is_dir() else file.parent)
         if file.is_dir() or file.suffix not in (".json", ".model"):
             found = [file / name for name in ("tokenizer.json", "spiece.model") if (file / name).exists()]
             file = found[0] if found else file / "tokenizer.json"
         if not file.exists():
             raise InputError(f"there is no {file}; give the folder of a checkpoint with its tokenizer")
         if file.suffix == ".model":
-            return cls(_from_sentencepiece(file))
+            return cls(_from_sentencepiece(file), **names)
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"{file} cannot be read ({error}); copy it again") from None
+        return cls(backend, **names)
+
+
+def special_names(folder: pathlib.Path) -> dict[str, str]:
+    """Return the pieces that a folder's files name as ``pad`` and ``end``, as far as they do."""
+    found: dict[str, str] = {}
+    for file in NAMING:
+        try:
+            values = json.loads((folder / file).read_text(encoding="utf-8-sig"))
+            named = {ours: values.get(theirs) for ours, theirs in (("pad", "pad_token"), ("end", "eos_token"))}
+        except (OSError, ValueError, AttributeError):
+            continue  # nothing is said there
+        for name, piece in named.items():
+            piece = piece.get("content") if isinstance(piece, dict) else piece
+            if isinstance(piece, str):
+                found.setdefault(name, piece)
+    return found
 
 
 def _unigram(vocab: Sequence[tuple[str, float]], unknown: int, byte_fallback: bool) -> tokenizers.Tokenizer:

@@ -70,6 +70,31 @@ def test_momentum_and_fields_are_derived_too(derive):
     assert r"\tikz" in derive("--latex", "--trees")
 
 
+@pytest.mark.parametrize(("constant", "letter"), [("E", "G"), ("pi", "pj")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--field 'y, -X' --symbols X,y",
+        "--loss X**2*y/2 --symbols X,y --order 3",
+        "--loss y**2/2 --step X",
+        "--loss y**2/2 --momentum X",
+        "--phases X:h1:n,b:h2",
+        "--phases a:h1:X,b:h2 --where a=y**2/2 --where b=y",
+        "--phases X:h1,b:h2 --where X=y**2/2 --where b=y",
+    ],
+)
+def test_a_symbol_may_be_called_as_a_constant_is(derive, arguments, constant, letter):
+    found, expected = (derive(*shlex.split(arguments.replace("X", name))) for name in (constant, letter))
+    assert found == expected.replace(letter, constant)
+    assert letter in expected or "--where X" in arguments
+
+
+def test_a_constant_that_is_not_named_is_a_number(derive, as_json):
+    data = as_json("--loss", "E*x**2/2")
+    assert data["symbols"] == ["x"]
+    assert parse_formula("E*x", own=["E"]) == sp.Symbol("E") * sp.Symbol("x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

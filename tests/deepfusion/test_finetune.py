@@ -100,7 +100,7 @@ def test_the_validation_loss_is_the_mean_over_all_tokens(folder, whole):
     run = Finetuning(
         FinetuneSettings(checkpoint=str(folder / "small"), train=path, validation=path, task="sst2"), folder / "nowhere"
     )
-    sources, targets = (padded(ids, max(map(len, ids))) for ids in run.ids["validation"])
+    sources, targets = (padded(ids, max(map(len, ids)), 0) for ids in run.ids["validation"])
     batch = {"encoder_ids": jnp.asarray(sources), "targets": jnp.asarray(targets)}
     first = records(whole)[0][0]
     expected = float(mean_loss(run.network.config)(run.network.params, batch))
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(folder, run, tmp_path):
         ),
         "pad": (
             {"vocab_size": size, "pad_token_id": 5},
-            "the tokenizer's <pad> has the id 0, but config.json says that",
+            "the tokenizer's <pad> has the id 0, but the configuration says that",
         ),
         "end": ({"vocab_size": size, "eos_token_id": 9}, "the tokenizer's </s> has the id 1"),
     }

@@ -1,4 +1,4 @@
-"""The example of docs/fuse_checkpoints.md, block by block: transformers writes, deepfusion fuses, transformers goes on."""
+"""The examples of two pages, block by block: transformers writes, deepfusion fuses, transformers and PyTorch go on."""
 
 import contextlib
 import io
@@ -21,8 +21,17 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch", reason=WHY)
     transformers = pytest.importorskip("transformers", reason=WHY)
 
-TEXT = (pathlib.Path(__file__).parent.parent.parent / "docs" / "fuse_checkpoints.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(python|sh)\n(.*?)```(?:\nprints\n```\n(.*?)```)?", TEXT, flags=re.DOTALL)
+DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
+PAGES = {
+    "fuse_checkpoints.md": (["python", "sh", "sh", "python"], ["medium", "small-a", "small-b"]),
+    "pytorch.md": (["python", "sh", "python"], ["grown", "small"]),
+}
+
+
+def blocks(page):
+    """The code of a page: (kind, code, what it prints)."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"```(python|sh)\n(.*?)```(?:\nprints\n```\n(.*?)```)?", text, flags=re.DOTALL)
 
 
 def command(line):
@@ -36,26 +45,29 @@ def command(line):
     return left.value.code or 0
 
 
-def test_the_documented_example_does_what_it_says(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documented_example_does_what_it_says(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
-    assert [kind for kind, _, _ in BLOCKS] == ["python", "sh", "sh", "python"]
-    assert BLOCKS[-1][2]
+    kinds, folders = PAGES[page]
+    assert [kind for kind, _, _ in blocks(page)] == kinds
+    assert blocks(page)[-1][2]
+    session = {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for kind, code, printed in BLOCKS:
+        for kind, code, printed in blocks(page):
             if kind == "sh":
                 assert [command(line) for line in code.splitlines()] == [0] * len(code.splitlines())
                 continue
             out = io.StringIO()
             with contextlib.redirect_stdout(out), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # transformers' own
-                exec(compile(code, "docs/fuse_checkpoints.md", "exec"), {})
+                exec(compile(code, f"docs/{page}", "exec"), session)
             if printed:
                 assert out.getvalue() == printed
     finally:
         torch.set_num_threads(before)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["medium", "small-a", "small-b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == folders
 
 
 def test_the_fused_checkpoint_computes_in_transformers_what_fuse_computes_in_memory(tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_a_folder_that_may_not_be_written_is_refused(good, bad, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere")
 
-    monkeypatch.setattr("tempfile.mkdtemp", denied)
+    monkeypatch.setattr("pathlib.Path.mkdir", denied)
     refused(good, bad, r"could not be written \(Permission denied: somewhere\)")
 
 

@@ -27,16 +27,16 @@ def numbers(batches, steps, size):
 
 def test_every_epoch_visits_every_example_once():
     # 16 dispatches of 5 steps of 4 rows are 320 rows: exactly two epochs of 160, and then three
-    batches = ExampleBatches(*pairs(160), seed=0, dispatch=5)
+    batches = ExampleBatches(*pairs(160), seed=0, dispatch=5, pad=0)
     seen = np.concatenate(numbers(batches, SORTED_DISPATCHES * 5, 4)).tolist()
     assert sorted(seen) == sorted([*range(160)] * 2)
-    batches = ExampleBatches(*pairs(100), seed=0, dispatch=5)
+    batches = ExampleBatches(*pairs(100), seed=0, dispatch=5, pad=0)
     seen = np.concatenate(numbers(batches, SORTED_DISPATCHES * 5, 4)).tolist()
     assert set(np.bincount(seen)) == {3, 4}
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    make = lambda seed: ExampleBatches(*pairs(70), seed=seed, dispatch=5)
+    make = lambda seed: ExampleBatches(*pairs(70), seed=seed, dispatch=5, pad=0)
     one, two = make(0), make(0)
     forwards = [one.batch(step, 4) for step in range(12)]
     backwards = [two.batch(step, 4) for step in reversed(range(12))][::-1]
@@ -47,7 +47,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_source_and_target_stay_together():
-    batches = ExampleBatches(*pairs(30), seed=0, dispatch=2)
+    batches = ExampleBatches(*pairs(30), seed=0, dispatch=2, pad=0)
     for step in range(20):
         batch = batches.batch(step, 4)
         np.testing.assert_array_equal(batch["targets"][:, 0], batch["encoder_ids"][:, 0] % 2 + 3)
@@ -55,7 +55,7 @@ def test_source_and_target_stay_together():
 
 def test_a_dispatch_has_one_width_and_little_padding():
     sources, targets = pairs(3000)
-    batches = ExampleBatches(sources, targets, seed=0, dispatch=5)
+    batches = ExampleBatches(sources, targets, seed=0, dispatch=5, pad=0)
     shapes = [batches.batch(step, 8)["encoder_ids"].shape for step in range(200)]
     for i in range(0, 200, 5):
         assert len(set(shapes[i : i + 5])) == 1
@@ -97,11 +97,11 @@ def test_all_rows_are_answered_and_the_last_batch_is_filled():
     lengths = [5, 3, 9, 1, 7]
     batches = batches_by_length(lengths, 2)
     assert [b.tolist() for b in batches] == [[3, 1], [0, 4], [2, 2]]
-    np.testing.assert_array_equal(padded([np.asarray([4, 1])], 4), [[4, 1, 0, 0]])
+    np.testing.assert_array_equal(padded([np.asarray([4, 1])], 4, 7), [[4, 1, 7, 7]])
 
 
 def test_bad_input_is_refused():
     with pytest.raises(fc.InputError, match="0 sources and 0 targets"):
-        ExampleBatches([], [], 0, 1)
+        ExampleBatches([], [], 0, 1, 0)
     with pytest.raises(fc.InputError, match="allow at least 2"):
         encode_texts(train_tokenizer(sentences(0, 40), 300), ["a"], 1)

@@ -261,9 +261,7 @@ def test_damage_is_found(tmp_path, name, where):
         list(read_file(path))
 
 
-@pytest.mark.parametrize(
-    "line", ["{", '{"txt": "a"}', '{"text": 5}', "[1]", '"text"', r'{"text": "\ud800"}', "[" * 100_000]
-)
+@pytest.mark.parametrize("line", ["{", '{"txt": "a"}', '{"text": 5}', "[1]", '"text"', "[" * 100_000, '{"text": null}'])
 @pytest.mark.parametrize("suffix", kinds("", ".gz", ".zst"))
 def test_a_bad_json_line_is_refused_with_its_number_also_after_going_on(tmp_path, line, suffix):
     path = compressed(tmp_path / f"a.jsonl{suffix}", ('{"text": "good"}\n\n' + line + "\n").encode())

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from fusion_core.text.packing import assign, corrupt_each, pack, packing_efficiency, windows_of
 from fusion_core.text.span_corruption import MEAN_SPAN, NOISE_DENSITY, corrupted_lengths, target_length
+from fusion_core.text.tokenizer import SpecialIds
 from tests.strategies.packing import unpack
 from tests.strategies.texts import rebuilt
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 
 LAST = 999
+SPECIAL = SpecialIds(0, 1, tuple(range(LAST, LAST - 100, -1)))
 NOISE = NOISE_DENSITY, MEAN_SPAN
 
 # Windows
@@ -33,7 +35,7 @@ def test_windows_are_the_tokens_in_order(n, window):
 def test_each_is_corrupted_on_its_own_and_comes_back(lengths, seed):
     rng = np.random.default_rng(seed)
     windows = [rng.integers(3, 800, n).astype(np.int32) for n in lengths]
-    pairs = corrupt_each(rng, windows, LAST, *NOISE)
+    pairs = corrupt_each(rng, windows, SPECIAL, *NOISE)
     for window, (source, target) in zip(windows, pairs, strict=True):
         assert (len(source), len(target)) == corrupted_lengths(len(window))
         assert source[-1] == target[-1] == 1
@@ -42,12 +44,12 @@ def test_each_is_corrupted_on_its_own_and_comes_back(lengths, seed):
 
 def test_windows_of_equal_length_have_different_masks():
     windows = [np.arange(100, 140, dtype=np.int32)] * 20
-    pairs = corrupt_each(np.random.default_rng(0), windows, LAST, *NOISE)
+    pairs = corrupt_each(np.random.default_rng(0), windows, SPECIAL, *NOISE)
     assert len({tuple(source.tolist()) for source, _ in pairs}) > 15
 
 
 def test_a_single_token_is_kept():
-    (pair,) = corrupt_each(np.random.default_rng(0), [np.asarray([7], np.int32)], LAST, *NOISE)
+    (pair,) = corrupt_each(np.random.default_rng(0), [np.asarray([7], np.int32)], SPECIAL, *NOISE)
     assert [side.tolist() for side in pair] == [[7, 1], [LAST, 1]]
 
 
@@ -62,7 +64,7 @@ def test_every_pair_is_in_one_row_whole_and_segments_count_from_one(sizes, sourc
     # all tokens are different
     number = itertools.count(1)
     pairs = [tuple(np.asarray([next(number) for _ in range(n)], np.int32) for n in size) for size in sizes]
-    batch = pack(pairs, source, target)
+    batch = pack(pairs, source, target, 0)
     assert {name: array.dtype for name, array in batch.items()} == dict.fromkeys(batch, np.dtype(np.int32))
     assert list(batch) == ["encoder_ids", "targets", "encoder_segments", "target_segments"]
     assert batch["encoder_ids"].shape == batch["encoder_segments"].shape == (len(batch["targets"]), source)
@@ -94,7 +96,7 @@ def test_rows_hold_no_more_than_they_can_and_no_two_could_be_one(sizes):
 
 
 def test_efficiency_is_the_share_of_tokens():
-    batch = pack([(np.ones(6, np.int32), np.ones(2, np.int32)), (np.ones(3, np.int32), np.ones(1, np.int32))], 10, 4)
+    batch = pack([(np.ones(6, np.int32), np.ones(2, np.int32)), (np.ones(3, np.int32), np.ones(1, np.int32))], 10, 4, 0)
     assert packing_efficiency(batch) == (0.9, 0.75)
 
 
@@ -102,6 +104,6 @@ def test_documents_of_a_sixth_of_the_row_fill_it():
     rng = np.random.default_rng(0)
     windows = [rng.integers(3, 800, n).astype(np.int32) for n in rng.integers(10, 180, 400)]
     source, target = 512, target_length(512)
-    batch = pack(corrupt_each(rng, windows, LAST, *NOISE), source, target)
+    batch = pack(corrupt_each(rng, windows, SPECIAL, *NOISE), source, target, 0)
     alone = sum(corrupted_lengths(len(window))[0] for window in windows) / (len(windows) * source)
     assert packing_efficiency(batch)[0] > 0.9 > 0.3 > alone

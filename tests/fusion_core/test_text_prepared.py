@@ -123,7 +123,7 @@ def test_where_the_text_lies_is_not_in_the_key(tmp_path, text):
 
 def test_what_makes_the_tokens_is_in_the_key(tmp_path, text, monkeypatch):
     made(tmp_path / "1", text)
-    monkeypatch.setattr(prepared, "FORMAT", 2)
+    monkeypatch.setattr(prepared, "FORMAT", prepared.FORMAT + 1)
     assert not made(tmp_path / "2", text)[2]
     monkeypatch.setattr(prepared.importlib.metadata, "version", lambda name: "9")
     assert not made(tmp_path / "3", text)[2]

@@ -30,7 +30,7 @@ def in_memory(kind, **changes):
     """A source whose batch is a function of the step: windows, or pairs of texts."""
     ids = tokenizer().encode(changes.pop("texts", TEXTS))
     if kind is ExampleBatches:
-        return ExampleBatches(ids, ids, **({"seed": 5, "dispatch": 3} | changes))
+        return ExampleBatches(ids, ids, **({"seed": 5, "dispatch": 3, "pad": 0} | changes))
     source = SpanCorruption.from_documents(ids, tokenizer(), 32, changes.pop("seed", 5))
     return dataclasses.replace(source, **changes)
 

@@ -22,11 +22,13 @@ from fusion_core.text.span_corruption import (
     target_length,
     window_length,
 )
-from fusion_core.text.tokenizer import EOS
+from fusion_core.text.tokenizer import EOS, SpecialIds
 from tests.strategies.texts import documents, rebuilt, tokenizer
 
 quick = settings(max_examples=40, derandomize=True, deadline=None)
 SHAPES = st.tuples(st.integers(4, 200), st.sampled_from([0.1, 0.15, 0.3, 0.5]), st.sampled_from([1.0, 2.0, 3.0, 5.0]))
+
+COUNTING_DOWN = SpecialIds(0, EOS, tuple(range(999, 899, -1)))
 
 # T5's rule
 
@@ -141,7 +143,11 @@ def test_source_and_target_together_are_the_window(shape, seed):
     last_id = 400
     rng = np.random.default_rng(seed)
     windows = rng.integers(2, 200, (4, length)).astype(np.int32)
-    source, target = corrupt(windows, noise_masks(rng, 4, length, density, mean_span), last_id)
+    source, target = corrupt(
+        windows,
+        noise_masks(rng, 4, length, density, mean_span),
+        SpecialIds(0, EOS, tuple(range(last_id, last_id - 200, -1))),
+    )
     noise, spans = span_counts(length, density, mean_span)
     assert source.shape == (4, length - noise + spans + 1)
     assert target.shape == (4, noise + spans + 1)
@@ -159,9 +165,9 @@ def test_corruption_of_one_row_is_that_of_many():
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 800, (5, 30)).astype(np.int32)
     masks = noise_masks(rng, 5, 30, NOISE_DENSITY, MEAN_SPAN)
-    source, target = corrupt(tokens, masks, 999)
+    source, target = corrupt(tokens, masks, COUNTING_DOWN)
     for i in range(5):
-        one = corrupt(tokens[i : i + 1], masks[i : i + 1], 999)
+        one = corrupt(tokens[i : i + 1], masks[i : i + 1], COUNTING_DOWN)
         np.testing.assert_array_equal(one[0][0], source[i])
         np.testing.assert_array_equal(one[1][0], target[i])
 

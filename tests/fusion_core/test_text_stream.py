@@ -252,7 +252,9 @@ def test_bad_settings_are_refused(change, message):
 def test_a_tokenizer_without_sentinels_is_refused():
     import tokenizers
 
-    bare = fc.text.Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")))
+    bare = fc.text.Tokenizer(
+        tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 2, "<pad>": 0, "</s>": 1}, unk_token="a"))
+    )
     with pytest.raises(fc.InputError, match="the tokenizer has no <extra_id_0>"):
         stream(tokenizer=bare)
 

@@ -38,6 +38,11 @@ def _worth_going_on(state: _Beams, beams: int, early_stopping: EarlyStopping) ->
     return jnp.any(state.can_improve) & ~stop & ~state.all_ended
 
 
+def candidates(config: T5Config, beams: int) -> int:
+    """Return how many continuations of a source are ranked in a round: enough that ``beams`` of them do not end."""
+    return max(2, 1 + len(config.ends)) * beams
+
+
 def beam_search(
     params: Params,
     config: T5Config,
@@ -50,9 +55,9 @@ def beam_search(
 ) -> tuple[Int[Array, "batch beams length"], Float[Array, "batch beams"]]:
     r"""Return the sequences with the highest scores ``Σ log p / n^penalty`` that a beam search finds, best first.
 
-    In every round the 2·beams best continuations of a source's running sequences are ranked. Those among the first
-    ``beams`` that end (by the end token, or at the last position) compete for a place among the finished; the best
-    ``beams`` that do not end are continued. A source is done if no running sequence may overtake its worst finished
+    In every round the ``candidates`` best continuations of a source's running sequences are ranked. Those among the first
+    ``beams`` that end (by an end token, or at the last position) compete for a place among the finished; the best ``beams``
+    that do not end are continued. A source is done if no running sequence may overtake its worst finished
     one, scored with the present length (``early_stopping`` false or true), or, for ``"never"`` and a positive penalty,
     with the greatest length; if true, all sources are done as soon as each has ``beams`` finished ones.
 
@@ -70,8 +75,8 @@ def beam_search(
     Source: the rules of transformers' ``GenerationMixin._beam_search``.
     """
     batch = memory.mask_BxS.shape[0]
-    candidates = 2 * beams
-    among_the_first = jnp.arange(candidates) < beams
+    considered = candidates(config, beams)
+    among_the_first = jnp.arange(considered) < beams
     empty = jnp.full((batch, beams, length), config.pad_token_id, jnp.int32)
     # the search begins with one sequence: equal ones would stay equal
     first = jnp.where(jnp.arange(beams) == 0, 0.0, IMPOSSIBLE) * jnp.ones((batch, 1))
@@ -92,11 +97,11 @@ def beam_search(
         token = jnp.where(t == 0, config.decoder_start_token_id, before)
         logits, cache = next_logits(params, config, memory, state.cache, token, t)
         totals = jax.nn.log_softmax(logits.astype(jnp.float32)) + state.running_scores[:, :, None]
-        scores, flat = jax.lax.top_k(totals.reshape(batch, -1), candidates)
+        scores, flat = jax.lax.top_k(totals.reshape(batch, -1), considered)
         parents, ids = flat // config.vocab_size, flat % config.vocab_size
         sequences = _pick(state.running, parents)
         sequences = jax.lax.dynamic_update_slice_in_dim(sequences, ids[:, :, None].astype(jnp.int32), t, axis=2)
-        ends = (ids == config.eos_token_id) | (t == length - 1)
+        ends = jnp.isin(ids, jnp.asarray(config.ends)) | (t == length - 1)
 
         running_scores, which = jax.lax.top_k(scores + jnp.where(ends, IMPOSSIBLE, 0.0), beams)
         running, came_from = _pick(sequences, which), _pick(parents, which)

@@ -59,15 +59,15 @@ class T5Config:
         ``h lm_headᵀ`` with a matrix of its own if false (v1.1).
       layer_norm_epsilon: added to the mean square in RMSNorm.
       pad_token_id, eos_token_id, decoder_start_token_id: ids of padding, of the end token, and of the decoder's first
-        input.
+        input. Several end tokens are a tuple: each ends an answer; training writes the tokenizer's.
       dropout_rate: probability in [0, 1) with which a unit is dropped by functions that get a random key; without a key
         none is. 0.1 in published T5s.
       norm_groups: widths of the groups, one after the other, that RMSNorm normalizes apart (``fuse`` with
         ``norm="grouped"``); if empty, one group, as in every published T5. Hugging Face has no such field.
 
     Raises:
-      InputError: a size is not a positive integer, ``feed_forward_proj`` is unknown, the dropout rate is outside
-        [0, 1), the buckets or their distance are too few, or the groups do not sum to ``d_model``.
+      InputError: a size is not a positive integer, an id is not in the vocabulary, ``feed_forward_proj`` is unknown, the
+        dropout rate is outside [0, 1), the buckets or their distance are too few, or the groups do not sum to ``d_model``.
     """
 
     vocab_size: int = 32128
@@ -83,7 +83,7 @@ class T5Config:
     tie_word_embeddings: bool = True
     layer_norm_epsilon: float = 1e-6
     pad_token_id: int = 0
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] = 1
     decoder_start_token_id: int = 0
     dropout_rate: float = 0.0
     norm_groups: tuple[int, ...] = ()
@@ -93,6 +93,15 @@ class T5Config:
             value = getattr(self, field.name)
             if field.type == "int" and not field.name.endswith("_id") and (not isinstance(value, int) or value < 1):
                 raise InputError(f"T5Config.{field.name} is {value!r}; it must be a positive integer")
+        for name, ids in (
+            ("pad_token_id", (self.pad_token_id,)),
+            ("eos_token_id", self.ends),
+            ("decoder_start_token_id", (self.decoder_start_token_id,)),
+        ):
+            if not ids or not all(type(i) is int and 0 <= i < self.vocab_size for i in ids):
+                raise InputError(
+                    f"T5Config.{name} is {getattr(self, name)!r}; it must be an id from 0 to {self.vocab_size - 1}"
+                )
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise InputError(
                 f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; supported are 'relu' and 'gated-gelu'"
@@ -118,6 +127,11 @@ class T5Config:
     def inner_dim(self) -> int:
         """Width between q, k, v and o, ``num_heads * d_kv``."""
         return self.num_heads * self.d_kv
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end an answer."""
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     @property
     def gated(self) -> bool:

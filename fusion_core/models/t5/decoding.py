@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fusion_core.errors import InputError
-from fusion_core.models.t5.beams import EarlyStopping, beam_search
+from fusion_core.models.t5.beams import EarlyStopping, beam_search, candidates
 from fusion_core.models.t5.cache import Layers, empty_cache, next_logits, remember
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import Params
@@ -136,7 +136,7 @@ def decode(
         chosen = choose(logits[:, 0], t).astype(jnp.int32)
         chosen = jnp.where(state.ended, config.pad_token_id, chosen)
         ids = jax.lax.dynamic_update_slice_in_dim(state.ids, chosen[:, None], t, axis=1)
-        return _Written(t + 1, ids, state.ended | (chosen == config.eos_token_id), cache)
+        return _Written(t + 1, ids, state.ended | jnp.isin(chosen, jnp.asarray(config.ends)), cache)
 
     start = _Written(
         position=jnp.zeros((), jnp.int32),
@@ -190,9 +190,9 @@ def generate(
         raise InputError(f"encoder_ids are {ids.dtype}{list(ids.shape)}; they must be integers [batch, source]")
     if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise InputError(f"encoder_ids range from {ids.min()} to {ids.max()}, but there are {config.vocab_size} tokens")
-    if 2 * beams > config.vocab_size:
+    if candidates(config, beams) > config.vocab_size:
         raise InputError(
-            f"{beams} beams need {2 * beams} tokens, but the vocabulary has {config.vocab_size}; take fewer"
+            f"{beams} beams need {candidates(config, beams)} tokens, but the vocabulary has {config.vocab_size}; take fewer"
         )
     if not 0 <= seed < 2**31:
         raise InputError(f"the seed is {seed}; it must be from 0 to 2**31 - 1")

@@ -46,7 +46,7 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5C
       InputError: a field is missing or not valid; the message begins with ``origin``.
     """
     known = {f.name for f in dataclasses.fields(T5Config)} - {"norm_groups"}
-    fields = {k: v for k, v in values.items() if k in known}
+    fields = {k: v for k, v in values.items() if k in known} | _token_ids(values, origin)
     fields["tie_word_embeddings"] = bool(
         values.get("scale_decoder_outputs", values.get("tie_word_embeddings") is not False)
     )
@@ -54,6 +54,26 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5C
     if fields.get("num_decoder_layers") is None:
         fields["num_decoder_layers"] = fields.get("num_layers", T5Config.num_layers)
     return T5Config(**fields)
+
+
+def _token_ids(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return the special ids; of those that a file leaves out, transformers has defaults for pad and end."""
+    found: dict[str, Any] = {
+        "pad_token_id": values.get("pad_token_id", 0),
+        "eos_token_id": values.get("eos_token_id", 1),
+    }
+    found["decoder_start_token_id"] = values.get("decoder_start_token_id")
+    for name, value in found.items():
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if value is None or not ids or not all(type(i) is int and i >= 0 for i in ids):
+            what = "missing" if name not in values else "null" if value is None else repr(value)
+            usual = f"{found['pad_token_id']}, the pad_token_id" if name.startswith("decoder") else "the tokenizer's"
+            raise InputError(
+                f"{origin}: {name} is {what}; a T5 needs one to train and to write, give it (usually {usual})"
+            )
+        if isinstance(value, list):
+            found[name] = tuple(value) if len(value) > 1 else value[0]
+    return found
 
 
 def _rate(value: Any, origin: str) -> float:
