@@ -32,8 +32,8 @@ def law(
 ) -> None:
     """Fit a law of growth to short runs, to plan long ones by.
 
-    deepfusion plan --law says what it foretells of a long run: when to grow, and whether it pays. The plan has the large network from scratch and the small one alone, and networks that are grown at some steps; its
-    schedule is rsqrt or constant. Give several seeds.
+    The plan has the large network from scratch and the small one alone, and networks that are grown at some steps; its
+    schedule is rsqrt or constant. Give several seeds. deepfusion plan --law says what the law foretells of a long run.
 
     \b
     deepfusion train law.toml --out runs/short
