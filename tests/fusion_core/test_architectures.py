@@ -193,6 +193,17 @@ def test_copies_of_layers_keep_their_windows(tmp_path):
     assert recipe.config.settings["layer_types"] == [sliding, sliding, full, full]
 
 
+def test_a_gpt_neox_without_its_head_is_named_as_such(tmp_path):
+    hub.made("GPT-NeoX").gpt_neox.save_pretrained(tmp_path / "a")
+    with pytest.raises(fc.InputError, match=r"embed_out\.weight is missing, .* saved by GPTNeoXModel without its head"):
+        checkpoints.open_checkpoint(tmp_path / "a")
+
+
+def test_a_description_has_the_settings_beside_the_sizes(tmp_path):
+    config = checkpoints.describe(hub.saved(tmp_path / "a", "Gemma 2"))["config"]
+    assert (config["hidden_size"], config["final_logit_softcapping"]) == (16, 3.0)
+
+
 def test_old_names_of_gpt_neox_are_read(tmp_path):
     folder = hub.saved(
         tmp_path / "a",
