@@ -47,6 +47,7 @@ GROWTHS = {
     "fused with itself, noise 0.1": lambda folder, seed: fusion_recipe([folder, folder], noise=0.1, seed=seed),
     "hypercloning": lambda folder, seed: growth_recipe(folder, "hypercloning", factor=2),
 }
+SHOWN = (1, 2, 5, 20, 100)  # steps that the table has
 # name -> (factors, moments); None: the small network goes on
 ARMS: dict[str, tuple[bool, bool] | None] = {
     "factors and moments": (True, True),
@@ -185,7 +186,7 @@ def collect(sizes: Sizes) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Return the table: held-out loss minus the small network's at the growth, mean and standard deviation over seeds."""
-    steps = [step for step in found["sizes"]["evaluated"] if step]
+    steps = [step for step in found["sizes"]["evaluated"] if step in SHOWN]
     lines = [
         f"| optimizer | growth | arm | {' | '.join(f'{step} steps' if step > 1 else '1 step' for step in steps)} |",
         "|---|---|---|" + "---|" * len(steps),
