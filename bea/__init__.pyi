@@ -57,6 +57,8 @@ from .optimizers import optimizer_step as optimizer_step
 from .phase_order import order_scores as order_scores
 from .phases import Phase as Phase
 from .phases import compose as compose
+from .plateau import plateau_end as plateau_end
+from .plateau import slopes as slopes
 from .pytrees import Field as Field
 from .separation import Separation as Separation
 from .separation import antisymmetric_part as antisymmetric_part

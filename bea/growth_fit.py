@@ -12,7 +12,7 @@ from bea.growth_law import GROWTH_LAWS, RANGES, Array, GrowthLaw, Range, scaled_
 
 SOFT = 0.01  # scale of the soft L1 loss, in log loss: beyond it a point counts by its distance, not its square
 SPARE = 3  # points more than parameters
-SHORTER = (0.5, 0.7)  # shares of the longest run to which the fit is repeated, to be judged on what comes after
+AFTER = (0.5, 0.3)  # parts of the log length, from the first point on, that come after a shorter fit and judge it
 
 
 def fit_growth_law(
@@ -72,7 +72,8 @@ def fit_growth_law(
     taken = lambda: [random.choice(group, len(group)) for group in groups if len(group)]
     samples = [fit(theta, np.concatenate([members[i] for drawn in taken() for i in drawn]))[1] for _ in range(draws)]
     shorter, errors = [], [math.nan]
-    for length in SHORTER:
+    first = max(float((u1 + u2)[part].min()) for part in parts if part.any())
+    for length in (first**share for share in AFTER):
         before = np.flatnonzero(u1 + u2 <= length)
         after = np.flatnonzero(u1 + u2 > (1 + length) / 2)
         if _reason(kind, rows[before]) is None and len(after):

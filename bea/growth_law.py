@@ -37,6 +37,9 @@ CONFIDENCE = 0.95
 STANDARD = 1.96  # standard deviations of a normal's interval of that confidence
 WIDEST_SHARE = 0.3  # interval of the best share of a law that is to plan
 LARGEST_ERROR = 0.1  # of the loss that a law foretells, if it is to plan
+GAIN = (
+    0.002  # of the loss by which growing at best has to be below another end to beat it: near the ends it is that end
+)
 GRID = 200  # shares of a budget among which the best one is searched
 
 # per law: names of the parameters that are fitted, lowest and highest value, starts; losses D and steps are in units of the
@@ -92,7 +95,8 @@ class GrowthForecast:
         was fitted without such a curve.
       grow_now, grow_best: losses of growing now, and at the best step from now on.
       share: the best step as a share of the budget; each draw has its own.
-      beats: shares of the draws in which growing at best ends below (scratch, never); NaN where one is None.
+      beats: shares of the draws and of the shorter fits in which growing between the ends is best and below
+        (scratch, never); NaN where one is None.
       stretch: the budget over the longest run of the fit.
     """
 
@@ -109,9 +113,30 @@ class GrowthForecast:
     @property
     def holds(self) -> bool:
         """Whether the law may plan: it knows the loss of growing at best to 10 %, and the best share to 0.3 in all."""
+        return self._error <= LARGEST_ERROR and self.share.high - self.share.low <= WIDEST_SHARE
+
+    @property
+    def why(self) -> str:
+        """Part of a sentence on what ``holds`` rests on."""
+        error, width = self._error, self.share.high - self.share.low
+        known = f"to {error:.0%}" if math.isfinite(error) else "to no bound, since no shorter fit could be judged"
+        return (
+            f"it knows the loss of growing at best {known} ({LARGEST_ERROR:.0%} at most) and the best share of the budget to "
+            f"{width:.2f} ({WIDEST_SHARE} at most)"
+        )
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether growing at best ends below scratch and below never growing; None where the draws do not tell."""
+        known = [share for share in self.beats if not math.isnan(share)]
+        if not known:
+            return None
+        return True if min(known) >= CONFIDENCE else False if min(known) <= 1 - CONFIDENCE else None
+
+    @property
+    def _error(self) -> float:
         value, low, high = self.grow_best
-        known = (1 - LARGEST_ERROR) * value <= low and high <= (1 + LARGEST_ERROR) * value
-        return known and self.share.high - self.share.low <= WIDEST_SHARE
+        return max(1 - low / value, high / value - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,17 +238,20 @@ class GrowthLaw:
         n1[0] = max(now, 1e-6 * budget)
         thetas = [self.theta, *self.draws]
         grown = np.array([self.loss(n1, budget - n1, theta) for theta in thetas])
-        shorter = [self.loss(n1, budget - n1, theta).argmin() for theta in self.shorter]
+        shorter = np.array([self.loss(n1, budget - n1, theta) for theta in self.shorter]).reshape(-1, len(n1))
         losses = lambda values: self._widened(interval_of(float(values[0]), values[1:]), budget)
         best, lowest = n1[grown.argmin(axis=1)] / budget, grown.min(axis=1)
         share = interval_of(float(best[0]), best[1:])
-        answers = [*share, *(float(n1[i] / budget) for i in shorter)]
+        answers = [*share, *(n1[shorter.argmin(axis=1)] / budget).tolist()]
+        where = np.concatenate([grown.argmin(axis=1), shorter.argmin(axis=1)])
+        inside = (where > 0) & (where < GRID - 1)  # else the best growth is one of the ends
         ends: list[Interval | None] = []
         beats = []
         for at, known in zip(((0.0, budget), (budget, 0.0)), self.has[:2], strict=True):
-            values = np.array([float(self.loss(*at, theta)) for theta in thetas])
-            ends.append(losses(values) if known else None)
-            beats.append(float((lowest < values)[1:].mean()) if known and len(values) > 1 else math.nan)
+            values = np.array([float(self.loss(*at, theta)) for theta in (*thetas, *self.shorter)])
+            ends.append(losses(values[: len(thetas)]) if known else None)
+            won = inside & (np.concatenate([lowest, shorter.min(axis=1)]) < values)
+            beats.append(float(won[1:].mean()) if known and len(won) > 1 else math.nan)
         best_share = Interval(share.value, min(answers), max(answers))
         return GrowthForecast(
             budget, now, scratch=ends[0], never=ends[1], grow_now=losses(grown[:, 0]), grow_best=losses(lowest),

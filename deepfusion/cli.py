@@ -10,7 +10,7 @@ import typer
 
 from fusion_core.errors import InputError, TrainingDiverged
 
-COMMANDS = ("demo", "derive", "diff", "figures", "finetune", "fuse", "generate", "grow", "info", "plan", "train")
+COMMANDS = ("demo", "derive", "diff", "figures", "finetune", "fuse", "generate", "grow", "info", "law", "plan", "train")
 HELP = """
 Grow neural networks by fusing trained ones, and predict when it pays.
 

@@ -28,5 +28,5 @@ def changes(before: Sequence[Any], after: Any) -> list[str]:
     return [
         f"{name} {' + '.join(str(source[name]) for source in sources)} → {value}"
         for name, value in dataclasses.asdict(after).items()
-        if any(source[name] != value for source in sources)
+        if name != "settings" and any(source[name] != value for source in sources)
     ]

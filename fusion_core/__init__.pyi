@@ -12,9 +12,16 @@ from .growth import grow as grow
 from .growth import growth_map as growth_map
 from .growth import growth_rate_factors as growth_rate_factors
 from .growth import rate_factors as rate_factors
+from .models.decoder import Gemma2Config as Gemma2Config
 from .models.decoder import GPT2Config as GPT2Config
+from .models.decoder import GPTNeoXConfig as GPTNeoXConfig
 from .models.decoder import Llama3Rope as Llama3Rope
 from .models.decoder import LlamaConfig as LlamaConfig
+from .models.decoder import MistralConfig as MistralConfig
+from .models.decoder import Phi3Config as Phi3Config
 from .models.decoder import Qwen2Config as Qwen2Config
+from .models.decoder import Qwen3Config as Qwen3Config
+from .models.t5 import MT5Config as MT5Config
 from .models.t5 import T5Config as T5Config
+from .models.t5 import UMT5Config as UMT5Config
 from .models.t5 import forward as forward

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deepfusion.options import Json, changes
-from deepfusion.tables import prefixed, print_table
+from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fusion_core.checkpoints import Deviation, Recipe
-    from fusion_core.checkpoints.stream import GrownTensor
+    from fusion_core.checkpoints import Deviation
     from fusion_core.schedule.noise import NoiseChoice
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def fuse(
@@ -50,6 +44,10 @@ def fuse(
         typer.Option(help="Self-fusion only: text on which the noise is chosen, as large as a training step takes."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise, and of the windows of --calibration-text.")] = 0,
+    allow_different: Annotated[
+        str | None,
+        typer.Option(help="Fields that need not agree, such as pad,eos,max_length,rope; the first source's are kept."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the sources'.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     probe: Annotated[bool, typer.Option(help="Measure the deviation from the mean, for the model card.")] = True,
@@ -62,6 +60,7 @@ def fuse(
     deepfusion fuse small-a small-b --out medium
     deepfusion fuse a b --weights 0.3,0.7 --dtype bf16 --out c
     deepfusion fuse a b --out c --dry-run              shapes, parameters, bytes, what is exact; writes nothing
+    deepfusion fuse base instruct --allow-different eos,max_length --out c
     deepfusion fuse a b --norm calibrated --calibration-text notes.txt --out c
     deepfusion fuse small small --noise 0.1 --out medium
                                                        self-fusion: the same function, twice the width
@@ -92,6 +91,7 @@ def fuse(
         recipe = checkpoints.fusion_recipe(
             sources,
             numbers,
+            allow_different=[name.strip() for name in (allow_different or "").split(",") if name.strip()],
             dtype=dtype,
             norm=norm,
             calibration=read_documents(calibration_text) if calibration_text else None,
@@ -104,17 +104,19 @@ def fuse(
             "Warning: the sources are equal and there is no noise between them: the copies have equal gradients in training, "
             "and rounding alone parts them. --noise 0.5 keeps the function and parts them."
         )
+    for sentence in recipe.kept_values:
+        notes(f"{sentence}.")
     if dry_run:
-        print(json.dumps(_facts(recipe))) if as_json else _print_recipe(recipe)
+        print(json.dumps(facts_of(recipe))) if as_json else print_recipe(recipe)
         return
-    with _byte_bar(recipe.nbytes) as report:
+    with byte_bar(recipe.nbytes) as report:
         measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:
-        print(json.dumps({"out": str(out), **_facts(recipe), "deviation": measured and dataclasses.asdict(measured)}))
+        print(json.dumps({"out": str(out), **facts_of(recipe), "deviation": measured and dataclasses.asdict(measured)}))
         return
-    print(f"Wrote {out}: {_size(recipe)}.")
+    print(f"Wrote {out}: {size_of(recipe)}.")
     print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
-    print(_deviation(measured))
+    print(_deviation(measured, recipe.cannot_run))
 
 
 def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: int, *, quiet: bool) -> NoiseChoice:
@@ -128,14 +130,6 @@ def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: i
     return chosen
 
 
-def parse_size(text: str) -> int:
-    """Return ``"5GB"``, ``"500 MB"``, ``"1GiB"`` or plain bytes in bytes. Raises InputError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
-    if not match or match[2] not in UNITS or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
-        raise InputError(f"--max-shard is {text!r}; give a size such as 5GB or 500MB")
-    return size
-
-
 def _parse_weights(text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]
@@ -143,81 +137,9 @@ def _parse_weights(text: str | None) -> list[float] | None:
         raise InputError(f"--weights is {text!r}; give numbers with commas, such as 0.3,0.7") from None
 
 
-@contextlib.contextmanager
-def _byte_bar(total: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar of bytes on stderr, in a terminal, until the work is done."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda name, count: progress.update(task, description=escape(name), advance=count)
-
-
-def _facts(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "sources": [str(source.folder) for source in recipe.sources],
-        "weights": list(recipe.weights),
-        "config": dataclasses.asdict(recipe.config),
-        "parameters": recipe.parameters,
-        "bytes": recipe.nbytes,
-        "dtypes": recipe.dtypes,
-        "shards": {file: sum(tensor.nbytes for tensor in tensors) for file, tensors in recipe.shards.items()},
-        "norm": "calibrated" if recipe.calibrated_on else "plain",
-        "calibrated_on": recipe.calibrated_on,
-        "exact": recipe.equal,
-        "exactness": recipe.exactness,
-        "tensors": [
-            {
-                "name": tensor.name,
-                "rule": tensor.kind,
-                "scales": list(tensor.rule.scales),
-                "from": [list(entry.shape) for entry in tensor.entries],
-                "shape": list(tensor.shape),
-                "dtype": tensor.dtype,
-                "bytes": tensor.nbytes,
-                "noise": tensor.noise is not None,
-            }
-            for tensor in recipe.tensors
-        ],
-    }
-
-
-def _size(recipe: Recipe) -> str:
-    files = f"{len(recipe.shards)} file{'s' if len(recipe.shards) > 1 else ''}"
-    return f"{recipe.parameters:,} parameters, {recipe.nbytes:,} bytes in {files}"
-
-
-def _print_recipe(recipe: Recipe) -> None:
-    """Print a line for all tensors of one rule, scale and shape, named by the last part of their names that differs."""
-    lines: dict[tuple[str, ...], list[GrownTensor]] = {}
-    for tensor in recipe.tensors:
-        sources = " + ".join("×".join(map(str, entry.shape)) for entry in tensor.entries)
-        scales = "" if set(tensor.rule.scales) == {1.0} else ", ".join(f"{scale:.4g}" for scale in tensor.rule.scales)
-        key: tuple[str, ...] = (tensor.kind, sources, "×".join(map(str, tensor.shape)), scales, tensor.dtype.lower())
-        lines.setdefault(key, []).append(tensor)
-    rows = []
-    for kinds, tensors in lines.items():
-        names = dict.fromkeys(re.sub(r"\.(weight|bias)$", "", tensor.name).split(".")[-1] for tensor in tensors)
-        size = sum(tensor.nbytes for tensor in tensors)
-        rows.append((", ".join(names), *kinds, str(len(tensors)), prefixed(size, "B")))
-    columns = ("tensors", "rule", "from", "to", "scaled by", "dtype", "number", "bytes")
-    print_table(columns, rows, text=("tensors", "rule", "from", "scaled by"))
-    print(f"{_size(recipe)}.")
-    print(f"The mean is {recipe.exactness}.")
-
-
-def _deviation(measured: Deviation | None) -> str:
+def _deviation(measured: Deviation | None, cannot_run: str) -> str:
     if measured is None:
-        return "The deviation from the mean was not measured."
+        return f"The deviation from the mean was not measured{cannot_run and f': {cannot_run}'}."
     return (
         f"Deviation from the mean of the sources' logits on {measured.tokens} random tokens: at most "
         f"{measured.largest:.3g}, on average {measured.mean:.3g} (the mean's logits have a standard deviation of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepfusion.options import Json, changes
+from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
 from fusion_core import atomic
@@ -30,6 +30,9 @@ def grow(
         float, typer.Option(help="Separates copies: standard deviation in units of each array's root mean square.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
+    max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
     list_operators: Annotated[bool, typer.Option("--list", help="List the operators and stop.")] = False,
     as_json: Json = False,
@@ -42,26 +45,39 @@ def grow(
     deepfusion grow small --operator net2net_width --width d_ff=96 --out wider
     deepfusion grow small --operator identity_layers --depth 8 --out deep
 
-    docs/growth_operators.md has what each operator keeps. Tensors are streamed if all of them are copies; otherwise the
-    network is loaded whole, and written in float32. The folder appears whole or not at all, with the tokenizer and
-    growth.json: the learning rates with which training goes on as before, for PyTorch too (docs/pytorch.md).
+    docs/growth_operators.md has what each operator keeps. Tensors are streamed: copies row by row, draws (noise, new blocks)
+    one tensor at a time, so that memory does not grow with the network. The folder appears whole or not at all, with the
+    tokenizer and growth.json: the learning rates with which training goes on as before, for PyTorch too (docs/pytorch.md).
     """
-    if not list_operators:
-        for name, value in (("a checkpoint folder", checkpoint), ("--operator", operator), ("--out", out)):
-            if value is None:
-                raise InputError(f"{name} is missing; see deepfusion grow --help")
-    with working("loading JAX" if list_operators else "loading JAX and growing", quiet=as_json):
-        found = _operators() if list_operators else {}
-        if checkpoint and operator and out and not list_operators:
-            atomic.check_new(out)
-            sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
-            found = _grown(checkpoint, out, operator, noise, seed=seed, **sizes)
+    if list_operators:
+        with working("loading JAX", quiet=as_json):
+            found = _operators()
+        print(json.dumps(found)) if as_json else print_facts(found.items())
+        return
+    if checkpoint is None or operator is None or out is None:
+        given = {"a checkpoint folder": checkpoint, "--operator": operator, "--out": out}
+        raise InputError(f"{next(n for n, v in given.items() if v is None)} is missing; see deepfusion grow --help")
+    sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
+    largest = parse_size(max_shard)
+    with working("loading JAX and reading headers", quiet=as_json):
+        from fusion_core.checkpoints import growth_recipe, write_recipe
+
+        atomic.check_new(out)
+        recipe = growth_recipe(
+            checkpoint, operator, **sizes, seed=seed, noise=noise, dtype=dtype, largest_shard=largest
+        )
+    changed = changes([recipe.sources[0].config], recipe.config)
+    facts = {"operator": operator, "changes": changed, **facts_of(recipe)}
+    if dry_run:
+        print(json.dumps(facts)) if as_json else print_recipe(recipe)
+        return
+    with byte_bar(recipe.nbytes) as report:
+        write_recipe(recipe, out, probe=False, report=report)
     if as_json:
-        print(json.dumps(found))
-    elif list_operators:
-        print_facts(found.items())
-    else:
-        print(f"Wrote {out}: {found['parameters']:,} parameters.\n{', '.join(found['changes'])}.")
+        print(json.dumps({"out": str(out), **facts}))
+        return
+    print(f"Wrote {out}: {size_of(recipe)}.\n{', '.join(changed)}.")
+    print(f"The function is {recipe.exactness}.")
 
 
 def _sizes(option: str, texts: list[str] | None) -> Any:
@@ -85,44 +101,3 @@ def _operators() -> dict[str, str]:
         + (" (keeps the function)" if known.properties.function_preserving else "")
         for name, known in GROWTH_OPERATORS.items()
     }
-
-
-def _grown(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noise: float, **options: Any) -> dict[str, Any]:
-    """Write the grown checkpoint, by streaming if all its weights are copies, and return what was written."""
-    from fusion_core.checkpoints import growth_recipe, open_checkpoint, write_recipe
-    from fusion_core.growth.operators import growth_of
-    from fusion_core.growth.options import Options
-
-    config = open_checkpoint(checkpoint).config
-    growth = growth_of(config, operator, Options(**options, noise=noise))
-    if noise == 0 and growth.mapping is not None and not growth.draws:
-        recipe = growth_recipe(checkpoint, operator, **options)
-        write_recipe(recipe, out, probe=False)
-        parameters = recipe.parameters
-    else:
-        parameters = _write_drawn(checkpoint, out, operator, noise, **options)
-    return {
-        "out": str(out),
-        "operator": operator,
-        "parameters": parameters,
-        "config": dataclasses.asdict(growth.config),
-        "changes": changes([config], growth.config),
-    }
-
-
-def _write_drawn(checkpoint: pathlib.Path, out: pathlib.Path, operator: str, noise: float, **options: Any) -> int:
-    """Grow a checkpoint in memory, write it in float32 with its tokenizer, and return the number of parameters."""
-    import jax
-
-    import fusion_core as fc
-    from fusion_core.checkpoints import Event, growth_record, open_checkpoint, write_growth
-    from fusion_core.checkpoints.pretrained import write_pretrained
-    from fusion_core.checkpoints.tokenizers import copy_tokenizer
-
-    grown, config = fc.grow(*fc.load_pretrained(checkpoint), operator, noise=noise, **options)
-    with atomic.new_folder(out) as folder:
-        write_pretrained(folder, grown, config)
-        copy_tokenizer([checkpoint], folder)
-        event = Event(operator, noise=noise, **options)
-        write_growth(folder, growth_record([open_checkpoint(checkpoint)], event))
-    return sum(leaf.size for leaf in jax.tree.leaves(grown))

@@ -36,6 +36,13 @@ def plan(
             max=1.0,
         ),
     ] = None,
+    law: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(help="A law from deepfusion law: say when to grow within the budget. Again for each recipe."),
+    ] = None,
+    now: Annotated[
+        int | None, typer.Option(help="Steps that each source has been given so far, for --law. Default: none.", min=0)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a plan, and print its graph and its cost; train nothing.
@@ -43,9 +50,11 @@ def plan(
     \b
     deepfusion plan plan.toml                                     on this machine, whose speed is measured (a second)
     deepfusion plan plan.toml --devices 8 --tflops 989 --mfu 0.45     on eight H100s
+    deepfusion plan plan.toml --law law.json                      when to grow, and whether it pays
     """
     work = "loading JAX and reading the plan"
     with working(f"{work}, then measuring this machine" if tflops is None else work, quiet=as_json):
+        from deepfusion.foretold import foretold, lines
         from fusion_core.runs import arm_flops, costs, read_plan, resolve
         from fusion_core.runs.speed import product_speed
 
@@ -54,6 +63,7 @@ def plan(
         peak = product_speed(nodes) if tflops is None else tflops * 1e12
         share = mfu or (MEASURED_SHARE if tflops is None else ASSUMED_SHARE)
         found = costs(nodes, devices, peak * share)
+        said = foretold(read, nodes, law or [], now)
     kind = "assumed" if tflops is not None else "measured"
     totals = {
         "flops": math.fsum(cost.flops or 0 for cost in found),
@@ -67,7 +77,8 @@ def plan(
             for cost, node in zip(found, nodes, strict=True)
         ]
         speed = {"speed": kind, "peak_flops": peak, "mfu": share, "devices": devices}
-        print(json.dumps({"name": read.name, "nodes": rows, "arms": arms, **speed, **totals}))
+        laws = {"laws": [one.json for one in said]} if said else {}
+        print(json.dumps({"name": read.name, "nodes": rows, "arms": arms, **speed, **totals, **laws}))
         return
     columns = ("node", "from", "width", "parameters", "steps", "FLOPs", "time", "memory")
     cells = [_cells(cost, node) for cost, node in zip(found, nodes, strict=True)]
@@ -82,6 +93,8 @@ def plan(
     )
     if sentence := _arms(arms):
         print(sentence)
+    for line in lines(said):
+        print(line)
 
 
 def _arms(arms: dict[str, float | None]) -> str:

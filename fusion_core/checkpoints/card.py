@@ -58,8 +58,10 @@ def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]
         f"- dtype: {', '.join(recipe.dtypes).lower()}",
         f"- {'the mean' if recipe.operator is None else 'the function'} is {recipe.exactness}",
     ]
+    lines += [f"- {sentence}" for sentence in recipe.kept_values]
+    reason = recipe.cannot_run
     if measured is None:
-        lines.append("- deviation from the mean: not measured")
+        lines.append(f"- deviation from the mean: not measured{reason and f' ({reason})'}")
     else:
         lines.append(
             f"- deviation from the mean of the sources' logits, measured on {measured.tokens} random tokens: at most "

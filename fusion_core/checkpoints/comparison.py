@@ -46,11 +46,18 @@ def _compiled(logits: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(logits, static_argnums=1)
 
 
+def check_runs(checkpoint: Checkpoint, what: str) -> None:
+    """Raise InputError, with the reason, if there is no forward pass of a checkpoint's network here."""
+    if reason := checkpoint.architecture.cannot_run(checkpoint.config):
+        raise InputError(f"{checkpoint.folder}: {what} cannot be computed: {reason}; run it in transformers")
+
+
 def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.ndarray:
     """Return the logits [batch, target, vocabulary] in float32.
 
     Networks of ``small`` parameters and more are computed outside jit, with one tensor in memory at a time.
     """
+    check_runs(checkpoint, "its logits")
     logits = checkpoint.architecture.logits
     assert logits is not None
     with Reader() as reader:
@@ -62,6 +69,7 @@ def logits_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> np.nd
 
 def moments_of(checkpoint: Checkpoint, batch: Batch, small: int = SMALL) -> dict[Path, Moments]:
     """Return ``fusion_core.growth.norms.norm_moments`` of a checkpoint on the batch, in the memory that ``logits_of`` needs."""
+    check_runs(checkpoint, "the norms' calibration")
     with Reader() as reader:
         tokens = jax.tree.map(jnp.asarray, batch)
         if checkpoint.parameters < small:

@@ -33,7 +33,7 @@ def write_recipe(
 
     The folder appears whole or not at all.
 
-    Memory: a few rows of one tensor at a time; with ``probe``, one tensor as float32.
+    Memory: a few rows of one tensor at a time; a tensor with draws in it whole, and with ``probe`` one tensor as float32.
 
     Args:
       recipe: recipe from ``fusion_recipe`` or ``growth_recipe``.
@@ -42,7 +42,7 @@ def write_recipe(
       report: function that is called with the present action in words and the bytes of weights just written.
 
     Returns:
-      The measured deviation, or None without ``probe``.
+      The measured deviation; None without ``probe``, or if there is no forward pass for it (``recipe.cannot_run``).
 
     Raises:
       InputError: a source has entries that are not finite or cannot be read, or the disk is full.
@@ -66,9 +66,9 @@ def write_recipe(
             copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
             report("writing growth.json", 0)
             scales = {tensor.name: tensor.rule.scales for tensor in recipe.tensors}
-            write_growth(folder, growth_record(recipe.sources, recipe.event, scales))
+            write_growth(folder, growth_record(recipe.agreeing, recipe.event, scales))
             measured = None
-            if probe:
+            if probe and not recipe.cannot_run:
                 report("measuring the deviation from the mean", 0)
                 measured = deviation_from_mean(recipe.sources, recipe.weights, open_checkpoint(folder))
             (folder / "README.md").write_text(model_card(recipe, measured, copied), encoding="utf-8")

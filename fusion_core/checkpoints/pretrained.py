@@ -22,14 +22,14 @@ from fusion_core.models.units import by_name, nested
 
 
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """Read the checkpoint folder of a T5, Llama, Qwen2 or GPT-2 in Hugging Face's layout.
+    """Read the checkpoint folder of a network in Hugging Face's layout; docs/checkpoints.md lists the kinds.
 
     Copies of the embedding that are saved beside it are ignored, and so are buffers of old files; decoders without
     ``model.`` or ``transformer.`` in front of their names, as in old files of the bare model, are read too.
 
     Returns:
       ``(params, config)``; params is a nested dict of arrays in Hugging Face's names, config a ``T5Config``,
-      ``LlamaConfig``, ``Qwen2Config`` or ``GPT2Config``.
+      ``LlamaConfig`` or of the class of another kind (``fusion_core.models.registry.MODEL_TYPES``).
 
     Raises:
       InputError: the folder, a file or a tensor is missing, damaged, of a wrong shape, or not finite; a copy of the

@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_core.checkpoints.checkpoint import Checkpoint, open_checkpoint, same_network
-from fusion_core.checkpoints.comparison import moments_of, text_batch
+from fusion_core.checkpoints.comparison import check_runs, moments_of, text_batch
 from fusion_core.checkpoints.growth_file import Event
 from fusion_core.checkpoints.ranges import Reader
-from fusion_core.checkpoints.stream import GrownTensor, Noise
+from fusion_core.checkpoints.stream import DrawnTensor, GrownTensor, Noise
 from fusion_core.checkpoints.tokenizers import check_same_tokenizer
 from fusion_core.checkpoints.write import split_into_shards
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS, NORM_MODES, GrowthMap, fused_config, fusion_map
+from fusion_core.growth.agreement import Kept, with_first
+from fusion_core.growth.maps import Block, Rule
 from fusion_core.growth.norms import calibrated
 from fusion_core.growth.operators import growth_of
-from fusion_core.growth.options import Options
+from fusion_core.growth.options import Growth, Options
+from fusion_core.models.registry import architecture, layouts
 from fusion_core.models.units import by_name
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -43,6 +46,7 @@ class Recipe:
       noise: standard deviation of the noise in units of each weight's root mean square; 0 if there is none.
       seed: seed of the noise.
       calibrated_on: number of tokens that the norms' scales were fitted to; 0 for plain norms.
+      kept: fields in which the sources differ, and whose value is the first one's.
     """
 
     sources: tuple[Checkpoint, ...]
@@ -54,6 +58,7 @@ class Recipe:
     noise: float
     seed: int
     calibrated_on: int = 0
+    kept: tuple[Kept, ...] = ()
     operator: str | None = None
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -61,9 +66,26 @@ class Recipe:
     def event(self) -> Event:
         """What is done to the sources, for ``growth.json``."""
         if self.operator is not None:
-            return Event(self.operator, **self.sizes)
+            return Event(self.operator, noise=self.noise, **self.sizes)
         norm = "calibrated" if self.calibrated_on else "plain"
         return Event(None, self.weights, self.equal, norm, self.noise, self.seed)
+
+    @property
+    def agreeing(self) -> list[Checkpoint]:
+        """The sources with the first one's values of the fields in which they differ."""
+        configs, _ = with_first([source.config for source in self.sources], [kept.field for kept in self.kept])
+        return [dataclasses.replace(source, config=c) for source, c in zip(self.sources, configs, strict=True)]
+
+    @property
+    def kept_values(self) -> list[str]:
+        """For each field in which the sources differ a sentence that says whose value is kept."""
+        names = [source.folder.resolve().name for source in self.sources]
+
+        def sentence(field: str, values: tuple[Any, ...]) -> str:
+            others = [f"{v!r} in {name}" for name, v in zip(names[1:], values[1:], strict=True) if v != values[0]]
+            return f"{field} is {values[0]!r}, kept from {names[0]} ({', '.join(others)})"
+
+        return [sentence(*kept) for kept in self.kept]
 
     @property
     def parameters(self) -> int:
@@ -82,12 +104,18 @@ class Recipe:
         return dict(sorted(((name, names.count(name)) for name in set(names)), key=lambda pair: -pair[1]))
 
     @property
+    def cannot_run(self) -> str:
+        """Why there is no forward pass here with which a deviation could be measured; "" if there is one."""
+        return architecture(self.config).cannot_run(self.config)
+
+    @property
     def exactness(self) -> str:
         """A sentence on how far the grown network's outputs are the mean of the sources'."""
         rounded = {t.dtype for t in self.tensors} - {"F32", "F64"}
         rounding = f", up to rounding in {'/'.join(sorted(rounded)).lower()}" if rounded else ", up to rounding"
         if self.operator is not None:
-            kept = GROWTH_OPERATORS[self.operator].properties.function_preserving
+            known = GROWTH_OPERATORS[self.operator]
+            kept = (known.noisy if self.noise and known.noisy else known.properties).function_preserving
             return f"kept{rounding}" if kept else "not kept: the operator changes it"
         if self.equal:
             noise = ", and the noise cancels over the copies" if self.noise else ""
@@ -100,6 +128,7 @@ class Recipe:
                 if self.calibrated_on
                 else ""
             )
+            + (f"; {caveat}" if (caveat := architecture(self.config).caveat) else "")
         )
 
 
@@ -114,6 +143,7 @@ def fusion_recipe(
     folders: Sequence[str | pathlib.Path],
     weights: Sequence[float] | None = None,
     *,
+    allow_different: Sequence[str] = (),
     dtype: str | None = None,
     norm: str = "plain",
     calibration: Sequence[str] | None = None,
@@ -126,6 +156,8 @@ def fusion_recipe(
     Args:
       folders: folders of the sources, two or more; the same one twice is a self-fusion.
       weights: weights of the sources in the mean; if None, equal ones.
+      allow_different: fields that need not agree, by name or by a short one (``fusion_core.growth.agreement.SHORT``); the
+        first source's values are kept (``Recipe.kept``).
       dtype: ``"bf16"``, ``"f16"`` or ``"f32"``; if None, the common dtype of the sources, tensor by tensor.
       norm: ``"plain"`` or ``"calibrated"`` (``fusion_core.calibrate``); these files cannot hold grouped norms.
       calibration: texts that calibrated norms are fitted to, with the tokenizer of the sources; 16 windows are taken.
@@ -158,7 +190,7 @@ def fusion_recipe(
     # one folder given twice is opened once
     opened = {pathlib.Path(folder): open_checkpoint(folder) for folder in dict.fromkeys(folders)}
     sources = tuple(opened[pathlib.Path(folder)] for folder in folders)
-    configs = [source.config for source in sources]
+    configs, kept = with_first([source.config for source in sources], allow_different)
     mapping = fusion_map(configs, weights)
     check_same_tokenizer([source.folder for source in sources])
     with Reader() as reader:
@@ -170,18 +202,15 @@ def fusion_recipe(
         )
     calibrated_on = 0
     if calibration is not None:
+        for source in sources:
+            check_runs(source, "the norms' calibration")
         batch = text_batch(sources, calibration, CALIBRATION_ROWS, seed)
         calibrated_on = int(batch["targets"].size)
         watched = {source.folder: moments_of(source, batch) for source in opened.values()}
         mapping = calibrated(mapping, configs, [watched[source.folder] for source in sources])
     tensors = _tensors(mapping, sources, dtype)
     if noise:
-        tensors = [
-            tensor
-            if tensor.rule.axis(reads=True) is None
-            else dataclasses.replace(tensor, noise=Noise(float(noise), seed, array))
-            for array, tensor in enumerate(tensors)
-        ]
+        tensors = _noisy(tensors, Noise(float(noise), seed, 0))
     return Recipe(
         sources=sources,
         weights=mapping.weights,
@@ -192,6 +221,7 @@ def fusion_recipe(
         noise=float(noise),
         seed=seed,
         calibrated_on=calibrated_on,
+        kept=tuple(kept),
     )
 
 
@@ -203,32 +233,61 @@ def growth_recipe(
     width: Any = None,
     depth: Any = None,
     seed: Any = None,
+    noise: Any = 0.0,
     dtype: str | None = None,
     largest_shard: int = SHARD,
 ) -> Recipe:
     """Return the recipe of the growth of one checkpoint by an operator, after all checks.
 
+    Copies, and noise that cancels over them, are streamed by rows; tensors with other draws are computed whole, one by one.
+
     Args:
       folder: folder of the checkpoint.
-      operator: a name in ``fusion_core.GROWTH_OPERATORS`` of an operator that only copies and draws at most which units.
-      factor, width, depth, seed: as for ``fusion_core.grow``.
+      operator: a name in ``fusion_core.GROWTH_OPERATORS``.
+      factor, width, depth, seed, noise: as for ``fusion_core.grow``.
       dtype, largest_shard: as for ``fusion_recipe``.
 
     Raises:
-      InputError: as ``fusion_core.grow``; the checkpoint is damaged, or the operator draws weights.
+      InputError: as ``fusion_core.grow``; or the checkpoint is damaged.
     """
     _check_format(dtype, largest_shard)
     source = open_checkpoint(folder)
     sizes = {"factor": factor, "width": width, "depth": depth, "seed": seed}
-    growth = growth_of(source.config, operator, Options(**sizes))
-    if growth.mapping is None or growth.draws:
-        raise InputError(
-            f"{operator} draws weights, which cannot be streamed; load the checkpoint and use fusion_core.grow"
-        )
-    tensors = _tensors(growth.mapping, (source,), dtype)
+    growth = growth_of(source.config, operator, Options(**sizes, noise=noise))
+    if growth.mapping is None:
+        tensors = _from_scratch(growth, source, dtype)
+    else:
+        tensors = _tensors(growth.mapping, (source,), dtype)
+        if growth.cancels:
+            tensors = _noisy(tensors, Noise(float(noise), seed, 0))
+        elif growth.draw is not None:
+            fields = [{f.name: getattr(t, f.name) for f in dataclasses.fields(t)} for t in tensors]
+            tensors = [DrawnTensor(**values, draw=growth.draw) for values in fields]
     shards = split_into_shards(tensors, largest_shard)
     found = (source,), (1.0,), growth.config, tuple(tensors), shards
-    return Recipe(*found, True, 0.0, seed or 0, operator=operator, sizes=sizes)
+    return Recipe(*found, True, float(noise), seed or 0, operator=operator, sizes=sizes)
+
+
+def _noisy(tensors: Sequence[GrownTensor], noise: Noise) -> list[GrownTensor]:
+    """Return the tensors with noise in those that read copies."""
+    return [
+        tensor
+        if tensor.rule.axis(reads=True) is None
+        else dataclasses.replace(tensor, noise=noise._replace(array=array))
+        for array, tensor in enumerate(tensors)
+    ]
+
+
+def _from_scratch(growth: Growth, source: Checkpoint, dtype: str | None) -> list[GrownTensor]:
+    """Return the tensors of a network of which all is drawn, in the source's most frequent dtype."""
+    codes = [entry.dtype for entry in source.tensors.values()]
+    code = DTYPES[dtype] if dtype else max(codes, key=codes.count)
+    rule = lambda name, layout: Rule((Block(None, name),), (None,) * len(layout.shape), layout.shape)
+    assert growth.draw is not None
+    return [
+        DrawnTensor(name, rule(name, layout), (), code, draw=growth.draw, kept=False)
+        for name, layout in layouts(growth.config).items()
+    ]
 
 
 def _tensors(mapping: GrowthMap, sources: Sequence[Checkpoint], dtype: str | None) -> list[GrownTensor]:

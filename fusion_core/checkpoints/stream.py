@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.checkpoints.ranges import CODES, FLOATS, Entry, Reader, all_finite
@@ -19,6 +20,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth import Rule
 from fusion_core.growth.maps import Placement
 from fusion_core.growth.noise import cancelling, copy_generators
+from fusion_core.growth.options import Draw
 
 CHUNK = 1 << 19  # bytes of the result that are computed at a time: they fit into a core's cache
 
@@ -109,7 +111,8 @@ class GrownTensor:
                     part[...] = self._sum(rows, active, row, len(part), dtype)
                 for p in [] if self._summed else active:
                     block = rows(p.source, p.take[0].start + row - p.put[0].start, len(part))
-                    part[:, *p.put[1:]] = self._converted(block[:, *p.take[1:]], p.scale, dtype)
+                    shift = self.rule.shifts[p.source]
+                    part[:, *p.put[1:]] = self._converted(block[:, *p.take[1:]], p.scale, shift, dtype)
                 if noise is not None:
                     noise.add_to(part)
                 yield part
@@ -123,14 +126,18 @@ class GrownTensor:
         total = np.zeros((count, *(self.shape or (1,))[1:]), wide)
         for p in active:
             total += wide.type(p.scale) * rows(p.source, row, count).astype(wide)
+        if shift := self.rule.offset * (math.fsum(self.rule.scales) - 1):
+            total += wide.type(shift)
         return self._rounded(total, dtype)
 
-    def _converted(self, block: np.ndarray, scale: float, dtype: np.dtype) -> np.ndarray:
-        if scale == 1 and block.dtype == dtype:
+    def _converted(self, block: np.ndarray, scale: float, shift: float, dtype: np.dtype) -> np.ndarray:
+        if scale == 1 and not shift and block.dtype == dtype:
             return block
         wide = block.astype(_wide(dtype, block.dtype))
         if scale != 1:
             wide *= wide.dtype.type(scale)
+        if shift:
+            wide += wide.dtype.type(shift)
         return self._rounded(wide, dtype)
 
     def _rounded(self, wide: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -142,6 +149,40 @@ class GrownTensor:
                 "or f32"
             )
         return narrow
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnTensor(GrownTensor):
+    """A tensor of the grown network with draws or constants in it, which is computed whole, in float32.
+
+    Attributes:
+      draw: as in ``fusion_core.growth.options.Growth``.
+      kept: whether anything of the small network is in it.
+    """
+
+    draw: Draw = lambda name, array: array
+    kept: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What the rule does, in words."""
+        return f"{super().kind}, with draws" if self.kept else "drawn"
+
+    def rows(self, reader: Reader, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Yield the tensor whole, if it has entries.
+
+        Raises:
+          InputError: a source has entries that are not finite, or the result does not fit its dtype.
+        """
+        start = jnp.zeros((), jnp.float32)
+        if self.kept:
+            parts = [
+                None if block.network is None else jnp.asarray(reader.whole(entry).astype(np.float32))
+                for block, entry in zip(self.rule.blocks, self.entries, strict=True)
+            ]
+            start = self.rule.shifted(self.rule.embed(parts))
+        if self.size:
+            yield self._rounded(np.asarray(self.draw(self.name, start)), FLOATS[self.dtype])
 
 
 def _wide(*dtypes: np.dtype) -> np.dtype:
@@ -179,7 +220,8 @@ class _NoiseRows:
 
     def __init__(self, tensor: GrownTensor, reader: Reader) -> None:
         assert tensor.noise is not None
-        self._noise, self._copies, self._reads = tensor.noise, len(tensor.entries), tensor.rule.axis(reads=True)
+        self._noise, self._reads = tensor.noise, tensor.rule.axis(reads=True)
+        self._copies = tensor.rule.copies_read
         self._part = tensor.shape[0] // self._copies  # rows of a copy, if the copies lie one below the other
         self._row, self._generators = 0, self._start()
         total, entry = 0.0, tensor.entries[0]
@@ -188,8 +230,9 @@ class _NoiseRows:
         for row in range(0, entry.shape[0], many):
             block = rows(0, row, min(many, entry.shape[0] - row)).astype(np.float32)
             total += float(np.vdot(block, block))
-        squares = sum(scale * scale for scale in tensor.rule.scales)
-        self._size = tensor.noise.scale * math.sqrt(total * squares / (entry.size * self._copies))
+        sizes = [(p.scale, math.prod(t.stop - t.start for t in p.take)) for p in tensor.rule.placements()]
+        squares = math.fsum(scale * scale * size for scale, size in sizes) / entry.size
+        self._size = tensor.noise.scale * math.sqrt(total * squares / tensor.rule.filled)
 
     def _start(self) -> list[np.random.Generator]:
         return copy_generators(self._noise.seed, self._noise.array, self._copies)

@@ -13,19 +13,20 @@ quotient of the logits' factors, ``k^½`` for a T5.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.growth.fuse import check_ratios, fusion_map
 from fusion_core.growth.maps import Block, GrowthMap, Rule
-from fusion_core.growth.noise import copy_noise, with_noise
-from fusion_core.growth.options import Growth, Options
+from fusion_core.growth.noise import copy_noise, noisy
+from fusion_core.growth.options import Draw, Growth, Options
 from fusion_core.growth.units import Units, copied, first_copies
 from fusion_core.models.registry import architecture, layouts, parameter_shapes, resized, spaces
-from fusion_core.models.units import Axis, Config, is_norm
+from fusion_core.models.units import Axis, Config, by_name, is_norm
 
 
 def whole_copies(config: Config, factor: int) -> Units:
@@ -125,10 +126,12 @@ def replication(config: Config, units: Units, above: Mapping[str, str] | None = 
     for name, layout in layouts(grown).items():
         small = layouts(config)[name]
         axes = [copied(axis, units) if isinstance(axis, Axis) else None for axis in small.axes]
-        blocks = [Block(0, name)]
-        if record.stream is not None and name in record.tied(config):
-            share = getattr(config, record.stream) / getattr(grown, record.stream)
-            blocks = [Block(0, name, share * record.logit_scale(config) / record.logit_scale(grown))]
+        scale = record.input_scale(config, name) / record.input_scale(grown, name)
+        if record.stream is not None and (name in record.tied(config) or layout.is_head):
+            # what reads copies is divided by their number anyway
+            share = 1.0 if layout.is_head else getattr(config, record.stream) / getattr(grown, record.stream)
+            scale = share * record.logit_scale(config) / record.logit_scale(grown)
+        blocks = [Block(0, name, scale)]
         made = small.number(reads=False)
         if above is not None and above[name] != name and made is not None:
             selection = axes[made]
@@ -136,7 +139,7 @@ def replication(config: Config, units: Units, above: Mapping[str, str] | None = 
             later = first_copies(selection.taken) != np.arange(len(selection.taken))
             axes[made] = selection._replace(part=later.astype(int))
             blocks.append(Block(0, above[name]))
-        rules.append(Rule(tuple(blocks), tuple(axes), layout.shape))
+        rules.append(Rule(tuple(blocks), tuple(axes), layout.shape, offset=layout.offset))
     tree = jax.tree.unflatten(jax.tree.structure(record.arrays(config)), rules)
     return GrowthMap(tree, parameter_shapes(config), grown)
 
@@ -156,16 +159,27 @@ def net2net_width(config: Config, options: Options) -> Growth:
     mapping = replication(config, units)
     if not options.noise:
         return Growth(mapping.config, mapping, units=units)
-    finish = lambda params: copy_noise(mapping, params, options.noise, options.seed)
-    return Growth(mapping.config, mapping, finish, units)
+    draw = each_array(mapping, lambda rule, x, i: copy_noise(rule, x, i, options.noise, options.seed))
+    return Growth(mapping.config, mapping, draw, units)
+
+
+def each_array(mapping: GrowthMap, function: Callable[[Rule, Array, int], Array]) -> Draw:
+    """Return ``draw`` of a ``Growth`` that is ``function(rule, array, number of the array)``."""
+    numbered = {name: (rule, i) for i, (name, rule) in enumerate(by_name(mapping.rules).items())}
+
+    def draw(name: str, array: Array) -> Array:
+        rule, i = numbered[name]
+        return function(rule, array, i)
+
+    return draw
 
 
 def _whole(mapping: GrowthMap, options: Options, units: Units) -> Growth:
     """Return the growth by whole copies, with cancelling noise if the options have noise."""
     if not options.noise:
         return Growth(mapping.config, mapping, units=units)
-    finish = lambda grown: with_noise(mapping, grown, "antisymmetric", options.noise, options.seed)
-    return Growth(mapping.config, mapping, finish, units)
+    draw = each_array(mapping, lambda rule, x, i: noisy(rule, x, i, "antisymmetric", options.noise, options.seed))
+    return Growth(mapping.config, mapping, draw, units, cancels=True)
 
 
 def hypercloning(config: Config, options: Options) -> Growth:

@@ -15,7 +15,8 @@ from fusion_core.errors import InputError
 from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.options import Growth, Options
 from fusion_core.models.registry import architecture, layouts, parameter_shapes
-from fusion_core.models.units import Config, Layout, Params, Stack, by_name, is_norm
+from fusion_core.models.settings import Settings
+from fusion_core.models.units import Config, Layout, Stack, by_name, is_norm
 
 HIDDEN_LAYERS = "the number of hidden-to-hidden layers"
 
@@ -72,6 +73,8 @@ def deepened(config: Config, layers: Mapping[str, Layers]) -> Config:
         widths = getattr(config, field)
         chain = isinstance(widths, tuple)
         changes[field] = (widths[0], *(widths[s + 1] for s in sources)) if chain else len(sources)
+        if isinstance(settings := getattr(config, "settings", None), Settings):
+            changes["settings"] = settings.for_layers(widths, sources.tolist())
     return dataclasses.replace(config, **changes)
 
 
@@ -84,6 +87,8 @@ def depth_map(config: Config, layers: Mapping[str, Layers], *, silent: bool) -> 
       silent: whether new layers are zero where they write to the stream, or everywhere if there is no stream.
     """
     record, grown = architecture(config), deepened(config, layers)
+    table = layouts(grown)
+    last_norms = any(layout.adds for layout in table.values())  # of blocks that end in a norm, it alone is zero
 
     def rule(name: str, layout: Layout) -> Rule:
         block, new = Block(0, name), False
@@ -92,11 +97,11 @@ def depth_map(config: Config, layers: Mapping[str, Layers], *, silent: bool) -> 
             if split is not None:
                 sources, is_new = layers[stack.field]
                 new = bool(is_new[split[0]])
-                zero = silent and new and _writes(record.stream, name, layout)
+                zero = silent and new and (layout.adds if last_norms else _writes(record.stream, name, layout))
                 block = Block(0, stack.join(int(sources[split[0]]), split[1]), 0.0 if zero else 1.0)
-        return Rule((block,), (None,) * len(layout.shape), layout.shape, new)
+        return Rule((block,), (None,) * len(layout.shape), layout.shape, new, layout.offset)
 
-    rules = [rule(name, layout) for name, layout in layouts(grown).items()]
+    rules = [rule(name, layout) for name, layout in table.items()]
     tree = jax.tree.unflatten(jax.tree.structure(record.arrays(grown)), rules)
     return GrowthMap(tree, parameter_shapes(config), grown)
 
@@ -137,7 +142,7 @@ def _check_equal_widths(config: Config, stack: Stack) -> None:
         )
 
 
-def _spread(small: int, grown: int) -> Layers:
+def spread(small: int, grown: int) -> Layers:
     """Return the layers with each one followed by its copies, whose numbers differ by 1 at most."""
     sources = np.arange(grown) * small // grown
     return Layers(sources, np.concatenate([[False], np.diff(sources) == 0]))
@@ -147,7 +152,7 @@ def identity_layers(config: Config, options: Options) -> Growth:
     """Return copies of residual blocks that write nothing to the stream, each after its source."""
     grown = grown_depths(config, options)
     stacks = architecture(config).stacks(config)
-    mapping = depth_map(config, {s.field: _spread(s.layers, grown[s.field]) for s in stacks}, silent=True)
+    mapping = depth_map(config, {s.field: spread(s.layers, grown[s.field]) for s in stacks}, silent=True)
     return Growth(mapping.config, mapping)
 
 
@@ -164,7 +169,7 @@ def net2net_depth(config: Config, options: Options) -> Growth:
             "factor multiplies the number of hidden-to-hidden layers, of which this network has none; give depth"
         )
     depth = grown_depths(config, options)[HIDDEN_LAYERS]
-    sources, new = _spread(hidden, depth + 1)
+    sources, new = spread(hidden, depth + 1)
     after = np.arange(hidden, stack.layers)
     layers = Layers(np.concatenate([sources, after]), np.concatenate([new, np.zeros(len(after), bool)]))
     mapping = depth_map(config, {stack.field: layers}, silent=True)
@@ -173,10 +178,7 @@ def net2net_depth(config: Config, options: Options) -> Growth:
         if rule.new and any(side % 2 == 0 for side in rule.shape[2:]):
             raise InputError(f"net2net_depth needs kernels with a middle, but {name} has the shape {rule.shape}")
 
-    def finish(params: Params) -> Params:
-        return jax.tree.map(lambda rule, leaf: _identity(leaf) if rule.new else leaf, mapping.rules, params)
-
-    return Growth(mapping.config, mapping, finish)
+    return Growth(mapping.config, mapping, lambda name, leaf: _identity(leaf) if rules[name].new else leaf)
 
 
 def _identity(leaf: Array) -> Array:

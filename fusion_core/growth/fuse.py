@@ -13,7 +13,9 @@ nothing (a bias)      concatenated               sum weighted with wᵢ
 
 Heads are ranges of the rows of q, k and v, so source i's heads read its stream and write to it. Elementwise functions,
 gates and the softmax of a head need no rule. A tied head is the embedding, which the input uses too, so that the norm
-before it carries ``wᵢ``, times ``lᵢ / l`` if the logits are multiplied by a factor ``l`` that depends on the width.
+before it carries ``wᵢ``; and that norm or the head also ``lᵢ / l`` if the logits are multiplied by a factor ``l`` that depends
+on the width. An embedding that is multiplied by such a factor ``e`` where it is read carries ``eᵢ / e`` (Gemma's √d; its l is
+``1/√d``).
 Source: Mazzawi et al. (2024); docs/fusion.md.
 """
 
@@ -29,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_core.errors import InputError
+from fusion_core.growth.agreement import check_agree
 from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.noise import OFF_DIAGONAL, OffDiagonal, with_noise
 from fusion_core.growth.norms import NORM_MODES, NormMode, calibrated, norm_moments, with_paths
@@ -77,26 +80,6 @@ def _check_depth(ours: Stack, theirs: Stack, i: int, *, residual: bool) -> None:
     )
 
 
-def _check_equal(first: Config, other: Config, i: int) -> None:
-    """Raise InputError if fields differ that do not count units."""
-    counted = {field for space in spaces(first).values() for field in (space.field, *dict(space.also))}
-    inside = {(space.field, space.position) for space in spaces(first).values()}
-    for field in dataclasses.fields(first):
-        ours, theirs = getattr(first, field.name), getattr(other, field.name)
-        pairs = [(field.name, ours, theirs)]
-        if field.name in counted:
-            if not isinstance(ours, tuple):
-                continue
-            pairs = [
-                (f"{field.name}[{j}]", a, b)
-                for j, (a, b) in enumerate(zip(ours, theirs, strict=True))
-                if (field.name, j) not in inside
-            ]
-        for name, a, b in pairs:
-            if a != b and name != "norm_groups":
-                raise InputError(f"cannot fuse networks 1 and {i}: {name} is {a!r} and {b!r}; it must agree")
-
-
 def _norm_groups(configs: Sequence[Config], norm: str, stream: str) -> tuple[int, ...]:
     if norm == "grouped":
         return sum((config.norm_groups or (getattr(config, stream),) for config in configs), ())
@@ -130,7 +113,7 @@ def fused_config(configs: Sequence[Config], norm: NormMode | str = "plain") -> C
         check_ratios(first, config, f"cannot fuse networks 1 and {i}")
         for ours, theirs in zip(record.stacks(first), record.stacks(config), strict=True):
             _check_depth(ours, theirs, i, residual=record.stream is not None)
-        _check_equal(first, config, i)
+        check_agree(first, config, i)
     sizes = {name: sum(spaces(config)[name].size for config in configs) for name in spaces(first)}
     if record.stream is None:
         return resized(first, sizes)
@@ -166,17 +149,24 @@ def fusion_map(configs: Sequence[Config], weights: Sequence[float] | None = None
 def _fused_rules(configs: Sequence[Config], fused: Config, weights: tuple[float, ...]) -> Params:
     record, tables = architecture(fused), [layouts(config) for config in configs]
     tied, scale = set(record.tied(fused)), record.logit_scale
-    before_tied_head = [w * scale(config) / scale(fused) for w, config in zip(weights, configs, strict=True)]
+    before_head = [w * scale(config) / scale(fused) for w, config in zip(weights, configs, strict=True)]
     rules = []
     for name, layout in layouts(fused).items():
         axes = zip(*(table[name].axes for table in tables), strict=True)
-        if name in tied:
-            scales: Sequence[float] = before_tied_head
+        if name in tied or layout.is_head:
+            scales: Sequence[float] = before_head
+        elif layout.number(reads=False) is None:
+            scales = weights
         else:
-            scales = weights if layout.number(reads=False) is None else [1.0] * len(weights)
+            scales = [record.input_scale(c, name) / record.input_scale(fused, name) for c in configs]
         blocks = [Block(i, name, s, w) for i, (s, w) in enumerate(zip(scales, weights, strict=True))]
         rules.append(
-            Rule(tuple(blocks), tuple(beside(a) if isinstance(a[0], Axis) else None for a in axes), layout.shape)
+            Rule(
+                tuple(blocks),
+                tuple(beside(a) if isinstance(a[0], Axis) else None for a in axes),
+                layout.shape,
+                offset=layout.offset,
+            )
         )
     return jax.tree.unflatten(jax.tree.structure(record.arrays(fused)), rules)
 
@@ -297,7 +287,7 @@ def fuse(
         )
     if norm == "calibrated":
         mapping = calibrate(networks, calibration, weights)
-    fused = mapping.embed([params for params, _ in networks])
+    fused = mapping.grown([params for params, _ in networks])
     if off_diagonal != "zero":
         fused = with_noise(mapping, fused, off_diagonal, noise, seed)
     return fused, config

@@ -71,17 +71,25 @@ class Rule:
         sum of the parts. Along an axis that reads copies of a unit, entries are divided by their number.
       shape: shape of the grown array.
       new: whether the small network does not have the array's layer.
+      offset: number o that the network adds to the array (``fusion_core.models.units.Layout``). What is scaled is the sum,
+        so that a part of scale s also gets the constant ``o (s − 1)`` (``shifts``), which is no part of J.
     """
 
     blocks: tuple[Block, ...]
     axes: tuple[Selection | None, ...]
     shape: tuple[int, ...]
     new: bool = False
+    offset: float = 0.0
 
     @property
     def scales(self) -> tuple[float, ...]:
         """Factor of each part."""
         return tuple(block.scale for block in self.blocks)
+
+    @property
+    def shifts(self) -> tuple[float, ...]:
+        """Constant that is added to each part."""
+        return tuple(self.offset * (scale - 1) for scale in self.scales)
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -91,6 +99,13 @@ class Rule:
     def axis(self, *, reads: bool) -> int | None:
         """Return the number of the axis that reads copies or parts, or that makes them; None if there is none."""
         return next((i for i, axis in enumerate(self.axes) if axis is not None and axis.reads is reads), None)
+
+    @property
+    def copies_read(self) -> int:
+        """Number of whole copies that the array reads, one after the other along its axis that reads; 1 if it has none."""
+        number = self.axis(reads=True)
+        selection = None if number is None else self.axes[number]
+        return 1 if selection is None else len(selection.taken) // len(np.unique(selection.taken))
 
     @property
     def filled(self) -> int:
@@ -136,6 +151,16 @@ class Rule:
     def embed(self, arrays: Sequence[Array | None]) -> Array:
         """Return the grown array from those of the parts; None for a part that is drawn."""
         return self.placed(arrays, self.scales, divide=True)
+
+    def shifted(self, grown: Array) -> Array:
+        """Return the grown array with the parts' constants added."""
+        if not any(self.shifts):
+            return grown
+        if not self.own:
+            return grown + self.offset * (math.fsum(self.scales) - 1)
+        for placement in self.placements():
+            grown = grown.at[placement.put].add(self.shifts[placement.source])
+        return grown
 
     def placed(
         self, arrays: Sequence[Array | None], factors: Sequence[float], *, divide: bool | None, power: int = 1
@@ -207,8 +232,12 @@ class GrowthMap:
         return isinstance(self.shapes, tuple)
 
     def embed(self, small: Params) -> Params:
-        """Return J θ: the grown parameters."""
+        """Return J θ: the grown parameters, but for constants (``grown``)."""
         return self.each(lambda rule, arrays: rule.embed(arrays), list(small) if self.several else [small])
+
+    def grown(self, small: Params) -> Params:
+        """Return the grown parameters: J θ and the constants of arrays that the network adds a number to."""
+        return jax.tree.map(lambda rule, array: rule.shifted(array), self.rules, self.embed(small))
 
     def each(self, function: Callable[[Rule, list[Any]], Any], networks: Sequence[Params]) -> Params:
         """Return the tree of ``function(rule, leaves of its parts)``; a part that is drawn has None.

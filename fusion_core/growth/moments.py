@@ -103,18 +103,19 @@ def anew(rule: Rule, moment: Array, *, second: bool, over: int | None = None) ->
     return jnp.where(new, mean if second else 0, moment).astype(moment.dtype)
 
 
-def _between(packed: tuple[int, int], write: int, read: int, moments: Sequence[Array]) -> Array:
+def _between(packed: tuple[int, tuple[int, ...]], write: int, read: int, moments: Sequence[Array]) -> Array:
     """Return row means times column means over the geometric mean of the means, in every block.
 
     Args:
-      packed: (axis, number of arrays packed along it), each of which has row and column means of its own.
+      packed: (axis, blocks of the arrays packed along it), each of which has row and column means of its own.
       write, read: numbers of the axes that make and read units.
       moments: moments of the sources.
     """
-    axis, count = packed
-    if count > 1:
-        parts = zip(*(jnp.split(moment, count, axis) for moment in moments), strict=True)
-        return jnp.concatenate([_between((axis, 1), write, read, part) for part in parts], axis)
+    axis, blocks = packed
+    if len(blocks) > 1:
+        ends = lambda length: (np.cumsum(blocks)[:-1] * length // sum(blocks)).tolist()
+        parts = zip(*(jnp.split(moment, ends(moment.shape[axis]), axis) for moment in moments), strict=True)
+        return jnp.concatenate([_between((axis, (1,)), write, read, part) for part in parts], axis)
     roots = [jnp.sqrt(jnp.mean(moment, axis=(write, read), keepdims=True)) for moment in moments]
 
     def means(kept: int, over: int) -> Array:
@@ -141,7 +142,7 @@ def second_moment(rule: Rule, moments: Sequence[Array | None], *, copies: bool) 
         return _of_copies(rule, squares, known[0])
     scaled = [square * moment for square, moment in zip(squares, known, strict=True)]
     write, read = _axes(rule)
-    packed = next(((i, a.packed) for i in (write, read) if (a := _selection(rule, i)).packed > 1), (write, 1))
+    packed = next(((i, a.blocks) for i in (write, read) if len((a := _selection(rule, i)).blocks) > 1), (write, (1,)))
     grown = _between(packed, write, read, scaled)
     for part, take, put, _ in rule.placements():
         grown = grown.at[put].set(scaled[part][take])

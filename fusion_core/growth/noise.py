@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fusion_core.growth.maps import GrowthMap, Rule
-from fusion_core.growth.units import Selection, first_copies
+from fusion_core.growth.units import first_copies
 from fusion_core.models.units import Params
 
 OffDiagonal = Literal["zero", "random", "antisymmetric"]
@@ -48,17 +48,10 @@ def cancelling(blocks: np.ndarray) -> np.ndarray:
 
 def _antisymmetric(rule: Rule, axis: int, seed: int, array: int) -> np.ndarray:
     """Return the noise of one array, whose blocks along the axis that it reads sum to zero."""
-    selection = rule.axes[axis]
-    assert selection is not None
-    copies = _copies(selection)
+    copies = rule.copies_read
     block = (*rule.shape[:axis], rule.shape[axis] // copies, *rule.shape[axis + 1 :])
     drawn = [random.standard_normal(block, np.float32) for random in copy_generators(seed, array, copies)]
     return np.concatenate(list(cancelling(np.stack(drawn))), axis=axis)
-
-
-def _copies(selection: Selection) -> int:
-    """Return the number of whole copies that lie one after the other along an axis."""
-    return len(selection.taken) // len(np.unique(selection.taken))
 
 
 def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
@@ -72,11 +65,19 @@ def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
 def with_noise(
     mapping: GrowthMap, grown: Params, kind: Literal["random", "antisymmetric"], noise: float, seed: int
 ) -> Params:
-    """Return the grown parameters with noise in them.
+    """Return the grown parameters with noise in them, array by array (``noisy``, which has the arguments)."""
+    leaves, treedef = jax.tree.flatten(grown)
+    pairs = enumerate(zip(jax.tree.leaves(mapping.rules), leaves, strict=True))
+    return jax.tree.unflatten(treedef, [noisy(rule, leaf, i, kind, noise, seed) for i, (rule, leaf) in pairs])
+
+
+def noisy(rule: Rule, leaf: Array, i: int, kind: Literal["random", "antisymmetric"], noise: float, seed: int) -> Array:
+    """Return a grown array with noise in it.
 
     Args:
-      mapping: map J of a fusion, or of an operator that copies all units equally often, copy after copy.
-      grown: parameters that J returned.
+      rule: its rule in the map J of a fusion, or of an operator that copies all units equally often, copy after copy.
+      leaf: the array that J returned.
+      i: number of the array in the network.
       kind: ``"random"``: normal entries in the blocks between sources. ``"antisymmetric"``, for equal copies: normal
         entries that cancel, in all blocks of every array that reads copies; the function stays, to the rounding of the
         parameters' dtype.
@@ -84,42 +85,34 @@ def with_noise(
         same array (each source's times its scale).
       seed: seed of the draws; those of array i have the seed (seed, i, ...) and do not depend on the other arrays.
     """
-    leaves, treedef = jax.tree.flatten(grown)
-    noisy = []
-    for i, (rule, leaf) in enumerate(zip(jax.tree.leaves(mapping.rules), leaves, strict=True)):
-        reads = rule.axis(reads=True)
-        if (reads is None) if kind == "antisymmetric" else (len(rule.own) < 2):
-            noisy.append(leaf)
-            continue
-        drawn = _between(rule, seed, i) if reads is None or kind == "random" else _antisymmetric(rule, reads, seed, i)
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / rule.filled)
-        noisy.append((wide + size * jnp.asarray(drawn, wide.dtype)).astype(leaf.dtype))
-    return jax.tree.unflatten(treedef, noisy)
+    reads = rule.axis(reads=True)
+    if (reads is None) if kind == "antisymmetric" else (len(rule.own) < 2):
+        return leaf
+    drawn = _between(rule, seed, i) if reads is None or kind == "random" else _antisymmetric(rule, reads, seed, i)
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / rule.filled)
+    return (wide + size * jnp.asarray(drawn, wide.dtype)).astype(leaf.dtype)
 
 
-def copy_noise(mapping: GrowthMap, grown: Params, size: float, seed: int) -> Params:
-    """Return the grown parameters with Net2Net's noise on the entries that make the second and later copies of a unit.
+def copy_noise(rule: Rule, array: Array, i: int, size: float, seed: int) -> Array:
+    """Return a grown array with Net2Net's noise on the entries that make the second and later copies of a unit.
 
     The noise changes the function a little.
 
     Args:
-      mapping: map J of an operator that copies units.
-      grown: parameters that J returned.
+      rule: the array's rule in the map J of an operator that copies units.
+      array: the array that J returned.
+      i: number of the array in the network.
       size: standard deviation of the noise's entries, in units of the root mean square of the array's.
       seed: seed of the draws.
     """
-    rng = np.random.default_rng((seed, 1))  # independent of the draws that chose the units
-
-    def leaf(rule: Rule, array: Array) -> Array:
-        number = rule.axis(reads=False)
-        selection = None if number is None else rule.axes[number]
-        if number is None or selection is None or array.ndim < 2:
-            return array
-        later = first_copies(selection.taken) != np.arange(len(selection.taken))
-        drawn = np.moveaxis(np.moveaxis(rng.standard_normal(array.shape), number, -1) * later, -1, number)
-        wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-        rms = jnp.sqrt(jnp.sum(wide * wide) / jnp.maximum(jnp.count_nonzero(wide), 1))
-        return array + (size * rms).astype(array.dtype) * jnp.asarray(drawn, array.dtype)
-
-    return jax.tree.map(leaf, mapping.rules, grown)
+    number = rule.axis(reads=False)
+    selection = None if number is None else rule.axes[number]
+    if number is None or selection is None or array.ndim < 2:
+        return array
+    rng = np.random.default_rng((seed, 1, i))  # independent of the draws that chose the units
+    later = first_copies(selection.taken) != np.arange(len(selection.taken))
+    drawn = np.moveaxis(np.moveaxis(rng.standard_normal(array.shape), number, -1) * later, -1, number)
+    wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    rms = jnp.sqrt(jnp.sum(wide * wide) / jnp.maximum(jnp.count_nonzero(wide), 1))
+    return array + (size * rms).astype(array.dtype) * jnp.asarray(drawn, array.dtype)

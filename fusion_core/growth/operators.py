@@ -270,7 +270,7 @@ def grow(
     check_params(1, params, parameter_shapes(config))
     # floats of Python and NumPy arrays become arrays here, so that operators may index and update
     params = jax.tree.map(jnp.asarray, params)
-    return growth.finish(params if growth.mapping is None else growth.mapping.embed(params)), growth.config
+    return growth.apply(params), growth.config
 
 
 def growth_map(

@@ -7,10 +7,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from fusion_core.errors import InputError
 from fusion_core.growth.maps import GrowthMap
 from fusion_core.growth.units import Units
-from fusion_core.models.units import Config, Params
+from fusion_core.models.registry import parameter_shapes
+from fusion_core.models.units import Config, Params, by_name
+
+Draw = Callable[[str, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +57,6 @@ class Options:
             raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")
 
 
-def _unchanged(grown: Params) -> Params:
-    return grown
-
-
 @dataclasses.dataclass(frozen=True)
 class Growth:
     """An operator applied to one configuration.
@@ -61,16 +64,26 @@ class Growth:
     Attributes:
       config: configuration of the grown network.
       mapping: map J; None if nothing of the small network is kept.
-      finish: ``J θ -> Θ`` (``θ -> Θ`` without J), which adds draws and constants.
+      draw: (name of an array, its part of J θ) -> the grown array, with draws and constants added; without J, what is given
+        is an empty array of the wanted dtype. None if J θ is the grown network. Arrays do not depend on each other, so that
+        files can be grown tensor by tensor.
       units: for each space that is copied, the source of each grown unit; empty if no unit is copied.
+      cancels: whether ``draw`` is noise that cancels over the copies (``fusion_core.growth.noise``), and nothing else.
     """
 
     config: Config
     mapping: GrowthMap | None
-    finish: Callable[[Params], Params] = _unchanged
+    draw: Draw | None = None
     units: Units = dataclasses.field(default_factory=dict)
+    cancels: bool = False
 
-    @property
-    def draws(self) -> bool:
-        """Whether ``finish`` changes anything: adds draws or constants."""
-        return self.finish is not _unchanged
+    def apply(self, params: Params) -> Params:
+        """Return the grown parameters."""
+        if self.mapping is None:
+            dtype = jnp.result_type(*jax.tree.leaves(params))
+            grown = jax.tree.map(lambda struct: jnp.zeros((), dtype), parameter_shapes(self.config))
+        else:
+            grown = self.mapping.grown(params)
+        if self.draw is None:
+            return grown
+        return jax.tree.unflatten(jax.tree.structure(grown), [self.draw(n, x) for n, x in by_name(grown).items()])

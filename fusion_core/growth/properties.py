@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from fusion_core.growth.operators import GROWTH_OPERATORS, Properties, copied_units, grow
 from fusion_core.growth.rates import growth_rate_factors
-from fusion_core.growth.units import Units, entries, first_copies
+from fusion_core.growth.units import Units, first_copies, packed_entries
 from fusion_core.models.registry import layouts
 from fusion_core.models.units import Axis, Config, Params, by_name
 
@@ -161,8 +161,7 @@ def _separation(config: Config, units: Units, grads: Params) -> dict[str, float]
             if not isinstance(axis, Axis) or axis.space.name not in units:
                 continue
             gradient = np.moveaxis(np.asarray(leaves[name]), number, 0)
-            index = entries(units[axis.space.name], axis.block)
-            first = first_copies(np.concatenate([j * len(index) + index for j in range(axis.packed)]))
+            first = first_copies(packed_entries(units[axis.space.name], axis))
             copies = first != np.arange(len(first))
             originals = gradient[first[copies]]
             size = float(np.linalg.norm(originals))

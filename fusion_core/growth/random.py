@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.growth.copying import deep_fusion, grown_sizes, self_fusion, widened
-from fusion_core.growth.depth import grown_depths
+from fusion_core.growth.depth import deepened, grown_depths, spread
 from fusion_core.growth.fuse import check_ratios, fusion_map
 from fusion_core.growth.maps import Block, GrowthMap, Rule
 from fusion_core.growth.options import Growth, Options
 from fusion_core.growth.units import Selection, copied, first_copies
-from fusion_core.models.registry import architecture, init, layouts, parameter_shapes, spaces
-from fusion_core.models.units import Axis, Config, Params, is_norm
+from fusion_core.models.registry import architecture, initial, layouts, parameter_shapes, spaces
+from fusion_core.models.units import Axis, Config, by_name, is_norm
 
 SHRINK = 0.4  # λ of ``shrink_perturb``; the abstracts of its sources give no number
 
@@ -27,21 +27,23 @@ def _other_seed(seed: int, number: int) -> int:
     return int(np.random.default_rng((seed, number)).integers(2**31))
 
 
-def _dtype(params: Params) -> Any:
-    return jnp.result_type(*jax.tree.leaves(params))
-
-
 def random_block(config: Config, options: Options) -> Growth:
     """Return ``fuse`` of the network with k − 1 networks from scratch."""
     factor, seed = options.factor, options.seed
-    mapping, fusion = self_fusion(config, [0] + [None] * (factor - 1)), fusion_map([config] * factor)
+    mapping, fusion = self_fusion(config, [0] + [None] * (factor - 1)), by_name(fusion_map([config] * factor).rules)
 
-    def finish(grown: Params) -> Params:
-        others = [init(config, _other_seed(seed, i), dtype=_dtype(grown)) for i in range(factor - 1)]
-        zeros = jax.tree.map(jnp.zeros_like, others[0])
-        return jax.tree.map(jnp.add, grown, fusion.embed([zeros, *others]))
+    def draw(name: str, grown: Array) -> Array:
+        drawn = [initial(config, _other_seed(seed, i), name, grown.dtype) for i in range(factor - 1)]
+        return grown + fusion[name].embed([jnp.zeros_like(drawn[0]), *drawn])
 
-    return Growth(mapping.config, mapping, finish)
+    return Growth(mapping.config, mapping, draw)
+
+
+def filled(mapping: GrowthMap, name: str) -> np.ndarray:
+    """Return which entries of a grown array come from the small network, as J of ones: 0 where they do not."""
+    rule, shapes = by_name(mapping.rules)[name], by_name(mapping.shapes)
+    ones = [None if b.network is None else jnp.ones(shapes[b.name].shape, jnp.float32) for b in rule.blocks]
+    return np.asarray(rule.embed(ones))
 
 
 def random_off_diagonal(config: Config, options: Options) -> Growth:
@@ -50,13 +52,11 @@ def random_off_diagonal(config: Config, options: Options) -> Growth:
     mapping = fused.mapping
     assert mapping is not None
 
-    def finish(grown: Params) -> Params:
-        dtype = _dtype(grown)
-        filled = mapping.embed(jax.tree.map(lambda struct: jnp.ones(struct.shape, dtype), mapping.shapes))
-        drawn = init(fused.config, _other_seed(options.seed, 0), dtype=dtype)
-        return jax.tree.map(lambda x, f, r: jnp.where(f == 0, r, x), grown, filled, drawn)
+    def draw(name: str, grown: Array) -> Array:
+        drawn = initial(fused.config, _other_seed(options.seed, 0), name, grown.dtype)
+        return jnp.where(filled(mapping, name) == 0, drawn, grown)
 
-    return dataclasses.replace(fused, finish=finish)
+    return dataclasses.replace(fused, draw=draw)
 
 
 def padding(config: Config, grown: Config, scale: float) -> GrowthMap:
@@ -85,7 +85,9 @@ def padding(config: Config, grown: Config, scale: float) -> GrowthMap:
     for name, layout in layouts(grown).items():
         axes = tuple(leading(axis) for axis in layouts(config)[name].axes)
         drawn = [Block(None, name)] if any(axes) else []
-        rules.append(Rule((Block(0, name, 1.0 if is_norm(name) else scale), *drawn), axes, layout.shape))
+        rules.append(
+            Rule((Block(0, name, 1.0 if is_norm(name) else scale), *drawn), axes, layout.shape, offset=layout.offset)
+        )
     tree = jax.tree.unflatten(jax.tree.structure(architecture(config).arrays(config)), rules)
     return GrowthMap(tree, parameter_shapes(config), grown)
 
@@ -101,17 +103,11 @@ def shrink_perturb(config: Config, options: Options) -> Growth:
     """
     mapping = padding(config, widened(config, grown_sizes(config, options, copied=False)), SHRINK)
 
-    def finish(shrunk: Params) -> Params:
-        dtype = _dtype(shrunk)
-        kept = mapping.embed(jax.tree.map(lambda struct: jnp.ones(struct.shape, dtype), mapping.shapes))
-        drawn = init(mapping.config, _other_seed(options.seed, 0), dtype=dtype)
+    def draw(name: str, shrunk: Array) -> Array:
+        drawn = initial(mapping.config, _other_seed(options.seed, 0), name, shrunk.dtype)
+        return jnp.where(filled(mapping, name) == 0, drawn, shrunk) if is_norm(name) else shrunk + drawn
 
-        def leaf(rule: Rule, x: Any, k: Any, r: Any) -> Any:
-            return jnp.where(k == 0, r, x) if is_norm(rule.blocks[0].name) else x + r
-
-        return jax.tree.map(leaf, mapping.rules, shrunk, kept, drawn)
-
-    return Growth(mapping.config, mapping, finish)
+    return Growth(mapping.config, mapping, draw)
 
 
 def random_init(config: Config, options: Options) -> Growth:
@@ -127,5 +123,8 @@ def random_init(config: Config, options: Options) -> Growth:
             "random_init cannot make this network deeper: the widths of the new layers are not said; give width"
         )
     else:
-        grown = dataclasses.replace(config, **grown_depths(config, options))
-    return Growth(grown, None, lambda params: init(grown, options.seed, dtype=_dtype(params)))
+        depths = grown_depths(config, options)
+        grown = deepened(
+            config, {s.field: spread(s.layers, depths[s.field]) for s in architecture(config).stacks(config)}
+        )
+    return Growth(grown, None, lambda name, empty: initial(grown, options.seed, name, empty.dtype))

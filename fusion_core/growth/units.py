@@ -35,14 +35,14 @@ class Selection(NamedTuple):
       part: number of the part (``maps.Block``) of each grown entry; None if the axis is common to all parts.
       copies: number of copies of each entry's unit; None if each has one.
       reads: whether the array sums over the units along the axis.
-      packed: arrays of equal size that lie one after the other along the axis.
+      blocks: as in ``fusion_core.models.units.Axis``.
     """
 
     taken: np.ndarray
     part: np.ndarray | None = None
     copies: np.ndarray | None = None
     reads: bool = False
-    packed: int = 1
+    blocks: tuple[int, ...] = (1,)
 
     def runs(self, part: int) -> list[Run]:
         """Return the entries of one part as the fewest possible ranges."""
@@ -79,12 +79,12 @@ class Selection(NamedTuple):
 def beside(axes: tuple[Axis, ...]) -> Selection:
     """Return the selection that puts the units of several networks side by side, each a part; packed arrays stay apart."""
     index, part = [], []
-    for j in range(axes[0].packed):
+    for j in range(len(axes[0].blocks)):
         for i, axis in enumerate(axes):
-            size = axis.space.size * axis.block
-            index.append(np.arange(j * size, (j + 1) * size))
+            start, size = axis.space.size * sum(axis.blocks[:j]), axis.space.size * axis.blocks[j]
+            index.append(np.arange(start, start + size))
             part.append(np.full(size, i))
-    return Selection(np.concatenate(index), np.concatenate(part), None, axes[0].reads, axes[0].packed)
+    return Selection(np.concatenate(index), np.concatenate(part), None, axes[0].reads, axes[0].blocks)
 
 
 def copied(axis: Axis, units: Mapping[str, np.ndarray]) -> Selection | None:
@@ -92,10 +92,16 @@ def copied(axis: Axis, units: Mapping[str, np.ndarray]) -> Selection | None:
     chosen = units.get(axis.space.name)
     if chosen is None or np.array_equal(chosen, np.arange(axis.space.size)):
         return None
-    counts = np.repeat(np.bincount(chosen)[chosen], axis.block)
-    size = axis.space.size * axis.block
-    index = np.concatenate([j * size + entries(chosen, axis.block) for j in range(axis.packed)])
-    return Selection(index, None, np.tile(counts, axis.packed), axis.reads, axis.packed)
+    counts = np.concatenate([np.repeat(np.bincount(chosen)[chosen], block) for block in axis.blocks])
+    return Selection(packed_entries(chosen, axis), None, counts, axis.reads, axis.blocks)
+
+
+def packed_entries(units: np.ndarray, axis: Axis) -> np.ndarray:
+    """Return the indices of the selected units' entries along an axis, array after array if several are packed."""
+    starts = axis.space.size * (np.cumsum(axis.blocks) - axis.blocks)
+    return np.concatenate(
+        [start + entries(units, block) for start, block in zip(starts.tolist(), axis.blocks, strict=True)]
+    )
 
 
 def entries(units: np.ndarray, block: int) -> np.ndarray:

@@ -17,85 +17,22 @@ from jaxtyping import Array
 
 from fusion_core.errors import InputError
 from fusion_core.models import conv, mlp
-from fusion_core.models.decoder import files as decoder_files
-from fusion_core.models.decoder import gpt2, llama, qwen2
-from fusion_core.models.norms import NormKind, normed
+from fusion_core.models.architecture import HEAD as HEAD
+from fusion_core.models.architecture import Architecture as Architecture
+from fusion_core.models.architecture import Batch as Batch
+from fusion_core.models.architecture import Files, Norm
+from fusion_core.models.decoder.records import DECODERS
+from fusion_core.models.norms import NormKind
 from fusion_core.models.t5 import files as t5_files
+from fusion_core.models.t5 import relatives
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import forward as t5_forward
 from fusion_core.models.t5.model import normed_forward, shifted_right
 from fusion_core.models.t5.parameters import arrays as t5_arrays
 from fusion_core.models.t5.parameters import init as t5_init
+from fusion_core.models.t5.parameters import initial as t5_initial
 from fusion_core.models.t5.parameters import stacks as t5_stacks
-from fusion_core.models.units import Axis, Config, Layout, Params, Space, Stack, by_name, shapes_of
-
-Batch = dict[str, Any]  # integer arrays by name
-Norm = Callable[
-    [Params, Array, Array], Array
-]  # (a norm's arrays, activations, which tokens count) -> normed activations
-HEAD = "lm_head.weight"
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """The form of an architecture's checkpoint files.
-
-    Attributes:
-      model_type: name of the architecture in ``config.json``.
-      read_config: (values of config.json, their origin) -> configuration; raises InputError.
-      write_config: configuration -> values of config.json; raises InputError.
-      copies: configuration -> {name: the tensor that it repeats}; files may have these, files that we write do not.
-      aliases: configuration -> {name: other names that it may have in files; the first that is there counts}.
-      ignored: (configuration, name) -> whether files may have this tensor though the network does not use it.
-      spans: whether text becomes pairs of sources and targets with spans left out (T5); else windows in which every next
-        token is predicted.
-      longest: configuration -> length of the longest sequence in tokens; None if no array depends on it.
-    """
-
-    model_type: str
-    read_config: Callable[[dict[str, Any], str], Config]
-    write_config: Callable[[Config], dict[str, Any]]
-    copies: Callable[[Config], Mapping[str, str]]
-    aliases: Callable[[Config], Mapping[str, tuple[str, ...]]]
-    ignored: Callable[[Config, str], bool]
-    spans: bool = False
-    longest: Callable[[Config], int | None] = lambda config: None
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """The record of one kind of network.
-
-    Attributes:
-      config: class of its configurations.
-      arrays: configuration -> tree of ``Layout``: every array, and the units that its axes make and read.
-      stacks: configuration -> its stacks of layers.
-      init: (configuration, seed, dtype=...) -> random parameters.
-      stream: name of the residual stream's space and of the field with its width; None if each layer reads only the one
-        before it and there are no norms.
-      norm: configuration -> kind of its norms.
-      tied: configuration -> the arrays before a tied head. They carry the head's factors, since the head is the embedding,
-        which the input uses too, and so must not be scaled.
-      logit_scale: configuration -> factor on the logits.
-      ratios: (field, field, why): quotients of sizes that must agree between sources, and stay when units are copied.
-      logits: (params, configuration, batch) -> logits; None if the forward pass is the caller's.
-      run: (params, configuration, batch, norm) -> logits, with ``norm`` in the place of the norms.
-      files: form of its checkpoint files; None if there are no such files.
-    """
-
-    config: type
-    arrays: Callable[[Config], Params]
-    stacks: Callable[[Config], tuple[Stack, ...]]
-    init: Callable[..., Params]
-    stream: str | None = None
-    norm: Callable[[Config], NormKind] | None = None
-    tied: Callable[[Config], tuple[str, ...]] = lambda config: ()
-    logit_scale: Callable[[Config], float] = lambda config: 1.0
-    ratios: tuple[tuple[str, str, str], ...] = ()
-    logits: Callable[[Params, Config, Batch], Array] | None = None
-    run: Callable[[Params, Config, Batch, Norm], Array] | None = None
-    files: Files | None = None
-
+from fusion_core.models.units import Axis, Config, Layout, Params, Space, by_name, shapes_of
 
 # T5
 
@@ -118,14 +55,14 @@ _EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 def _t5_aliases(config: T5Config) -> dict[str, tuple[str, ...]]:
     embedding: dict[str, tuple[str, ...]] = {"shared.weight": _EMBEDDINGS}
-    if config.tie_word_embeddings:
+    if not config.own_head:
         return embedding
     # an unscaled head equal to the embedding is saved once
     return embedding | {HEAD: ("shared.weight", *_EMBEDDINGS)}
 
 
 def _t5_copies(config: T5Config) -> dict[str, str]:
-    return dict.fromkeys((*_EMBEDDINGS, *((HEAD,) if config.tie_word_embeddings else ())), "shared.weight")
+    return dict.fromkeys((*_EMBEDDINGS, *(() if config.own_head else (HEAD,))), "shared.weight")
 
 
 T5 = Architecture(
@@ -133,9 +70,10 @@ T5 = Architecture(
     arrays=t5_arrays,
     stacks=t5_stacks,
     init=t5_init,
+    initial=t5_initial,
     stream="d_model",
     norm=lambda config: NormKind(centred=False, epsilon=config.layer_norm_epsilon),
-    tied=lambda config: ("decoder.final_layer_norm.weight",) if config.tie_word_embeddings else (),
+    tied=lambda config: ("decoder.final_layer_norm.weight",) if not config.own_head else (),
     logit_scale=lambda config: config.d_model**-0.5 if config.tie_word_embeddings else 1.0,
     logits=_t5_logits,
     run=_t5_run,
@@ -151,97 +89,21 @@ T5 = Architecture(
 )
 
 
-# Decoders
-
-
-def decoder(
-    spelling: decoder_files.Spelling,
-    kind: Any,
-    run: Callable[[Params, Config, Array, Callable[[Params, Array], Array]], Array],
-    stream: str,
-    embedding: str,
-    *,
-    norm: Callable[[Config], NormKind],
-    stacks: Callable[[Config], tuple[Stack, ...]],
-    tied: Callable[[Config], tuple[str, ...]],
-    ratio: tuple[str, str, str],
-    longest: Callable[[Config], int | None] = lambda config: None,
+def _relative(
+    kind: type, read: Callable[[dict[str, Any], str], T5Config], model_type: str, **more: Any
 ) -> Architecture:
-    """Return the record of a decoder-only network.
-
-    Args:
-      spelling: form of its ``config.json``.
-      kind: the module with its ``arrays`` and ``init``.
-      run: (params, configuration, ids, norm) -> logits.
-      stream: as in ``Architecture``.
-      embedding: name of the token embedding; old files of the bare model lack its first part in front of all names.
-      norm, stacks, tied, ratio, longest: see ``Architecture`` and ``Files``.
-    """
-    prefix = embedding.split(".")[0] + "."
-
-    def on_batch(params: Params, config: Config, batch: Batch, norm: Norm) -> Array:
-        ids = jnp.asarray(batch["ids"])
-        mask = jnp.ones(ids.shape, bool)
-        return run(params, config, ids, lambda parts, x: norm(parts, x, mask))
-
-    def logits(params: Params, config: Config, batch: Batch) -> Array:
-        def own(parts: Params, x: Array) -> Array:
-            scaled = normed(x, norm(config), config.norm_groups) * parts["weight"]
-            return scaled + parts["bias"] if "bias" in parts else scaled
-
-        return run(params, config, jnp.asarray(batch["ids"]), own)
-
-    def aliases(config: Config) -> dict[str, tuple[str, ...]]:
-        bare = {name: (name.removeprefix(prefix),) for name in layouts(config)}
-        return bare | ({embedding: (*bare[embedding], HEAD)} if config.tie_word_embeddings else {})
-
-    return Architecture(
-        config=spelling.config,
-        arrays=kind.arrays,
-        stacks=stacks,
-        init=kind.init,
-        stream=stream,
-        norm=norm,
-        tied=tied,
-        ratios=(ratio,),
-        logits=logits,
-        run=on_batch,
-        files=Files(
-            model_type=spelling.model_type,
-            read_config=functools.partial(decoder_files.config_from_json, spelling),
-            write_config=functools.partial(decoder_files.config_to_json, spelling),
-            copies=lambda config: {HEAD: embedding} if config.tie_word_embeddings else {},
-            aliases=aliases,
-            ignored=lambda config, name: bool(decoder_files.UNUSED.search(name)),
-            longest=longest,
-        ),
-    )
+    """Return the record of a network of T5's kind."""
+    assert T5.files is not None
+    files = dataclasses.replace(T5.files, model_type=model_type, read_config=read)
+    return dataclasses.replace(T5, config=kind, files=files, **more)
 
 
-_GROUPS = ("num_attention_heads", "num_key_value_heads", "a fused key head serves as many query heads as each source's")
-_llama_kind = functools.partial(
-    decoder,
-    run=llama.run,
-    stream="hidden_size",
-    embedding="model.embed_tokens.weight",
-    norm=llama.norm_kind,
-    stacks=llama.stacks,
-    tied=llama.tied,
-    ratio=_GROUPS,
-)
-LLAMA = _llama_kind(decoder_files.LLAMA, llama)
-QWEN2 = _llama_kind(qwen2.SPELLING, qwen2)
-GPT2 = decoder(
-    decoder_files.GPT2,
-    gpt2,
-    run=gpt2.run,
-    stream="n_embd",
-    embedding="transformer.wte.weight",
-    norm=gpt2.norm_kind,
-    stacks=gpt2.stacks,
-    tied=gpt2.tied,
-    ratio=("n_embd", "n_head", "all heads of a GPT-2 are equally wide"),
-    longest=lambda config: config.n_positions,
+MT5 = _relative(relatives.MT5Config, relatives.mt5_from_json, "mt5")
+UMT5 = _relative(
+    relatives.UMT5Config,
+    relatives.umt5_from_json,
+    "umt5",
+    cannot_run=lambda config: "the forward pass here has one position bias a stack, and a umT5 one a layer",
 )
 
 # Networks whose layers each read only the one before
@@ -249,7 +111,7 @@ GPT2 = decoder(
 MLP = Architecture(config=mlp.MLPConfig, arrays=mlp.arrays, stacks=mlp.stacks, init=mlp.init)
 CONV = Architecture(config=conv.ConvConfig, arrays=conv.arrays, stacks=conv.stacks, init=conv.init)
 
-ARCHITECTURES: dict[type, Architecture] = {record.config: record for record in (T5, LLAMA, QWEN2, GPT2, MLP, CONV)}
+ARCHITECTURES: dict[type, Architecture] = {record.config: record for record in (T5, MT5, UMT5, *DECODERS, MLP, CONV)}
 # name in config.json -> record
 MODEL_TYPES: dict[str, Architecture] = {
     record.files.model_type: record for record in ARCHITECTURES.values() if record.files is not None
@@ -273,6 +135,14 @@ def parameter_shapes(config: Config) -> Params:
 def init(config: Config, seed: int, **options: Any) -> Params:
     """Return random parameters; equal seeds give equal ones. The options are those of the architecture's ``init``."""
     return architecture(config).init(config, seed, **options)
+
+
+def initial(config: Config, seed: int, name: str, dtype: Any) -> Array:
+    """Return one array of ``init(config, seed, dtype=dtype)``, by its dotted name; the others are not kept."""
+    record = architecture(config)
+    if record.initial is not None:
+        return record.initial(config, seed, name, dtype)
+    return by_name(record.init(config, seed, dtype=dtype))[name]
 
 
 @functools.lru_cache(maxsize=32)

@@ -35,13 +35,13 @@ class Space(NamedTuple):
     position: int | None = None
     also: tuple[tuple[str, int], ...] = ()
 
-    def makes(self, block: int = 1, packed: int = 1) -> Axis:
-        """Return the axis of an array that makes the units: ``block`` entries a unit, ``packed`` arrays in succession."""
-        return Axis(self, False, block, packed)
+    def makes(self, *blocks: int) -> Axis:
+        """Return the axis of an array that makes the units: one entry a unit, or as many as ``blocks`` says (``Axis``)."""
+        return Axis(self, False, blocks or (1,))
 
     def reads(self, block: int = 1) -> Axis:
         """Return the axis of an array that sums over the units: ``block`` entries a unit."""
-        return Axis(self, True, block)
+        return Axis(self, True, (block,))
 
 
 class Axis(NamedTuple):
@@ -50,19 +50,18 @@ class Axis(NamedTuple):
     Attributes:
       space: the units' space.
       reads: whether the array sums over the units, rather than making them.
-      block: entries of one unit along the axis; for a head its width.
-      packed: arrays of equal size that lie one after the other along the axis (GPT-2's q, k and v in one).
+      blocks: entries of one unit along the axis, for a head its width; several numbers if arrays lie one after the other
+        along it, each with all units (GPT-2's q, k and v in one).
     """
 
     space: Space
     reads: bool
-    block: int = 1
-    packed: int = 1
+    blocks: tuple[int, ...] = (1,)
 
     @property
     def length(self) -> int:
         """Number of entries along the axis."""
-        return self.space.size * self.block * self.packed
+        return self.space.size * sum(self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +70,23 @@ class Layout:
 
     Attributes:
       axes: for each axis an ``Axis``, or the length of an axis that is common to all sources and never grows.
+      offset: number that the network adds to the array: 1 for Gemma's norms, which scale by ``1 + w``.
+      adds: whether it is a norm whose output is added to the stream (Gemma's last ones in a block).
     """
 
     axes: tuple[Axis | int, ...]
+    offset: float = 0.0
+    adds: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return tuple(axis if isinstance(axis, int) else axis.length for axis in self.axes)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the array reads units and makes none: its outputs are the network's."""
+        return self.number(reads=False) is None and self.number(reads=True) is not None
 
     def number(self, *, reads: bool) -> int | None:
         """Return the number of the axis that reads units, or of the one that makes them; None if there is none."""

@@ -6,6 +6,12 @@ from fusion_core.runs.cost import arm_flops as arm_flops
 from fusion_core.runs.cost import costs as costs
 from fusion_core.runs.graph import Resolved as Resolved
 from fusion_core.runs.graph import resolve as resolve
+from fusion_core.runs.law import fit_runs as fit_runs
+from fusion_core.runs.law import text_of as text_of
+from fusion_core.runs.law_cases import LawCase as LawCase
+from fusion_core.runs.law_cases import PlanForecast as PlanForecast
+from fusion_core.runs.law_cases import law_cases as law_cases
+from fusion_core.runs.law_cases import plan_forecast as plan_forecast
 from fusion_core.runs.plan import FuseNode as FuseNode
 from fusion_core.runs.plan import GrowNode as GrowNode
 from fusion_core.runs.plan import Plan as Plan

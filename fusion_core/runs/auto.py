@@ -1,7 +1,8 @@
-"""Groups with ``steps = "auto"``: run the online rule, fuse or grow at its step, train on for the rest of the budget."""
+"""Groups with ``steps = "auto"``: follow a law or the online rule, grow at its step, train on for the rest of the budget."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ import numpy as np
 from fusion_core.runs.context import RunContext, first_state, training_of
 from fusion_core.runs.graph import AutoGroup, Resolved
 from fusion_core.runs.growing import grown_state
+from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.schedule import Trial, TrialRule, follow_rule, stops_of
 from fusion_core.train import TrainState
 from fusion_core.train.devices import barrier, first_process
@@ -29,19 +31,25 @@ class AutoGrowth:
         self.file = context.folder_of(self.grown.name) / RULE
         small = sum(source.step_flops for source in self.sources.values()) / len(self.sources)
         assert self.grown.flops is not None
-        self.rule = (
-            TrialRule.load(self.file)
-            if self.file.exists()
-            else TrialRule.start(
-                sources=len(self.sources),
-                small_flops=small,
-                grown_flops=self.grown.step_flops,
-                total_flops=self.grown.flops,
-                batches=TRIAL_BATCHES,
-                dispatch=context.plan.steps_per_dispatch,
-                cost_limit=group.grown.cost_limit,
-            )
+        if self.file.exists():
+            self.rule = TrialRule.load(self.file)
+            return
+        rule = TrialRule.start(
+            sources=len(self.sources),
+            small_flops=small,
+            grown_flops=self.grown.step_flops,
+            total_flops=self.grown.flops,
+            batches=TRIAL_BATCHES,
+            dispatch=context.plan.steps_per_dispatch,
+            cost_limit=group.grown.cost_limit,
         )
+        law = planned_by_law(context.plan, nodes, group, context.data.digest)
+        if law is not None and law.holds:
+            self._save(rule.settled(law.step, law.reason))
+        elif law is not None:
+            self._save(dataclasses.replace(rule, before=f"{law.reason} The online rule decides."))
+        else:
+            self.rule = rule
 
     def _save(self, rule: TrialRule) -> None:
         if first_process():
@@ -129,6 +137,7 @@ class AutoGrowth:
         if until == step:
             context.save_result(grown, state)
         decision = {
+            "rule": "law" if rule.by_other else "online",
             "step": rule.step,
             "reason": reason,
             "lost_trials": len(rule.lost_trials),

@@ -309,6 +309,18 @@ class Budget:
 
 
 @dataclass(frozen=True, config=FORBID)
+class RuleSettings:
+    """What decides ``steps = "auto"``.
+
+    Attributes:
+      law: file of a law of growth that was fitted before (``fusion_core.schedule.SavedLaw``). It decides if it is sure enough;
+        else the online rule does.
+    """
+
+    law: Word
+
+
+@dataclass(frozen=True, config=FORBID)
 class Plan:
     """A run as a graph of nodes.
 
@@ -320,6 +332,7 @@ class Plan:
       seeds: the plan is run once for each, in the place of ``seed`` in the nodes; the text stays the same.
       steps_per_dispatch: training steps in one dispatch; all steps are multiples of it.
       budget: of every arm; shares and rests of it are steps of nodes.
+      rule: what decides ``steps = "auto"``; if None, the online rule.
       measure: estimate the theory's terms at every checkpoint.
     """
 
@@ -330,6 +343,7 @@ class Plan:
     seeds: tuple[Whole, ...] = ()
     steps_per_dispatch: Count = 10
     budget: Budget | None = None
+    rule: RuleSettings | None = None
     measure: Flag = False
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
-from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, TrainNode
+from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, RuleSettings, TrainNode
 from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
 from fusion_core.text.encoding import read_text
 from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, Tokenizer
@@ -23,7 +23,7 @@ from fusion_core.train.training import Cadence
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}
 TABLES = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings, "cadence": Cadence, "compute": Compute}
-TOP = ("name", "seed", "seeds", "steps_per_dispatch", "measure", "budget", "data", "defaults", "node")
+TOP = ("name", "seed", "seeds", "steps_per_dispatch", "measure", "budget", "rule", "data", "defaults", "node")
 # kinds of pydantic's errors -> what a value must be
 WANTED = {
     "int_type": "a whole number",
@@ -169,10 +169,12 @@ class _Reader:
         if (budget := values.get("budget")) is not None:
             table = {"flops": budget} if isinstance(budget, int | float) else budget
             rest["budget"] = self.table(Budget, ("budget",), "budget", table)
+        if (rule := values.get("rule")) is not None:
+            rest["rule"] = self.rule(rule)
         if self.errors:
             # what is wrong with the plan's own values is said too, with a node in the place of those that failed
             stand_in = FuseNode(name="?", sources=("?", "?"))
-            self.make(Plan, (), {"name": name, "nodes": (stand_in,), **rest, "budget": None})
+            self.make(Plan, (), {"name": name, "nodes": (stand_in,), **rest, "budget": None, "rule": None})
             return None
         plan = self.make(Plan, (), {"name": name, **rest, "nodes": tuple(nodes), "data": data})
         return None if self.errors else plan
@@ -185,6 +187,14 @@ class _Reader:
                 self.error(("data", "text"), f"data: there is no file or folder {name}")
         text = tuple(map(from_here, data.text))
         return dataclasses.replace(data, text=text, tokenizer=data.tokenizer and from_here(data.tokenizer))
+
+    def rule(self, values: Any) -> RuleSettings | None:
+        rule = self.table(RuleSettings, ("rule",), "rule", values)
+        if rule is None:
+            return None
+        if not (self.folder / rule.law).is_file():
+            self.error(("rule", "law"), f"rule.law: there is no file {rule.law}; fit a law first, or leave rule out")
+        return RuleSettings(str((self.folder / rule.law).resolve()))
 
     def tokens(self, data: DataSettings) -> dict[str, int]:
         """Return what the tokenizer says of a model: the rows of its embedding, and its special ids."""

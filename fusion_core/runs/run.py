@@ -23,6 +23,7 @@ from fusion_core.runs.context import RunContext, first_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
 from fusion_core.runs.growing import grown_state
+from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode
 from fusion_core.train import Metrics, Trainer
@@ -71,6 +72,8 @@ def run_plan(
     data = RunData(plan.data, plan.seed, folder / "data", note)
     for name, resolved in nodes.items():
         check_fits(data.tokenizer, resolved.config, f"node {name}")
+    for group in auto_groups(plan):
+        planned_by_law(plan, nodes, group, data.digest)  # raises if the law is of other settings
     trainers = {} if trainers is None else trainers
     found: dict[int, dict[str, Any]] = {}
     for seed in plan.seeds or (plan.seed,):

@@ -141,7 +141,7 @@ def choose_noise_on_text(
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(wide, batch["targets"]))
 
     optimizer = adafactor()
-    state = init_state(mapping.embed((params,) * copies), optimizer, rate)
+    state = init_state(mapping.grown((params,) * copies), optimizer, rate)
     pairs = [(params, config)] * copies
     noisy = lambda size: fuse(pairs, off_diagonal="antisymmetric", noise=size, seed=seed)[0]
     return choose_noise(loss, optimizer, state, noisy, [batch])

@@ -48,6 +48,8 @@ class TrialRule:
       trial_steps: steps of the grown network in a trial.
       decisions: all decisions so far.
       trials: small steps at which there were trials.
+      before: a sentence on the rule that was asked before this one; may be empty.
+      by_other: whether another rule has decided (``settled``).
     """
 
     state: bea.OnlineState
@@ -58,6 +60,8 @@ class TrialRule:
     trial_steps: int
     decisions: tuple[bea.OnlineDecision, ...] = ()
     trials: tuple[int, ...] = ()
+    before: str = ""
+    by_other: bool = False
 
     @classmethod
     def start(
@@ -153,7 +157,15 @@ class TrialRule:
     @property
     def reason(self) -> str:
         """The reason of the last decision, or, before any, what the limit pays for."""
-        return self.decisions[-1].reason if self.decisions else f"Nothing is decided yet: {self.state.why}."
+        reason = self.decisions[-1].reason if self.decisions else f"Nothing is decided yet: {self.state.why}."
+        return f"{self.before} {reason}".lstrip()
+
+    def settled(self, step: int | None, reason: str) -> TrialRule:
+        """Return the rule with the decision of another one in the place of its own: no trials."""
+        decision = bea.OnlineDecision(step, "fixed", 0.0, math.nan, reason)
+        return dataclasses.replace(
+            self, state=dataclasses.replace(self.state, next_decision=None), decisions=(decision,), by_other=True
+        )
 
     def decide(
         self,

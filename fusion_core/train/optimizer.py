@@ -99,7 +99,7 @@ def grow_states(
 
     rates = mapping.each(rate, [rates_at(states[0], means=True)] * len(states))
     return TrainState(
-        params=mapping.embed(tuple(networks) if mapping.several else networks[0]),
+        params=mapping.grown(tuple(networks) if mapping.several else networks[0]),
         opt_state=grow_optimizer_state(
             mapping, [state.opt_state for state in states], copies=copies, fresh_new=fresh_new
         ),

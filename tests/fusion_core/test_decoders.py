@@ -203,7 +203,6 @@ def test_stretched_positions_are_read_in_new_and_old_spellings(rope):
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "rope_type is 'yarn'; .* 'llama3' can be"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
@@ -215,16 +214,40 @@ def test_stretched_positions_are_read_in_new_and_old_spellings(rope):
             {"rope_parameters": ROPE | {"high_freq_factor": 1}},
             "high_freq_factor is 1.0; .* above low_freq_factor",
         ),
-        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only heads that are turned whole"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ("llama", {"hidden_size": None}, "hidden_size is missing"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'; only 'gelu_new'"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; only False"),
     ],
 )
 def test_a_configuration_that_this_model_does_not_have_is_refused(kind, values, message):
     with pytest.raises(fc.InputError, match=message):
         config_from_json(to_json(small(kind)) | values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "the rotary positions are .*yarn"),
+        ("llama", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor': 0.5"),
+        ("qwen2", {"hidden_act": "gelu"}, "hidden_act is 'gelu', and the forward pass here knows 'silu' alone"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu', .* 'gelu_new' alone"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+    ],
+)
+def test_settings_that_the_forward_pass_does_not_have_pass_through_and_are_not_run(kind, values, message):
+    config = config_from_json({n: v for n, v in (to_json(small(kind)) | values).items() if v is not None})
+    again = config_from_json(to_json(fused_config([config] * 2)))
+    assert again.settings == config.settings != small(kind).settings
+    with pytest.raises(fc.InputError, match=message):
+        model.forward(random_params(config, 0), config, jnp.asarray(tokens(config)))
+
+
+def test_dropout_rates_are_kept_and_must_agree():
+    config = config_from_json(to_json(small("gpt2")) | {"resid_pdrop": 0.3})
+    assert to_json(fused_config([config] * 2))["resid_pdrop"] == 0.3
+    with pytest.raises(fc.InputError, match=r"resid_pdrop is 0\.3 and None; it must agree"):
+        fused_config([config, small("gpt2")])
+    left_out = {n: v for n, v in to_json(config).items() if n != "attn_pdrop"}
+    assert config_from_json(left_out).settings["attn_pdrop"] == 0.1  # transformers' default
 
 
 @pytest.mark.parametrize(

@@ -165,12 +165,12 @@ def test_a_damaged_config_is_refused(saved, content):
 
 def test_another_model_type_is_refused(saved):
     change_config(saved, model_type="bert")
-    refused(saved, "model_type is 'bert'; only 't5', 'llama', 'qwen2', 'gpt2' can be read")
+    refused(saved, "model_type is 'bert'; only 't5', 'mt5', .* can be read")
 
 
 def test_an_unsupported_activation_is_refused(saved):
-    change_config(saved, feed_forward_proj="gated-silu")
-    refused(saved, "feed_forward_proj is 'gated-silu'; supported are")
+    change_config(saved, feed_forward_proj="gated-tanh")
+    refused(saved, "feed_forward_proj is 'gated-tanh'; it can be")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 5000])
@@ -196,7 +196,7 @@ def test_a_header_that_lies_is_refused_by_the_loader_of_whole_networks(saved):
 
 def test_a_missing_weights_file_is_refused(saved):
     (saved / "model.safetensors").unlink()
-    refused(saved, "has neither model.safetensors nor model.safetensors.index.json$")
+    refused(saved, "has no model.safetensors or model.safetensors.index.json; copy the whole checkpoint$")
 
 
 def test_a_pickle_is_never_loaded(saved):
@@ -206,6 +206,7 @@ def test_a_pickle_is_never_loaded(saved):
 
 
 def test_an_index_that_names_a_missing_file_is_refused(saved):
+    (saved / "model.safetensors").unlink()
     index = {"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(saved, r"index\.json names model-00001-of-00002\.safetensors, which is missing")
@@ -213,6 +214,7 @@ def test_an_index_that_names_a_missing_file_is_refused(saved):
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"shared.weight": 5}}])
 def test_an_index_without_a_map_is_refused(saved, index):
+    (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(saved, r"index\.json .*weight_map")
 
@@ -302,9 +304,7 @@ def test_parameters_that_do_not_fit_the_configuration_are_not_saved(tied, tmp_pa
 
 
 def test_a_network_that_no_checkpoint_holds_is_not_saved(tmp_path):
-    with pytest.raises(
-        fc.InputError, match="type MLPConfig; those of T5Config, LlamaConfig, Qwen2Config, GPT2Config are"
-    ):
+    with pytest.raises(fc.InputError, match=r"type MLPConfig; those of T5Config, .*GPT2Config.* are"):
         fc.save_pretrained(tmp_path / "a", {}, fc.MLPConfig((1, 2, 1)))
     assert not list(tmp_path.iterdir())
 

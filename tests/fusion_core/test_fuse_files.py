@@ -151,7 +151,7 @@ def rule(axes, scales, shapes, packed=None):
     grown, selections = list(shapes[0]), [None] * len(shapes[0])
     for axis in axes:
         count = packed[1] if packed and packed[0] == axis else 1
-        sizes = [Space("units", shape[axis] // count, "").makes(packed=count) for shape in shapes]
+        sizes = [Space("units", shape[axis] // count, "").makes(*[1] * count) for shape in shapes]
         selections[axis], grown[axis] = beside(tuple(sizes)), sum(shape[axis] for shape in shapes)
     return Rule(tuple(Block(i, "x", scale) for i, scale in enumerate(scales)), tuple(selections), tuple(grown))
 
@@ -241,6 +241,19 @@ def test_noise_is_that_of_fuse_in_memory_whatever_the_rows_at_a_time(tmp_path, k
         assert measured.largest < 2e-4 * measured.spread
 
 
+@pytest.mark.parametrize("kind", ["v1.0", "llama", "gpt2"])
+@pytest.mark.parametrize("operator", ["hypercloning", "deep_fusion"])
+def test_noise_of_an_operator_is_that_of_grow_in_memory(tmp_path, kind, operator, monkeypatch):
+    a = saved_t5(tmp_path / "a", kind) if kind.startswith("v") else saved_decoder(tmp_path / "a", kind)
+    wanted, _ = fc.grow(*fc.load_pretrained(a), operator, factor=3, noise=0.3, seed=1)
+    monkeypatch.setattr(stream.GrownTensor.rows, "__defaults__", (100,))
+    recipe = files.growth_recipe(a, operator, factor=3, noise=0.3, seed=1)
+    assert type(recipe.tensors[0]) is stream.GrownTensor  # none is made whole
+    files.write_recipe(recipe, tmp_path / "b", probe=False)
+    for name, leaf in by_name(wanted).items():
+        np.testing.assert_allclose(tensors_of(tmp_path / "b")[name], leaf, rtol=0, atol=2e-6, err_msg=name)
+
+
 def test_noise_depends_on_seed_and_name_alone(tmp_path):
     a = saved_t5(tmp_path / "a")
     once = fused([a, a], tmp_path / "b", noise=0.1, seed=3)
@@ -291,7 +304,20 @@ def test_a_file_is_grown_as_in_memory_bit_for_bit(tmp_path, kind, operator, size
     assert f"the function is {'not ' if operator in ('aki', 'stacking') else ''}kept" in card
 
 
-@pytest.mark.parametrize("operator", ["random_init", "random_block"])
-def test_weights_that_are_drawn_are_not_streamed(tmp_path, operator):
-    with pytest.raises(fc.InputError, match=f"{operator} draws weights, which cannot be streamed"):
-        files.growth_recipe(saved_t5(tmp_path / "a"), operator, factor=2, seed=0)
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("random_init", {}),
+        ("random_block", {}),
+        ("random_off_diagonal", {}),
+        ("shrink_perturb", {}),
+        ("net2net_width", {"noise": 0.1}),
+    ],
+)
+def test_draws_are_made_tensor_by_tensor_as_in_memory_bit_for_bit(tmp_path, operator, options):
+    a, b = saved_t5(tmp_path / "a"), tmp_path / "b"
+    params, _ = fc.grow(*fc.load_pretrained(a), operator, factor=2, seed=3, **options)
+    files.write_recipe(files.growth_recipe(a, operator, factor=2, seed=3, **options), b, probe=False)
+    assert_same(tensors_of(b), {name: np.asarray(leaf) for name, leaf in by_name(params).items()})
+    half = files.growth_recipe(a, operator, factor=2, seed=3, dtype="bf16", **options)
+    assert set(half.dtypes) == {"BF16"}

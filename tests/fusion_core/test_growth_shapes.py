@@ -265,7 +265,7 @@ T5 = tiny("v1.0")
     ("config", "operator", "sizes", "message"),
     [
         (MLP, "net3net", {"factor": 2}, "no growth operator is named 'net3net'; there are deep_fusion, hypercloning"),
-        ({}, "stacking", {"factor": 2}, "configuration of type dict; there are T5Config, LlamaConfig"),
+        ({}, "stacking", {"factor": 2}, "configuration of type dict; there are T5Config, .*LlamaConfig"),
         (MLP, "identity_layers", {"factor": 2}, "identity_layers does not take a MLPConfig: .* use net2net_depth"),
         (T5, "net2net_depth", {"factor": 2}, "net2net_depth does not take a T5Config: .* use identity_layers"),
         (MLP, "hypercloning", {"factor": 1}, "factor is 1; it must be an integer of at least 2"),

@@ -150,7 +150,7 @@ def test_matched_cross_attention_starts_with_scaled_keys_as_queries():
     [
         ({"d_model": 0}, "T5Config.d_model is 0; it must be a positive integer"),
         ({"num_layers": -1}, "T5Config.num_layers is -1"),
-        ({"feed_forward_proj": "silu"}, "'silu'; supported are 'relu' and 'gated-gelu'"),
+        ({"feed_forward_proj": "gated-tanh"}, "'gated-tanh'; it can be relu, .* with 'gated-' before it"),
         ({"relative_attention_num_buckets": 7}, "must be an even number, at least 4"),
         ({"relative_attention_num_buckets": 2}, "must be an even number, at least 4"),
         (

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.settings import NONE, Settings
 from fusion_core.models.t5.config import check_norm_groups
 
 TokenId = int | tuple[int, ...] | None
@@ -53,13 +54,19 @@ def check_llama_sizes(config: Any) -> None:
     kind = type(config).__name__
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     check_sizes(config, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
+    check_heads(config)
+    if config.head_dim % 2:
+        raise InputError(f"{kind}.head_dim is {config.head_dim}; rotary positions turn pairs, so it must be even")
+
+
+def check_heads(config: Any) -> None:
+    """Raise InputError if query heads cannot share the key heads, or the norms' groups do not fit."""
+    kind = type(config).__name__
     if config.num_attention_heads % config.num_key_value_heads:
         raise InputError(
             f"{kind}.num_attention_heads is {config.num_attention_heads}; it must be a multiple of "
             f"num_key_value_heads, {config.num_key_value_heads}"
         )
-    if config.head_dim % 2:
-        raise InputError(f"{kind}.head_dim is {config.head_dim}; rotary positions turn pairs, so it must be even")
     check_norm_groups(kind, config.norm_groups, config.hidden_size)
 
 
@@ -83,6 +90,8 @@ class LlamaConfig:
       tie_word_embeddings: whether the head is the embedding.
       bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
       norm_groups: as in ``T5Config``.
+      settings: fields of ``config.json`` that no array depends on and that are not above, kept as they are: rotary positions
+        of other kinds, dropout rates, and the like. With most of them there is no forward pass here.
 
     Raises:
       InputError: a size is not a positive integer, or sizes do not fit.
@@ -106,6 +115,7 @@ class LlamaConfig:
     eos_token_id: TokenId = 2
     pad_token_id: TokenId = None
     norm_groups: tuple[int, ...] = ()
+    settings: Settings = NONE
 
     def __post_init__(self) -> None:
         check_llama_sizes(self)
@@ -126,6 +136,8 @@ class GPT2Config:
       tie_word_embeddings: whether the head is the embedding.
       bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
       norm_groups: as in ``T5Config``.
+      settings: fields of ``config.json`` that no array depends on and that are not above, kept as they are: rotary positions
+        of other kinds, dropout rates, and the like. With most of them there is no forward pass here.
 
     Raises:
       InputError: a size is not a positive integer, or sizes do not fit.
@@ -143,6 +155,7 @@ class GPT2Config:
     eos_token_id: TokenId = 50256
     pad_token_id: TokenId = None
     norm_groups: tuple[int, ...] = ()
+    settings: Settings = NONE
 
     def __post_init__(self) -> None:
         check_sizes(self, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fusion_core.errors import InputError
 from fusion_core.models.decoder.config import GPT2Config, Llama3Rope, LlamaConfig
+from fusion_core.models.settings import Settings
 
-# buffers of old GPT-2 files, and of old Llama files
-UNUSED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+# buffers of old files of GPT-2, GPT-NeoX and Llama
+UNUSED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 class Spelling(NamedTuple):
@@ -21,9 +23,12 @@ class Spelling(NamedTuple):
       model_type: name of the kind in the file.
       config: class of its configuration.
       model: name of its class in transformers.
-      fixed: settings that change the function -> the only value of each that is supported.
+      fixed: settings that change the arrays -> the only value of each that is supported.
       read: (values, their origin) -> values with all fields of ``config``; raises InputError.
       write: (configuration, its fields) -> fields to write; raises InputError.
+      passed: settings that change the function -> the value that the forward pass here has; other values pass through.
+      rope_json: rotary positions in transformers 5's form -> fields to write.
+      kept: settings of training alone -> (what a file means that leaves it out, what is written if nothing is said).
     """
 
     model_type: str
@@ -32,6 +37,19 @@ class Spelling(NamedTuple):
     fixed: dict[str, Any]
     read: Callable[[dict[str, Any], str], dict[str, Any]]
     write: Callable[[Any, dict[str, Any]], dict[str, Any]]
+    passed: Mapping[str, Any] = MappingProxyType({})
+    kept: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+    rope_json: Callable[[dict[str, Any]], dict[str, Any]] = lambda rope: rope_json(rope)
+
+    def cannot_run(self, config: Any) -> str:
+        """Return why the forward pass here does not compute what the settings say; "" if it does."""
+        for name, ours in self.passed.items():
+            if config.settings.get(name, ours) != ours:
+                return f"{name} is {config.settings[name]!r}, and the forward pass here knows {ours!r} alone"
+        rope = config.settings.get("rope_parameters") or {}
+        if rope.get("rope_type", "default") not in KNOWN_ROPES or rope.get("partial_rotary_factor", 1) != 1:
+            return f"the rotary positions are {rope}, and the forward pass here knows {' and '.join(KNOWN_ROPES)} alone"
+        return ""
 
 
 def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
@@ -46,8 +64,11 @@ def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
             f"a decoder with grouped norms (norm_groups is {config.norm_groups}) cannot be exported to Hugging Face's "
             "format, which has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
         )
+    settings = fields.pop("settings")
     said = {"architectures": [spelling.model], "model_type": spelling.model_type, "use_cache": True}
-    return said | spelling.fixed | spelling.write(config, fields)
+    said |= spelling.fixed | dict(spelling.passed) | {name: ours for name, (_, ours) in spelling.kept.items()}
+    rope = settings.get("rope_parameters")
+    return said | spelling.write(config, fields) | settings | (spelling.rope_json(rope) if rope else {})
 
 
 def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) -> Any:
@@ -59,7 +80,10 @@ def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) ->
     for name, wanted in spelling.fixed.items():
         if values.get(name, wanted) != wanted:
             raise InputError(f"{origin}: {name} is {values[name]!r}; only {wanted!r} can be read here")
+    settings = {n: values[n] for n, ours in spelling.passed.items() if values.get(n, ours) != ours}
+    settings |= {n: v for n, (left, ours) in spelling.kept.items() if (v := values.get(n, left)) != ours}
     values = spelling.read(values, origin)
+    values = values | {"settings": Settings(settings | values.get("settings", {}))}
     fields = {f.name: f for f in dataclasses.fields(spelling.config) if f.name != "norm_groups"}
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
     if missing:
@@ -71,55 +95,114 @@ def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) ->
     return spelling.config(**found)
 
 
+KNOWN_ROPES = ("default", "llama3")
+
+
+def rope_of(values: dict[str, Any], theta: str = "rope_theta", turned: str = "partial_rotary_factor") -> dict[str, Any]:
+    """Return the rotary positions as transformers 5 spells them, in one dict, however the file does.
+
+    Args:
+      values: contents of ``config.json``.
+      theta, turned: older names of the base and of the part of a head that is turned.
+    """
+    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    old = rope.pop("type", "default")
+    rope.setdefault("rope_type", old)
+    for name, older in (("rope_theta", theta), ("partial_rotary_factor", turned)):
+        if rope.get(name) is None and values.get(older) is not None:
+            rope[name] = values[older]
+    return rope
+
+
+def rope_json(rope: dict[str, Any], theta: str = "rope_theta", turned: str = "partial_rotary_factor") -> dict[str, Any]:
+    """Return the rotary positions in the spellings of transformers 5 (``rope_parameters``) and of older versions."""
+    named = (("rope_theta", theta), ("partial_rotary_factor", turned))
+    older = {name: rope[n] for n, name in named if n in rope and (n == "rope_theta" or rope[n] != 1)}
+    stretched = {n: v for n, v in rope.items() if n not in ("rope_theta", "partial_rotary_factor")}
+    found = {"rope_parameters": rope, **older}
+    return found | ({"rope_scaling": stretched} if rope["rope_type"] != "default" else {})
+
+
 def llama_json(config: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a network of Llama's kind, its rotary positions in transformers' spellings.
 
     Raises:
       InputError: hidden_size is no multiple of num_attention_heads.
     """
+    check_heads_divide(config)
+    scaling = fields.pop("rope_scaling")
+    stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
+    return fields | rope_json(stretched | {"rope_theta": fields["rope_theta"]})
+
+
+def check_heads_divide(config: Any) -> None:
+    """Raise InputError if hidden_size is no multiple of num_attention_heads, which transformers demands."""
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"a {type(config).__name__.removesuffix('Config')} with hidden_size {config.hidden_size} and "
             f"num_attention_heads {config.num_attention_heads} cannot be exported: transformers demands that the first is a "
             "multiple of the second; fuse sources with equal ratios"
         )
-    # transformers 5 reads rope_parameters, older versions rope_theta and rope_scaling
-    scaling = fields.pop("rope_scaling")
-    stretched = {"rope_type": "llama3", **scaling} if scaling else {"rope_type": "default"}
-    fields |= {"rope_parameters": stretched | {"rope_theta": fields["rope_theta"]}}
-    return fields | ({"rope_scaling": stretched} if scaling else {})
 
 
-def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
-    """Return the values with the fields that old files leave out, and the rotary positions under our names.
-
-    Raises:
-      InputError: the rotary positions are of another kind than "default" and "llama3", or turn a part of a head only.
-    """
+def with_heads(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the numbers of key heads and the width of a head, which old files leave out."""
     heads = values.get("num_attention_heads")
     filled = dict(values)
     if filled.get("num_key_value_heads") is None:
         filled["num_key_value_heads"] = heads
     if filled.get("head_dim") is None and heads:
         filled["head_dim"] = values.get("hidden_size", 0) // heads
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise InputError(
-            f"{origin}: rope_type is {kind!r}; the rotary positions 'default' and 'llama3' can be read here"
-        )
-    turned = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if turned not in (None, 1):
-        raise InputError(
-            f"{origin}: partial_rotary_factor is {turned!r}; only heads that are turned whole can be read here"
-        )
-    theta = rope.get("rope_theta", values.get("rope_theta"))
-    if theta is not None:
-        filled["rope_theta"] = float(theta)
-    return filled | {"rope_scaling": _llama3_rope(rope, values, origin) if kind == "llama3" else None}
+    return filled
 
 
-def _llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Llama3Rope:
+def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return the values with the fields that old files leave out, and the rotary positions under our names.
+
+    Rotary positions of other kinds than "default" and "llama3", or of a part of a head, are settings.
+
+    Raises:
+      InputError: the numbers of "llama3" are not valid.
+    """
+    rope = rope_of(values)
+    filled = with_heads(values) | {"rope_scaling": None}
+    if rope.get("rope_theta") is not None:
+        filled["rope_theta"] = float(rope["rope_theta"])
+    if rope["rope_type"] not in KNOWN_ROPES or rope.get("partial_rotary_factor", 1) != 1:
+        filled["settings"] = {"rope_parameters": rope}
+    elif rope["rope_type"] == "llama3":
+        filled["rope_scaling"] = llama3_rope(rope, values, origin)
+    return filled
+
+
+def qwen2_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return ``llama_fields``, and the windows if they are used."""
+    found = llama_fields(values, origin)
+    if values.get("use_sliding_window"):
+        found["settings"] = found.get("settings", {}) | windows(values)
+    return found
+
+
+def windows(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the sliding windows of a Qwen, with the kind of every layer, so that copies of layers keep theirs."""
+    window, first, depth = (
+        values.get("sliding_window"),
+        values.get("max_window_layers"),
+        values.get("num_hidden_layers"),
+    )
+    kinds = values.get("layer_types")
+    if kinds is None and depth and first is not None:
+        kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(depth)]
+    return {
+        "use_sliding_window": True,
+        "sliding_window": window,
+        "max_window_layers": first,
+        "layer_types": kinds,
+    }
+
+
+def llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Llama3Rope:
+    """Return the numbers of Llama 3.1's rotary positions. Raises InputError if they are not numbers."""
     found: dict[str, Any] = {field.name: rope.get(field.name) for field in dataclasses.fields(Llama3Rope)}
     length = "original_max_position_embeddings"
     if found[length] is None:
@@ -134,15 +217,22 @@ def _gpt2_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
     return values if values.get("n_inner") is not None else values | {"n_inner": 4 * values.get("n_embd", 0)}
 
 
-def _gpt2_json(config: GPT2Config, fields: dict[str, Any]) -> dict[str, Any]:
-    return fields | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-
-
-LLAMA = Spelling("llama", LlamaConfig, "LlamaForCausalLM", {"hidden_act": "silu"}, llama_fields, llama_json)
-_GPT2_FIXED = {
+_DROPPED = {"attention_dropout": (0.0, 0.0)}
+LLAMA = Spelling(
+    "llama", LlamaConfig, "LlamaForCausalLM", {}, llama_fields, llama_json, {"hidden_act": "silu"}, _DROPPED
+)
+_GPT2_PASSED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
 }
-GPT2 = Spelling("gpt2", GPT2Config, "GPT2LMHeadModel", _GPT2_FIXED, _gpt2_fields, _gpt2_json)
+GPT2 = Spelling(
+    "gpt2",
+    GPT2Config,
+    "GPT2LMHeadModel",
+    {"add_cross_attention": False},
+    _gpt2_fields,
+    lambda config, fields: fields,
+    _GPT2_PASSED,
+    dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), (0.1, 0.0)),
+)

@@ -5,14 +5,14 @@ Suffixes name axes: B batch, T length, H heads, K head width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from fusion_core.errors import InputError
-from fusion_core.models.decoder.layers import Norm, causal_attention, conv1d, in_by_out, init_normal
+from fusion_core.models.decoder.layers import Norm, causal_attention, conv1d, in_by_out
 from fusion_core.models.norms import NormKind
 from fusion_core.models.units import Layout, Params, Space, Stack, layers_of
 
@@ -52,7 +52,7 @@ def arrays(config: GPT2Config) -> Params:
         return {
             "ln_1": norm,
             "attn": {
-                "c_attn": in_by_out(stream.reads(), heads.makes(block, packed=3)),
+                "c_attn": in_by_out(stream.reads(), heads.makes(block, block, block)),
                 "c_proj": in_by_out(heads.reads(block), stream.makes()),
             },
             "ln_2": norm,
@@ -88,8 +88,3 @@ def tied(config: GPT2Config) -> tuple[str, ...]:
 def norm_kind(config: GPT2Config) -> NormKind:
     """Return the kind of the norms."""
     return NormKind(centred=True, epsilon=config.layer_norm_epsilon)
-
-
-def init(config: GPT2Config, seed: int, *, deviation: float = 0.02, dtype: Any = jnp.float32) -> Params:
-    """Return random parameters (``init_normal``)."""
-    return init_normal(arrays(config), seed, dtype, deviation)

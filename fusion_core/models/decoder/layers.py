@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fusion_core.models.t5.attention import MASKED
-from fusion_core.models.units import Axis, Layout, Params, by_name, is_norm, shapes_of
+from fusion_core.models.units import Axis, Layout, Params, by_name, is_norm
 
+DEVIATION = 0.02  # of a weight from scratch, as in most releases
 Norm = Callable[[Params, Array], Array]  # (a norm's arrays, activations) -> normed activations
 
 
@@ -50,15 +51,20 @@ def in_by_out(into: Axis, out: Axis) -> Params:
     return {"weight": Layout((into, out)), "bias": Layout((out,))}
 
 
-def init_normal(layouts: Params, seed: int, dtype: Any, deviation: float) -> Params:
-    """Return norms at one, biases at zero, all else normal with the standard deviation given."""
-    shapes, drawn = shapes_of(layouts), []
-    for i, (name, struct) in enumerate(by_name(shapes).items()):
-        if name.endswith(".bias"):
-            drawn.append(jnp.zeros(struct.shape, dtype))
-        elif is_norm(name):
-            drawn.append(jnp.ones(struct.shape, dtype))
-        else:
-            normal = np.random.default_rng((seed, i)).standard_normal(struct.shape, np.float32)
-            drawn.append(jnp.asarray(deviation * normal, dtype))
-    return jax.tree.unflatten(jax.tree.structure(shapes), drawn)
+def init_normal(layouts: Params, seed: int, *, deviation: float = DEVIATION, dtype: Any = jnp.float32) -> Params:
+    """Return norms that scale by one, biases at zero, all else normal with the standard deviation given."""
+    named = by_name(layouts)
+    drawn = [
+        initial_normal(layout, (seed, i), name, deviation, dtype) for i, (name, layout) in enumerate(named.items())
+    ]
+    return jax.tree.unflatten(jax.tree.structure(layouts), drawn)
+
+
+def initial_normal(layout: Layout, seed: tuple[int, int], name: str, deviation: float, dtype: Any) -> Array:
+    """Return one array of ``init_normal``: number i has the seed (seed, i)."""
+    if name.endswith(".bias"):
+        return jnp.zeros(layout.shape, dtype)
+    if is_norm(name):
+        return jnp.full(layout.shape, 1 - layout.offset, dtype)
+    normal = np.random.default_rng(seed).standard_normal(layout.shape, np.float32)
+    return jnp.asarray(deviation * normal, dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusion_core.models.decoder.layers import Norm, causal_attention, init_normal, linear, out_by_in
+from fusion_core.models.decoder.layers import Norm, causal_attention, linear, out_by_in
 from fusion_core.models.norms import NormKind
 from fusion_core.models.units import Layout, Params, Space, Stack, layers_of
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusion_core.models.decoder.config import LlamaConfig
 
 
-def rotary_frequencies(config: LlamaConfig) -> np.ndarray:
+def rotary_frequencies(config: Any) -> np.ndarray:
     r"""Return the angles by which the pairs of a head turn from one position to the next, in radians; [K/2], float32.
 
     .. math::
@@ -56,7 +56,7 @@ def rotated(x_BxTxHxK: Array, frequencies: np.ndarray) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def run(params: Params, config: LlamaConfig, ids: Array, norm: Norm) -> Array:
+def run(params: Params, config: Any, ids: Array, norm: Norm) -> Array:
     """Return the logits, with ``norm`` in the place of the norms."""
     model, (batch, length) = params["model"], ids.shape
     x, frequencies = model["embed_tokens"]["weight"][ids], rotary_frequencies(config)
@@ -137,8 +137,3 @@ def tied(config: LlamaConfig) -> tuple[str, ...]:
 def norm_kind(config: LlamaConfig) -> NormKind:
     """Return the kind of the norms."""
     return NormKind(centred=False, epsilon=config.rms_norm_eps)
-
-
-def init(config: LlamaConfig, seed: int, *, deviation: float = 0.02, dtype: Any = jnp.float32) -> Params:
-    """Return random parameters (``init_normal``)."""
-    return init_normal(arrays(config), seed, dtype, deviation)

@@ -1,18 +1,15 @@
 """Qwen2: a Llama whose q, k and v have biases, and nothing else has.
 
-Source: Yang et al. (2024); the numbers are those of Hugging Face's ``Qwen2ForCausalLM`` without sliding windows.
+Source: Yang et al. (2024); the numbers are those of Hugging Face's ``Qwen2ForCausalLM``; sliding windows pass through.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-import jax.numpy as jnp
 
 from fusion_core.models.decoder import files, llama
 from fusion_core.models.decoder.config import Llama3Rope, TokenId, check_llama_sizes
-from fusion_core.models.decoder.layers import init_normal
+from fusion_core.models.settings import NONE, Settings
 from fusion_core.models.units import Params
 
 
@@ -40,6 +37,7 @@ class Qwen2Config:
     eos_token_id: TokenId = None
     pad_token_id: TokenId = None
     norm_groups: tuple[int, ...] = ()
+    settings: Settings = NONE
 
     def __post_init__(self) -> None:
         check_llama_sizes(self)
@@ -50,10 +48,8 @@ def arrays(config: Qwen2Config) -> Params:
     return llama.layouts(config, qkv=True, out=False, mlp=False)
 
 
-def init(config: Qwen2Config, seed: int, *, deviation: float = 0.02, dtype: Any = jnp.float32) -> Params:
-    """Return random parameters (``init_normal``)."""
-    return init_normal(arrays(config), seed, dtype, deviation)
-
-
-FIXED = {"hidden_act": "silu", "use_sliding_window": False}
-SPELLING = files.Spelling("qwen2", Qwen2Config, "Qwen2ForCausalLM", FIXED, files.llama_fields, files.llama_json)
+_PASSED = {"hidden_act": "silu", "use_sliding_window": False}
+_KEPT = {"attention_dropout": (0.0, 0.0)}
+SPELLING = files.Spelling(
+    "qwen2", Qwen2Config, "Qwen2ForCausalLM", {}, files.qwen2_fields, files.llama_json, _PASSED, _KEPT
+)

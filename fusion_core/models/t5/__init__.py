@@ -9,3 +9,5 @@ from fusion_core.models.t5.model import forward as forward
 from fusion_core.models.t5.model import init as init
 from fusion_core.models.t5.model import parameter_shapes as parameter_shapes
 from fusion_core.models.t5.model import token_loss as token_loss
+from fusion_core.models.t5.relatives import MT5Config as MT5Config
+from fusion_core.models.t5.relatives import UMT5Config as UMT5Config

@@ -35,6 +35,9 @@ _V1_1 = {
 }
 
 
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "swish")
+
+
 def check_norm_groups(kind: str, groups: tuple[int, ...], width: int) -> None:
     """Raise InputError if the groups are not positive integers that sum to the width."""
     if groups and (min(groups) < 1 or sum(groups) != width):
@@ -54,7 +57,8 @@ class T5Config:
       num_heads: attention heads H.
       relative_attention_num_buckets: number of buckets of the relative position bias, even and at least 4.
       relative_attention_max_distance: distance in tokens from which on all share the last bucket.
-      feed_forward_proj: ``"relu"`` (v1.0) or ``"gated-gelu"`` (v1.1, tanh-approximated).
+      feed_forward_proj: an activation (``"relu"``: v1.0), with ``"gated-"`` before it if its output gates a second matrix's;
+        ``"gated-gelu"`` (v1.1) is tanh-approximated, as ``"gelu_new"`` is.
       tie_word_embeddings: whether the head is the embedding: logits are ``(h / √d) Eᵀ`` if true (v1.0), and
         ``h lm_headᵀ`` with a matrix of its own if false (v1.1).
       layer_norm_epsilon: added to the mean square in RMSNorm.
@@ -102,9 +106,10 @@ class T5Config:
                 raise InputError(
                     f"T5Config.{name} is {getattr(self, name)!r}; it must be an id from 0 to {self.vocab_size - 1}"
                 )
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+        if self.feed_forward_proj.removeprefix("gated-") not in ACTIVATIONS:
             raise InputError(
-                f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; supported are 'relu' and 'gated-gelu'"
+                f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; it can be {', '.join(ACTIVATIONS)}, and "
+                "each of them with 'gated-' before it"
             )
         if not 0 <= self.dropout_rate < 1:
             raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
@@ -136,7 +141,17 @@ class T5Config:
     @property
     def gated(self) -> bool:
         """Whether the feed-forward blocks are gated."""
-        return self.feed_forward_proj == "gated-gelu"
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the head is a matrix of its own."""
+        return not self.tie_word_embeddings
+
+    @property
+    def bias_in_every_layer(self) -> bool:
+        """Whether every self-attention has a relative position bias, and not only each stack's first."""
+        return False
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> T5Config:

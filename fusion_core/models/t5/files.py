@@ -24,19 +24,21 @@ def config_to_json(config: T5Config) -> dict[str, Any]:
             f"a T5 with grouped norms (norm_groups is {config.norm_groups}) cannot be exported to Hugging Face's format: "
             "its T5 has one norm over the whole width; fuse with norm='plain' or 'calibrated' instead"
         )
+    name = type(config).__name__.removesuffix("Config")
+    # transformers 5 ties a T5's two tensors in memory whatever tie_word_embeddings is, and scales by this
+    scaled = {"scale_decoder_outputs": config.tie_word_embeddings} if name == "T5" else {}
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": name.lower(),
         "is_encoder_decoder": True,
         "use_cache": True,
         "initializer_factor": 1.0,
-        # transformers 5 ties the two tensors in memory whatever tie_word_embeddings is, and scales by this
-        "scale_decoder_outputs": config.tie_word_embeddings,
+        **scaled,
         **fields,
     }
 
 
-def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5Config:
+def config_from_json(values: dict[str, Any], origin: str = "config.json", kind: type[T5Config] = T5Config) -> T5Config:
     """Return the T5 that a ``config.json`` describes; fields that do not change the function are ignored.
 
     Current transformers may leave ``tie_word_embeddings`` out or force it to true; the setting that counts is then in
@@ -53,7 +55,7 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> T5C
     fields["dropout_rate"] = _rate(values.get("dropout_rate", 0.1), origin)  # the reference's default
     if fields.get("num_decoder_layers") is None:
         fields["num_decoder_layers"] = fields.get("num_layers", T5Config.num_layers)
-    return T5Config(**fields)
+    return kind(**fields)
 
 
 def _token_ids(values: dict[str, Any], origin: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ Suffixes name axes: B batch, T target length, S source length, D d_model, H head
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,15 +120,27 @@ def dropout(x: Array, rate: float, key: Key) -> Array:
     return jnp.where(kept, x * (2**16 / (2**16 - threshold)), 0)
 
 
+def _relu(x: Array) -> Array:
+    """Return ReLU that keeps NaN, as jax.nn.relu does, but with a Taylor series (jax.experimental.jet)."""
+    return jnp.where(x <= 0, 0, x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": _relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
 def feed_forward(
     weights: Params, config: T5Config, x_BxTxD: Array, key: Key = None, multiply: Product = product
 ) -> Array:
-    """Return ``wo relu(wi x)``, or ``wo (gelu(wi_0 x) · wi_1 x)`` if gated; with a key, hidden units are dropped."""
+    """Return ``wo f(wi x)``, or ``wo (f(wi_0 x) · wi_1 x)`` if gated; with a key, hidden units are dropped."""
+    name = config.feed_forward_proj.removeprefix("gated-")
+    activation = _ACTIVATIONS["gelu_new" if config.feed_forward_proj == "gated-gelu" else name]
+    hidden = activation(multiply(x_BxTxD, weights["wi_0" if config.gated else "wi"]["weight"]))
     if config.gated:
-        gate = jax.nn.gelu(multiply(x_BxTxD, weights["wi_0"]["weight"]), approximate=True)
-        hidden = gate * multiply(x_BxTxD, weights["wi_1"]["weight"])
-    else:
-        hidden = multiply(x_BxTxD, weights["wi"]["weight"])
-        # ReLU that keeps NaN, as jax.nn.relu does, but with a Taylor series (jax.experimental.jet)
-        hidden = jnp.where(hidden <= 0, 0, hidden)
+        hidden = hidden * multiply(x_BxTxD, weights["wi_1"]["weight"])
     return multiply(dropout(hidden, config.dropout_rate, key), weights["wo"]["weight"])

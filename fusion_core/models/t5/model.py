@@ -110,6 +110,8 @@ def _without_position_bias(block: Params) -> Params:
 
 def _positions(stack: Params, length: int, config: T5Config, *, causal: bool) -> Array:
     """Return a stack's position bias [H, T, T], in float32 at least, with the causal mask if ``causal``."""
+    if config.bias_in_every_layer:
+        raise InputError(f"a {type(config).__name__} has a position bias in every layer; run it in transformers")
     weight = stack["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["weight"]
     bias = self_bias(weight.astype(wide_dtype(weight.dtype)), length, config, bidirectional=not causal)
     if not causal:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.units import Layout, Params, Space, Stack, by_name, is_norm, layers_of, shapes_of
@@ -18,7 +20,7 @@ def arrays(config: T5Config) -> Params:
     """Return the layout of every array: which of its axes make, and which read, the units of which space.
 
     The heads of all self-attention layers of a stack are one space: the stack's relative position bias has one column
-    for each head of all layers, so that head h must be copied equally in every layer.
+    for each head of all layers (but for a umT5's), so that head h must be copied equally in every layer.
     """
     stream = Space("d_model", config.d_model, "d_model")
     norm = {"weight": Layout((stream.makes(),))}
@@ -40,7 +42,7 @@ def arrays(config: T5Config) -> Params:
     def stack(name: str, depth: int, *, cross: bool) -> Params:
         blocks = {}
         for i in range(depth):
-            parts = [("SelfAttention", attention(name, "SelfAttention", biased=i == 0))]
+            parts = [("SelfAttention", attention(name, "SelfAttention", biased=i == 0 or config.bias_in_every_layer))]
             if cross:
                 parts.append(("EncDecAttention", attention(name, "EncDecAttention", biased=False)))
             parts.append(("DenseReluDense", feed_forward(f"{name}.{i}")))
@@ -54,7 +56,7 @@ def arrays(config: T5Config) -> Params:
         "encoder": stack("encoder", config.num_layers, cross=False),
         "decoder": stack("decoder", config.num_decoder_layers, cross=True),
     }
-    if not config.tie_word_embeddings:
+    if config.own_head:
         found["lm_head"] = {"weight": Layout((config.vocab_size, stream.reads()))}
     return found
 
@@ -70,6 +72,29 @@ def stacks(config: T5Config) -> tuple[Stack, ...]:
 def parameter_shapes(config: T5Config) -> Params:
     """Return the tree of shapes, as ``jax.ShapeDtypeStruct`` of float32."""
     return shapes_of(arrays(config))
+
+
+@functools.lru_cache(maxsize=32)
+def _numbered(config: T5Config) -> dict[str, tuple[int, tuple[int, ...]]]:
+    return {name: (i, layout.shape) for i, (name, layout) in enumerate(by_name(arrays(config)).items())}
+
+
+def initial(config: T5Config, seed: int, name: str, dtype: Any) -> Array:
+    """Return one array of ``init(config, seed, dtype=dtype)``, by its dotted name."""
+    number, shape = _numbered(config)[name]
+    if is_norm(name):
+        return jnp.ones(shape, dtype)
+    deviations = {
+        "q": (config.d_model * config.d_kv) ** -0.5,
+        "o": config.inner_dim**-0.5,
+        "wo": config.d_ff**-0.5,
+        "shared": 1.0,
+        "lm_head": 1.0,
+    }
+    deviation = deviations.get(name.split(".")[-2], config.d_model**-0.5)
+    # NumPy's generator: the same numbers in every version of JAX, and nothing to compile
+    normal = np.random.default_rng((seed, number)).standard_normal(shape, np.float32)
+    return jnp.asarray(deviation * normal, dtype)
 
 
 def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dtype: Any = jnp.float32) -> Params:
@@ -88,23 +113,8 @@ def init(config: T5Config, seed: int, *, match_cross_attention: bool = False, dt
 
     Source: the initialisation of Hugging Face's ``T5PreTrainedModel``.
     """
-    deviations = {
-        "q": (config.d_model * config.d_kv) ** -0.5,
-        "o": config.inner_dim**-0.5,
-        "wo": config.d_ff**-0.5,
-        "shared": 1.0,
-        "lm_head": 1.0,
-    }
     shapes = parameter_shapes(config)
-    drawn = []
-    for i, (name, struct) in enumerate(by_name(shapes).items()):
-        if is_norm(name):
-            drawn.append(jnp.ones(struct.shape, dtype))
-        else:
-            deviation = deviations.get(name.split(".")[-2], config.d_model**-0.5)
-            # NumPy's generator: the same numbers in every version of JAX, and nothing to compile
-            normal = np.random.default_rng((seed, i)).standard_normal(struct.shape, np.float32)
-            drawn.append(jnp.asarray(deviation * normal, dtype))
+    drawn = [initial(config, seed, name, dtype) for name in by_name(shapes)]
     params = jax.tree.unflatten(jax.tree.structure(shapes), drawn)
     if match_cross_attention:
         for block in params["decoder"]["block"].values():
