@@ -103,18 +103,21 @@ def forecast_domain(ahead: LookAhead, noise: Any = 0.0) -> Domain:
     """
     if any(map(is_traced, (ahead.loss, ahead.uncertainty, ahead.sharpness, noise))):
         raise ValueError("the forecast is traced, but a domain is a decision: call it outside of jit")
-    loss, sharpness, share = float(ahead.loss), float(ahead.sharpness), float(noise)
     relative = float(ahead.uncertainty) / max(abs(float(ahead.losses[-1])), 1e-300)
+    return domain_of(float(ahead.sharpness), float(noise), relative if math.isfinite(float(ahead.loss)) else math.inf)
+
+
+def domain_of(sharpness: float, noise: float, uncertainty: float) -> Domain:
+    """Return whether forecasts of these three numbers, the largest of several for one decision, are within the domain."""
     found = []
     if not sharpness < EDGE:
         found.append(f"h times the largest curvature is {sharpness:.2f}, at the edge of stability ({EDGE:g})")
-    if not share <= LARGEST_NOISE:
-        found.append(
-            f"the noise of minibatches gives back {share:.0%} of what a step takes where it ends ({LARGEST_NOISE:.0%})"
-        )
-    if not relative <= LARGEST_UNCERTAINTY or not math.isfinite(loss):
-        found.append(f"its models missed the loss by {relative:.0%} ({LARGEST_UNCERTAINTY:.0%} is the limit)")
+    if not noise <= LARGEST_NOISE:
+        limit = f"({LARGEST_NOISE:.0%} is the limit)"
+        found.append(f"the noise of minibatches gives back {noise:.0%} of what a step takes where it ends {limit}")
+    if not uncertainty <= LARGEST_UNCERTAINTY:
+        found.append(f"its models missed the loss by {uncertainty:.0%} ({LARGEST_UNCERTAINTY:.0%} is the limit)")
     if not found:
-        return Domain(True, sharpness, share, relative, "The forecast is within the domain of flows.")
+        return Domain(True, sharpness, noise, uncertainty, "The forecast is within the domain of flows.")
     reason = f"No plan from this forecast: {'; '.join(found)}. Ask a law of growth (fit_growth_law, head_start_step) instead."
-    return Domain(False, sharpness, share, relative, reason)
+    return Domain(False, sharpness, noise, uncertainty, reason)
