@@ -33,10 +33,11 @@ def finding(found: Mapping[str, Any]) -> str:
     budget, at = judged["budget"], "of the budget"
     late = [r for r in found["kept"] if r["n1"] >= LATE * budget and np.isfinite(r["kept"][2][0])]
     early = [r for r in found["kept"] if r["n1"] < LATE * budget and np.isfinite(r["kept"][2][0])]
-    span = lambda rows: f"{min(r['kept'][2][0] for r in rows):.2f} to {max(r['kept'][2][0] for r in rows):.2f}"
+    shares = lambda rows: [r["kept"][2][0] for r in rows] or [float("nan")]
+    span = lambda rows: f"{min(shares(rows)):.2f} to {max(shares(rows)):.2f} ({len(rows)} arms)"
     lines = [
         f"**The head start is kept once the plateau is past.** Grown after {LATE:.0%} {at} or later, networks have "
-        f"{span(late)} of it 1,000 steps on ({len(late)} arms); grown earlier {span(early)} ({len(early)})."
+        f"{span(late)} of it 1,000 steps on; grown earlier {span(early)}."
     ]
     off = lambda rows, k: [abs(r["foretold"][k] - r["measured"]) for r in rows if np.isfinite(r["foretold"][k])]
     said = lambda values: f"{np.mean(values):.3f} in the mean ({max(values):.3f} at most)"
