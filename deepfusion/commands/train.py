@@ -12,10 +12,11 @@ import typer
 
 from deepfusion.commands.plan import PlanFile
 from deepfusion.options import Json
+from deepfusion.plain import os_error
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
-from fusion_core.errors import InputError, Interrupted, TrainingDiverged
+from fusion_core.errors import InputError, Interrupted, TrainingDiverged, exit_code
 
 
 def train(
@@ -60,13 +61,13 @@ def train(
     try:
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
         finish()
-    except (Interrupted, KeyboardInterrupt):
-        leave("interrupted", 130)
+    except (Interrupted, KeyboardInterrupt) as error:
+        leave("interrupted", exit_code(error))
         command = f"deepfusion train {shlex.quote(str(plan))} --out {shlex.quote(str(out))} --resume"
         notes(f"\nInterrupted; go on with:  {command}{f' --node {shlex.quote(node)}' if node else ''}")
-        raise typer.Exit(130) from None
-    except InputError as error:
-        leave(str(error), 2)
+        raise typer.Exit(exit_code(error)) from None
+    except (InputError, OSError) as error:
+        leave(os_error(error) if isinstance(error, OSError) else str(error), 2)
         raise
     except Exception as error:
         leave(str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}", 1)
@@ -94,6 +95,7 @@ def _run(
     import jax
 
     from deepfusion.view import run_shown
+    from fusion_core.lock import lock_names
     from fusion_core.runs.run import PLAN
     from fusion_core.train.devices import barrier, first_process
     from fusion_core.train.metrics import TensorBoard
@@ -105,7 +107,7 @@ def _run(
     if begun and not resume and node is None:
         raise InputError(f"{out} holds a run; go on with it by --resume, or choose another folder")
     if not begun:
-        atomic.check_new(out, "choose another")
+        atomic.check_new(out, "choose another", besides=lock_names(out))
     writers = [TensorBoard(out / "tensorboard")] if tensorboard and first_process() else []
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
     results = run_shown(read, out, only=node, peak_flops=peak, writers=writers)

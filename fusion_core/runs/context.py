@@ -28,7 +28,7 @@ from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, Training
 
-DONE, MODEL = "done.json", "model"
+DONE, MODEL, NODES = "done.json", "model", "nodes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RunContext:
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
-        return self.folder / "nodes" / name
+        return self.folder / NODES / name
 
     def done(self, name: str) -> dict[str, Any] | None:
         """Return the facts of a finished node; None if it is not finished.
@@ -72,9 +72,11 @@ class RunContext:
             return None
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read ({error}); remove it, the node is then finished again") from None
-        if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
+        if not isinstance(facts, dict) or not (
+            isinstance(facts.get("step"), int) and isinstance(facts.get("work"), str)
+        ):
             raise InputError(f"{file} holds no facts of a node; remove it, the node is then finished again")
         return facts
 
