@@ -11,19 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 
+from fusion_core.checkpoints.kinds import (
+    PICKLES,
+    check_kind,
+    convert,
+    headless,
+    missing_tensor,
+    no_head,
+    no_weights,
+    other_dtype,
+)
 from fusion_core.checkpoints.ranges import FLOATS, INDEX, WEIGHTS, Entry, Reader, read_header
 from fusion_core.errors import InputError
-from fusion_core.models.registry import Architecture, architecture, config_from_json, layouts
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-CONVERT = (
-    "is a pickle, which is never loaded: save it again as safetensors, with transformers by "
-    "AutoModel.from_pretrained(OLD).save_pretrained(NEW) where you trust its source"
-)
+from fusion_core.models.registry import HEAD, Architecture, architecture, config_from_json, layouts
+from fusion_core.text.encoding import check_pointer
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises InputError if it holds none."""
+    check_pointer(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -36,12 +42,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
     """Return all tensors of a folder, in one file or in shards with an index, from the headers alone.
 
+    One file counts before an index, which may be left from an earlier save, as in transformers.
+
     Raises:
       InputError: a file is missing or damaged, the index names a tensor that its file lacks, or there are only pickles.
     """
     if not folder.is_dir():
-        what = CONVERT if folder.suffix in PICKLES else "is no folder; give the folder that save_pretrained wrote"
+        what = convert({}) if folder.suffix in PICKLES else "is no folder; give the folder that save_pretrained wrote"
         raise InputError(f"{folder} {what}" if folder.exists() else f"there is no folder {folder}; check the path")
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
     if (folder / INDEX).exists():
         index = folder / INDEX
         weight_map = read_json(index).get("weight_map")
@@ -52,7 +62,7 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
             if pathlib.PurePath(file).name != file:
                 raise InputError(f"{index} names {file!r}, which is not a file in its folder; mend the index")
             if file.endswith(PICKLES):
-                raise InputError(f"{folder / file} {CONVERT}")
+                raise InputError(f"{folder / file} {convert(_values(folder))}")
             if not (folder / file).is_file():
                 raise InputError(f"{index} names {file}, which is missing; copy the checkpoint again")
             headers[file] = read_header(folder / file)
@@ -60,11 +70,12 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
             if name not in headers[file]:
                 raise InputError(f"{index} says that {name} is in {file}, but it is not; copy the checkpoint again")
         return {name: headers[file][name] for name, file in weight_map.items()}
-    if (folder / WEIGHTS).is_file():
-        return read_header(folder / WEIGHTS)
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    hint = f"; {pickled[0]} {CONVERT}" if pickled else ""
-    raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
+    raise no_weights(folder, _values(folder), f"{WEIGHTS} or {INDEX}")
+
+
+def _values(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the values of ``config.json``, if there is one, for a better message."""
+    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +107,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         hint = "give the folder that save_pretrained wrote"
         if folder.suffix in PICKLES and folder.is_file():
-            raise InputError(f"{folder} {CONVERT}")
+            raise InputError(f"{folder} {convert({})}")
+        if (folder / "adapter_config.json").exists():
+            raise no_weights(folder, {}, "config.json")
         why = "it has no config.json" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder} is no checkpoint: {why}; {hint}")
     return read_json(folder / "config.json")
@@ -110,29 +123,30 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         of 16 bits or more.
     """
     folder = pathlib.Path(path)
-    config = config_from_json(read_config(folder), str(folder / "config.json"))
+    values, origin = read_config(folder), str(folder / "config.json")
+    check_kind(values, origin)
+    config = config_from_json(values, origin)
     record = architecture(config)
     assert record.files is not None
     found, copies = read_entries(folder), record.files.copies(config)
     used = dict(found)
+    if HEAD in layouts(config) and HEAD not in found and headless(values):
+        raise no_head(folder, values, HEAD)
     for name, others in record.files.aliases(config).items():
         present = [other for other in others if other in found]
         if name not in used and present:
             used[name] = found[present[0]]
+    for name in layouts(config):
+        if name in used and used[name].dtype not in FLOATS:
+            raise other_dtype(folder, name, used[name].dtype, FLOATS)
     tensors = {}
     for name, layout in layouts(config).items():
         shape = layout.shape
         entry = used.get(name)
         if entry is None:
-            raise InputError(
-                f"{folder}: the tensor {name} is missing; config.json and the weights do not belong together"
-            )
+            raise missing_tensor(folder, name, values, found, HEAD)
         if entry.shape != shape:
             raise InputError(f"{folder}: {name} has shape {entry.shape}, but config.json says {shape}")
-        if entry.dtype not in FLOATS:
-            raise InputError(
-                f"{folder}: {name} has dtype {entry.dtype}; weights of {', '.join(FLOATS)} can be read, convert it first"
-            )
         tensors[name] = entry
     extra = tuple(sorted(found.keys() - {entry.name for entry in tensors.values()}))
     unknown = [name for name in extra if name not in copies and not record.files.ignored(config, name)]
@@ -143,23 +157,29 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         )
     with Reader() as reader:
         for copy, original in copies.items():
-            if copy in extra and not same_values(reader, found[copy], tensors[original]):
+            if copy in extra and not same_values(reader, found[copy], tensors[original], rounded=True):
                 raise InputError(
                     f"{folder}: {copy} should be a copy of {original}, but differs from it; remove the one that is wrong"
                 )
     return Checkpoint(folder, record, config, tensors, extra)
 
 
-def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20) -> bool:
-    """Return whether two tensors have equal shape, dtype and bits; they are read in pieces of ``chunk`` entries."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+def same_values(reader: Reader, a: Entry, b: Entry, chunk: int = 1 << 20, *, rounded: bool = False) -> bool:
+    """Return whether two tensors have equal shape, dtype and bits; they are read in pieces of ``chunk`` entries.
+
+    With ``rounded`` their dtypes may differ, if one rounded to the dtype of the other is the other.
+    """
+    if a.shape != b.shape or (a.dtype != b.dtype and not (rounded and {a.dtype, b.dtype} <= FLOATS.keys())):
         return False
     if (a.path, a.start) == (b.path, b.start):
         return True
     for first in range(0, a.size, chunk):
-        left, right = (np.empty(min(chunk, a.size - first), FLOATS[a.dtype]) for _ in "ab")
+        left, right = (np.empty(min(chunk, a.size - first), FLOATS[entry.dtype]) for entry in (a, b))
         reader.into(a, first, left)
         reader.into(b, first, right)
+        if a.dtype != b.dtype:
+            narrow = min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
+            left, right = left.astype(narrow), right.astype(narrow)
         if left.tobytes() != right.tobytes():
             return False
     return True

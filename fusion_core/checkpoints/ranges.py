@@ -19,11 +19,14 @@ import ml_dtypes
 import numpy as np
 
 from fusion_core.errors import InputError
+from fusion_core.text.encoding import check_pointer
 
-# dtype in a header -> bytes of one entry
-SIZES = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
-    **{f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)},
+# dtype in a header -> bits of one entry
+BITS = {
+    **{"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64},
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4},
+    **{f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)},
 }
 # dtypes of weights
 FLOATS: dict[str, np.dtype] = {
@@ -71,7 +74,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """Number of bytes."""
-        return self.size * SIZES[self.dtype]
+        return -(-self.size * BITS[self.dtype] // 8)
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
     def refuse(why: str) -> InputError:
         return InputError(f"{path} cannot be read ({why}); it is truncated or damaged, copy it again")
 
+    check_pointer(path)
     total = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -117,8 +121,8 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
         if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
             raise refuse(f"{name} lacks dtype, shape or data_offsets")
         dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in SIZES:
-            raise refuse(f"{name} has the unknown dtype {dtype!r}")
+        if not isinstance(dtype, str) or dtype not in BITS:
+            raise refuse(f"{name} has the unknown dtype {dtype!r}, unless the format is newer")
         if not isinstance(shape, list) or not all(map(_is_count, shape)):
             raise refuse(f"{name} has the shape {shape!r}")
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):

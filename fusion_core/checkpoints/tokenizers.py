@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.models.registry import architecture
+from fusion_core.text.sameness import difference, meaning, tokenizer_file
 from fusion_core.text.tokenizer import Tokenizer
 
 # files that determine the ids of a text
 CONTENT = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "merges.txt")
+ADDING = ("added_tokens.json", "tokenizer_config.json")  # that add tokens to a vocabulary
 # further files that transformers reads
 SETTINGS = (
     "tokenizer_config.json",
@@ -24,56 +26,30 @@ SETTINGS = (
 )
 
 
-def _content(path: pathlib.Path) -> Any:
-    if path.suffix != ".json":
-        return path.read_bytes()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
-    if path.name == "tokenizer.json" and isinstance(values, dict):
-        # settings of truncation and padding do not change the ids
-        return {name: value for name, value in values.items() if name not in ("truncation", "padding", "version")}
-    return values
-
-
-def _first_difference(a: Any, b: Any, where: str = "") -> str:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *(key for key in b if key not in a)]:
-            if key not in a or key not in b:
-                return f"{where}{key} is in one only"
-            if a[key] != b[key]:
-                return _first_difference(a[key], b[key], f"{where}{key}.")
-    if isinstance(a, list) and isinstance(b, list):
-        for i, (x, y) in enumerate(zip(a, b, strict=False)):
-            if x != y:
-                return _first_difference(x, y, f"{where}{i}.")
-        return f"{where.rstrip('.')} has {len(a)} and {len(b)} entries"
-    if isinstance(a, bytes):
-        return "their bytes"
-    shown = [text if len(text := repr(value)) <= 40 else text[:37] + "..." for value in (a, b)]
-    return f"{where.rstrip('.') or 'the content'} is {shown[0]} and {shown[1]}"
-
-
 def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
     """Raise InputError unless the tokenizers give a text equal ids; a folder without a tokenizer agrees with any.
 
     Raises:
-      InputError: two have different content, or a file is damaged; the message names the first difference.
+      InputError: two compute different ids, or a file is damaged; the message names the first difference.
     """
-    for name in CONTENT:
-        having = [folder for folder in folders if (folder / name).exists()]
-        contents: list[tuple[pathlib.Path, Any]] = []
-        for folder in having:
-            if not any(folder.resolve() == other.resolve() for other, _ in contents):
-                contents.append((folder, _content(folder / name)))
-        for folder, content in contents[1:]:
-            if content != contents[0][1]:
-                raise InputError(
-                    f"the tokenizers of {contents[0][0]} and {folder} differ ({name}: "
-                    f"{_first_difference(contents[0][1], content)}); networks can be fused or compared only where equal "
-                    "ids mean equal pieces of text"
-                )
+    files: dict[str, pathlib.Path] = {}
+    for folder in folders:
+        if (file := tokenizer_file(folder)) is not None:
+            beside = [path for name in (*CONTENT, *ADDING) if (path := folder / name).is_file()]
+            files.setdefault(_digest([file, *beside] if file.name == "vocab.json" else [file]), file)
+    if len(files) < 2:
+        return
+    first, *others = map(meaning, files.values())
+    for other in others:
+        if said := difference(first, other):
+            raise InputError(
+                f"the tokenizers of {first.path.parent} and {other.path.parent} differ ({first.path.name}, {other.path.name}: "
+                f"{said}); networks can be fused or compared only where equal ids mean equal pieces of text"
+            )
+
+
+def _digest(files: Sequence[pathlib.Path]) -> str:
+    return " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def check_fits(tokenizer: Tokenizer, config: Any, owner: str) -> None:

@@ -9,6 +9,7 @@ import shlex
 from fusion_core.errors import InputError
 
 BOM = "\ufeff"
+POINTER = b"version https://git-lfs.github.com/spec/"
 HEAD = 4096  # bytes that are looked at
 # byte order marks, longer ones first, and iconv's names of the encodings
 _MARKS = (
@@ -86,6 +87,16 @@ def check_head(path: pathlib.Path, head: bytes) -> None:
         raise not_utf8(path, head[:HEAD], 0)
 
 
+def check_pointer(path: pathlib.Path) -> None:
+    """Raise InputError if a file, which must exist, is what git-lfs or a failed download leaves in the place of another."""
+    with path.open("rb") as file:
+        head = file.read(len(POINTER))
+    if head.startswith(POINTER):
+        raise InputError(f"{path} is a pointer of git-lfs, not the file itself; fetch it: git lfs pull")
+    if head.lower().startswith((b"<!doctype html", b"<html")) and path.suffix in (".json", ".safetensors", ".model"):
+        raise InputError(f"{path} is a web page, not the file itself; download it again")
+
+
 def read_text(path: pathlib.Path) -> str:
     r"""Return the text of a file, without its byte order mark, with lines that end in ``\n``.
 
@@ -93,6 +104,7 @@ def read_text(path: pathlib.Path) -> str:
       InputError: there is no such file, it cannot be read, or it is not UTF-8.
     """
     try:
+        check_pointer(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; check the path") from None

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fusion_core.errors import InputError
-from fusion_core.text.encoding import BOM, HEAD, check_characters, check_head, not_utf8
+from fusion_core.text.encoding import BOM, HEAD, check_characters, check_head, check_pointer, not_utf8
 
 READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".ndjson", ".jsonl")
 COMPRESSED = (".gz", ".zst")
@@ -231,6 +231,7 @@ def read_file(
     if kind(path) == ".parquet" and compression(path):
         raise InputError(f"{path} is a compressed .parquet, which cannot be entered anywhere; unpack it first")
     try:
+        check_pointer(path)
         if kind(path) == ".parquet":
             yield from _parquet(path, start)
             return

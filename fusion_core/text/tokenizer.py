@@ -23,7 +23,7 @@ from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
 from fusion_core.text import spiece
-from fusion_core.text.encoding import check_characters
+from fusion_core.text.encoding import check_characters, check_pointer
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
 SENTINELS = 100  # of those
@@ -146,6 +146,7 @@ class Tokenizer:
             file = found[0] if found else file / "tokenizer.json"
         if not file.exists():
             raise InputError(f"there is no {file}; give the folder of a checkpoint with its tokenizer")
+        check_pointer(file)
         if file.suffix == ".model":
             return cls(_from_sentencepiece(file), **names)
         try:

@@ -196,7 +196,7 @@ def test_a_header_that_lies_is_refused_by_the_loader_of_whole_networks(saved):
 
 def test_a_missing_weights_file_is_refused(saved):
     (saved / "model.safetensors").unlink()
-    refused(saved, "has neither model.safetensors nor model.safetensors.index.json$")
+    refused(saved, "has no model.safetensors or model.safetensors.index.json; copy the whole checkpoint$")
 
 
 def test_a_pickle_is_never_loaded(saved):
@@ -206,6 +206,7 @@ def test_a_pickle_is_never_loaded(saved):
 
 
 def test_an_index_that_names_a_missing_file_is_refused(saved):
+    (saved / "model.safetensors").unlink()
     index = {"weight_map": {"shared.weight": "model-00001-of-00002.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(saved, r"index\.json names model-00001-of-00002\.safetensors, which is missing")
@@ -213,6 +214,7 @@ def test_an_index_that_names_a_missing_file_is_refused(saved):
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"shared.weight": 5}}])
 def test_an_index_without_a_map_is_refused(saved, index):
+    (saved / "model.safetensors").unlink()
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(saved, r"index\.json .*weight_map")
 
