@@ -140,8 +140,10 @@ def demo(
         atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=(*lock_names(folder), "data"))
     seconds = 60 * minutes if resume is None and budget is None and preset == "default" else None
     fresh = not folder.exists()
+    with working("loading JAX", quiet=as_json):
+        import fusion_core.runs  # noqa: F401
     with locked(folder):
-        results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh, quiet=as_json)
+        results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh)
     from deepfusion.pages.report import lines, write_report
 
     report = write_report(results, folder)
@@ -160,12 +162,10 @@ def _run(
     *,
     resumed: bool,
     fresh: bool,
-    quiet: bool,
 ) -> dict[str, Any]:
     """Run the demo in its folder, which no other process works in; ``seconds`` are those that its budget is to fit."""
-    with working("loading JAX", quiet=quiet):
-        from deepfusion.view import run_shown
-        from fusion_core.runs import resolve
+    from deepfusion.view import run_shown
+    from fusion_core.runs import resolve
 
     trainers: dict[Any, Any] = {}
     try:
