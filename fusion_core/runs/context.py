@@ -22,6 +22,7 @@ from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
 from fusion_core.runs.settings import OptimizerSettings
+from fusion_core.seeds import node_seed
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
@@ -82,7 +83,7 @@ class RunContext:
 
     def seed_of(self, node: Node) -> int:
         """Return the seed of a node in this run."""
-        return 1000 * self.seed + node.seed
+        return node_seed(self.seed, node.seed)
 
     def result(self, source: Resolved) -> TrainState:
         """Return the state that a finished node has left.

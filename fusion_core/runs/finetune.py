@@ -24,7 +24,7 @@ from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
 from fusion_core.runs.plan_file import explained
-from fusion_core.runs.settings import FORBID, Count, Whole
+from fusion_core.runs.settings import FORBID, Count, Seed, Whole
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
@@ -75,7 +75,7 @@ class FinetuneSettings:
     steps: Count = 1000
     batch: Count = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    seed: Whole = 0
+    seed: Seed = 0
     every: Whole = 0
     source_length: Length = 512
     target_length: Length = 128

@@ -18,6 +18,9 @@ from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
 
 
+MOST_LAYERS, MOST_UNITS = 1000, 2**24
+
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     """A node and what follows from the nodes before it.
@@ -68,6 +71,23 @@ class AutoGroup:
     @property
     def names(self) -> tuple[str, ...]:
         return (*(source.name for source in self.sources), self.event.name, self.grown.name)
+
+
+def check_size(config: T5Config) -> None:
+    """Raise InputError if a network is too large to be meant; nothing is built in proportion to a size before this.
+
+    The bounds are ``MOST_LAYERS`` layers of a stack and ``MOST_UNITS`` units of any width.
+    """
+    for name in ("num_layers", "num_decoder_layers"):
+        if getattr(config, name) > MOST_LAYERS:
+            raise InputError(f"{name} is {_long(getattr(config, name))}; it must be at most {MOST_LAYERS:,}")
+    for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv"):
+        if getattr(config, name) > MOST_UNITS:
+            raise InputError(f"{name} is {_long(getattr(config, name))}; it must be at most {MOST_UNITS:,}")
+
+
+def _long(number: int) -> str:
+    return f"{number:,}" if number < 10**30 else "a number of more than 30 digits"
 
 
 def in_order(nodes: Sequence[Node]) -> list[Node]:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from fusion_core.errors import InputError, Interrupted, Terminated, TrainingDiverged
+from fusion_core.seeds import seed32
 from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
 from fusion_core.train.learning_rate import Schedule, constant_schedule
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
@@ -142,7 +143,7 @@ class Trainer:
         if until < start or (until - start) % chunk:
             raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
         on_devices, position, pending = replicate(state, self.devices), None, None
-        seed = replicate(np.uint32(self.seed), self.devices)
+        seed = replicate(np.uint32(seed32(self.seed)), self.devices)
         at = lambda step: np.asarray(schedule(np.arange(step, step + chunk)), np.float32)
 
         def batches() -> tuple[Batch, Any, float]:
