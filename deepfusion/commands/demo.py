@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_only_resume
+from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, exit_code
@@ -104,7 +104,7 @@ def demo(
         typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}). "
                      "Default: the documentation of the installed scientific stack."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+    seed: Annotated[int, seed_option("Decides everything that is random.")] = 0,
     vocab: Annotated[int | None, typer.Option(help="Pieces of the tokenizer; less text supports fewer.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences in a global batch, shared by all devices.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder of the run. Default: runs/demo-DATE-TIME.")] = None,

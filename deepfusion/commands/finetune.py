@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_only_resume
+from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, exit_code
@@ -43,7 +43,7 @@ def finetune(
     dropout: Annotated[
         float | None, typer.Option(help="Share of units dropped in training. Default: the checkpoint's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the examples' order, and of dropout.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the examples' order, and of dropout.")] = 0,
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:

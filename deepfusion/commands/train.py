@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 from typing import Annotated, Any
 
 import typer
 
 from deepfusion.commands.plan import PlanFile
-from deepfusion.options import Json
+from deepfusion.options import Json, check_finite
 from deepfusion.plain import os_error
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged, exit_code
+from fusion_core.seeds import check_seed
 
 
 def train(
@@ -57,6 +59,7 @@ def train(
         read = read_plan(plan)
         if seeds is not None:
             read = dataclasses.replace(read, seeds=_numbers(seeds))
+    check_finite("--tflops", tflops)
     several = initialize_distributed(coordinator, processes, process, detect=distributed)
     try:
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
@@ -76,9 +79,11 @@ def train(
 
 def _numbers(seeds: str) -> tuple[int, ...]:
     parts = seeds.split(",")
-    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
+    if not all(re.fullmatch(r"\s*[0-9]{1,1000}\s*", part) for part in parts) or len(
+        {int(part) for part in parts}
+    ) < len(parts):
         raise InputError(f"--seeds is {seeds!r}; give different numbers, 0 or more, with commas, such as 0,1,2")
-    return tuple(int(part) for part in parts)
+    return tuple(check_seed(int(part), "a seed of --seeds") for part in parts)
 
 
 def _run(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from fusion_core.errors import InputError
 from fusion_core.growth import fused_config, fusion_map
 from fusion_core.growth.operators import growth_of
+from fusion_core.growth.options import MOST_LAYERS, MOST_UNITS
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, TrainNode
@@ -16,9 +17,6 @@ from fusion_core.runs.separating import measured_flops
 from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import check_sentinels, target_length
 from fusion_core.train.devices import check_share
-
-
-MOST_LAYERS, MOST_UNITS = 1000, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +260,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
         )
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
+        check_size(config)
         recipe = node.recipe
         if recipe.rates == "width":
             times_wider(inputs[0].config, config)
@@ -299,6 +298,7 @@ def times_wider(small: T5Config, grown: T5Config) -> int:
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
     configs = [source.config for source in sources]
     config = fused_config(configs, node.norm)
+    check_size(config)
     fusion_map(configs, node.weights or None)  # checks the weights
     if node.optimizer_state == "fresh":
         return Resolved(node, config, None, node.recipe.ramp)

@@ -354,7 +354,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if len(self.nodes) > MOST_NODES:
-            raise InputError(f"the plan has {len(self.nodes):,} nodes; at most {MOST_NODES} can be in one, make several plans")
+            raise InputError(
+                f"the plan has {len(self.nodes):,} nodes; at most {MOST_NODES} can be in one, make several plans"
+            )
         if not self.nodes:
             raise InputError("the plan has no nodes; it needs at least one table [node.NAME]")
         if len(set(self.seeds)) < len(self.seeds):

@@ -14,8 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
-from fusion_core.runs.plan import LONGEST_NAME, MOST_NODES, Budget, FuseNode, GrowNode, Node, Plan, RuleSettings, TrainNode
 from fusion_core.runs.graph import check_size
+from fusion_core.runs.plan import (
+    LONGEST_NAME,
+    MOST_NODES,
+    Budget,
+    FuseNode,
+    GrowNode,
+    Node,
+    Plan,
+    RuleSettings,
+    TrainNode,
+)
 from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
 from fusion_core.text.encoding import read_text
 from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, Tokenizer
@@ -178,7 +188,9 @@ class _Reader:
             self.error(("node",), "nodes are tables, [node.NAME]")
             return None
         if len(tables) > MOST_NODES:
-            self.error(("node",), f"the plan has {len(tables):,} nodes; at most {MOST_NODES} can be in one, make several plans")
+            self.error(
+                ("node",), f"the plan has {len(tables):,} nodes; at most {MOST_NODES} can be in one, make several plans"
+            )
             return None
         nodes = [self.node(node, table, values.get("defaults", {}), tokens) for node, table in tables.items()]
         rest: dict[str, Any] = {key: values[key] for key in TOP[:5] if key in values}
@@ -230,8 +242,8 @@ class _Reader:
         if not NAMES.fullmatch(name) or len(name) > LONGEST_NAME:
             self.error(
                 place,
-                f"node {name[:LONGEST_NAME]}: a name has letters, digits, '.', '-' and '_', at most {LONGEST_NAME} of them, for it "
-                "is a folder's too",
+                f"node {name[:LONGEST_NAME]}: a name has letters, digits, '.', '-' and '_', at most {LONGEST_NAME} of them, "
+                "for it is a folder's too",
             )
         values = dict(table)
         kind = values.pop("kind", "fuse" if "sources" in table else "grow" if "operator" in table else "train")

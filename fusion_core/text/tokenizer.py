@@ -27,6 +27,7 @@ from fusion_core.text import spiece
 from fusion_core.text.encoding import check_characters, check_pointer
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
+SMALLEST = 3 + 256 + 1  # pieces of a vocabulary: the special tokens, the bytes, and one more
 SENTINELS = 100  # of those
 
 SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
