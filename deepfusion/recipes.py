@@ -20,7 +20,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 
 def parse_size(text: str) -> int:
     """Return ``"5GB"``, ``"500 MB"``, ``"1GiB"`` or plain bytes in bytes. Raises InputError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMG]?I?)B?\s*", text.upper())
     if not match or match[2] not in UNITS or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
         raise InputError(f"--max-shard is {text!r}; give a size such as 5GB or 500MB")
     return size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, changes
+from deepfusion.options import Json, changes, seed_option
 from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
@@ -43,7 +43,7 @@ def fuse(
         list[pathlib.Path] | None,
         typer.Option(help="Self-fusion only: text on which the noise is chosen, as large as a training step takes."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the windows of --calibration-text.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the noise, and of the windows of --calibration-text.")] = 0,
     allow_different: Annotated[
         str | None,
         typer.Option(help="Fields that need not agree, such as pad,eos,max_length,rope; the first source's are kept."),

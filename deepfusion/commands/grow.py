@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, changes
+from deepfusion.options import Json, changes, seed_option
 from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
@@ -29,7 +29,7 @@ def grow(
     noise: Annotated[
         float, typer.Option(help="Separates copies: standard deviation in units of each array's root mean square.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,

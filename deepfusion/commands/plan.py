@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json
+from deepfusion.options import Json, check_finite
 from deepfusion.tables import duration, prefixed, print_table
 from deepfusion.terminal import working
 
@@ -58,6 +58,8 @@ def plan(
         from fusion_core.runs import arm_flops, costs, read_plan, resolve
         from fusion_core.runs.speed import product_speed
 
+        check_finite("--tflops", tflops)
+        check_finite("--mfu", mfu)
         read = read_plan(plan)
         nodes = resolve(read, devices)
         peak = product_speed(nodes) if tflops is None else tflops * 1e12

@@ -50,6 +50,7 @@ def write_recipe(
     """
     out = pathlib.Path(out)
     atomic.check_new(out)
+    atomic.sweep_beside(out)  # before the free space is looked at
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < recipe.nbytes:
