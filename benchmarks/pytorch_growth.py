@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import statistics
@@ -47,6 +48,7 @@ GROWTHS = {
     "fused with itself, noise 0.1": lambda folder, seed: fusion_recipe([folder, folder], noise=0.1, seed=seed),
     "hypercloning": lambda folder, seed: growth_recipe(folder, "hypercloning", factor=2),
 }
+SHOWN = (1, 2, 5, 20, 100)  # steps that the table has
 # name -> (factors, moments); None: the small network goes on
 ARMS: dict[str, tuple[bool, bool] | None] = {
     "factors and moments": (True, True),
@@ -184,27 +186,30 @@ def collect(sizes: Sizes) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Return the table: held-out loss minus the small network's at the growth, mean and standard deviation over seeds."""
-    steps = [step for step in found["sizes"]["evaluated"] if step]
+    """Return the table: held-out loss minus that of the small network which goes on, mean and standard deviation over seeds.
+
+    The small network's own rows have its loss minus that at the growth.
+    """
+    steps = [step for step in found["sizes"]["evaluated"] if step in SHOWN]
     lines = [
         f"| optimizer | growth | arm | {' | '.join(f'{step} steps' if step > 1 else '1 step' for step in steps)} |",
         "|---|---|---|" + "---|" * len(steps),
     ]
-    at_growth = {
-        (row["optimizer"], row["seed"]): row["losses"]["0"] for row in found["rows"] if ARMS[row["arm"]] is None
-    }
-    for name in OPTIMIZERS:
-        for growth in GROWTHS:
-            for arm in ARMS:
-                own = [
-                    row for row in found["rows"] if (row["optimizer"], row["growth"], row["arm"]) == (name, growth, arm)
-                ]
-                cells = []
-                for step in steps:
-                    changes = [row["losses"][str(step)] - at_growth[name, row["seed"]] for row in own]
-                    spread = f" ± {statistics.stdev(changes):.3f}" if len(changes) > 1 else ""
-                    cells.append(f"{statistics.mean(changes):+.3f}{spread}")
-                lines.append(f"| {name} | {growth} | {arm} | {' | '.join(cells)} |")
+    keys = ("optimizer", "growth", "arm", "seed")
+    losses = {tuple(row[key] for key in keys): row["losses"] for row in found["rows"]}
+    (small,) = (arm for arm, choice in ARMS.items() if choice is None)
+    for name, growth, arm in itertools.product(OPTIMIZERS, GROWTHS, ARMS):
+        cells = []
+        for step in map(str, steps):
+            changes = [
+                own[step] - (losses[name, growth, small, seed][step] if arm != small else own["0"])
+                for seed in range(found["sizes"]["seeds"])
+                if (own := losses[name, growth, arm, seed])
+            ]
+            spread = f" ± {statistics.stdev(changes):.3f}" if len(changes) > 1 else ""
+            cells.append(f"{round(statistics.mean(changes), 3) + 0.0:+.3f}{spread}")  # + 0.0: no negative zero
+        title = "the small network, since the growth" if arm == small else arm
+        lines.append(f"| {name} | {growth} | {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

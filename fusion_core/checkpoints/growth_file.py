@@ -161,7 +161,7 @@ def growth_record(
     for name, shape in shapes.items():
         terms = rate_terms(rated[name]) if rated else None
         equal = equal and (terms is None or terms.equal)
-        numbers = (None,) * 3
+        numbers: tuple[float | None, ...] = (None,) * 3
         if terms is not None and terms.equal:
             numbers = tuple(float(np.mean(value)) for value in terms)
         factors = {update: 1.0 if terms is None else float(np.mean(terms.factor(update))) for update in UPDATES}

@@ -16,6 +16,12 @@ with warnings.catch_warnings():
     )
 
 
+def test_the_page_has_the_table_of_the_record():
+    text = benchmark.DOC.read_text(encoding="utf-8")
+    record = json.loads(benchmark.RECORD.read_text(encoding="utf-8"))
+    assert text == benchmark.with_table(text, benchmark.markdown(record))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_benchmark_follows_every_arm(tmp_path, monkeypatch, capsys):
     for table, kept in (("OPTIMIZERS", "AdamW"), ("GROWTHS", "hypercloning")):

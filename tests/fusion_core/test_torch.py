@@ -31,6 +31,7 @@ TINY = 1e-30
 MAKE = {
     "sgd": lambda p: torch.optim.SGD(p, RATE, momentum=0.9, weight_decay=DECAY),
     "adamw": lambda p: torch.optim.AdamW(p, RATE, eps=TINY, amsgrad=True, weight_decay=DECAY),
+    "adam": lambda p: torch.optim.Adam(p, RATE, eps=TINY, weight_decay=DECAY),
     "adafactor": lambda p: torch.optim.Adafactor(p, RATE, eps=(TINY, 1e-3), weight_decay=DECAY),
     "transformers": lambda p: transformers.Adafactor(
         p, RATE, relative_step=False, eps=(TINY**2, 1e-3), weight_decay=DECAY, beta1=0.9
@@ -112,7 +113,11 @@ def across(tmp_path, kind, operator, make, steps=3):
     return small, optimizer, loaded(folder), folder
 
 
-EVENTS = [("t5", "fuse", name) for name in MAKE] + [("llama", "fuse", "adafactor"), ("llama", "hypercloning", "adamw")]
+EVENTS = [("t5", "fuse", name) for name in MAKE if name != "adam"] + [
+    ("llama", "fuse", "adafactor"),
+    ("llama", "hypercloning", "adamw"),
+    ("llama", "hypercloning", "adam"),  # its decay is coupled, and goes on where copies are equal
+]
 
 
 @pytest.mark.parametrize(("kind", "operator", "name"), EVENTS)
