@@ -32,7 +32,9 @@ def grow(
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check all, print the recipe, write nothing.")
+    ] = False,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
     list_operators: Annotated[bool, typer.Option("--list", help="List the operators and stop.")] = False,
     as_json: Json = False,
@@ -60,7 +62,7 @@ def grow(
     sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
     largest = parse_size(max_shard)
     with working("loading JAX and reading headers", quiet=as_json):
-        from fusion_core.checkpoints import growth_recipe, write_recipe
+        from fusion_core.checkpoints import growth_recipe, rehearse, write_recipe
 
         atomic.check_new(out)
         recipe = growth_recipe(
@@ -69,6 +71,8 @@ def grow(
     changed = changes([recipe.sources[0].config], recipe.config)
     facts = {"operator": operator, "changes": changed, **facts_of(recipe)}
     if dry_run:
+        with byte_bar(recipe.nbytes) as report:
+            rehearse(recipe, out, report)
         print(json.dumps(facts)) if as_json else print_recipe(recipe)
         return
     with byte_bar(recipe.nbytes) as report:

@@ -6,19 +6,27 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from fusion_core import atomic
+from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
+from fusion_core.runs.graph import Resolved
+from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.settings import DataSettings
 from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, TextFiles, Tokenizer
+from fusion_core.text.corpus import read_documents, text_files
+from fusion_core.text.documents import LONGEST
+from fusion_core.text.files import read_file
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
 from fusion_core.train.devices import barrier, first_process, processes
 
+SMALL = 4 << 20  # bytes of a text that is tokenized in a second
 FILES = "files.json"  # of a streamed text, with their sums
 FRESH_SEED = 10**9  # added to the seeds of fresh batches: no node has such a seed
 
@@ -104,6 +112,18 @@ class RunData:
             )
         return SpanCorruption.from_documents([self._ids[part]], self.tokenizer, length, seed)
 
+    def check(self, nodes: Iterable[Resolved]) -> None:
+        """Raise InputError if the tokenizer does not fit a node's network, or the text is too short for its batches."""
+        for resolved in nodes:
+            owner, node = f"node {resolved.name}", resolved.node
+            check_fits(self.tokenizer, resolved.config, owner)
+            if isinstance(node, TrainNode):
+                try:
+                    for held_out in (False, True):
+                        self._source(held_out, node.length, node.batch, 0)
+                except InputError as error:
+                    raise InputError(f"{owner}: {error}") from None
+
     def training(self, length: int, batch: int, seed: int) -> DataSource:
         """Return this process's training batches, in the order and with the masks of the seed.
 
@@ -128,3 +148,24 @@ class RunData:
     def fresh(self, length: int, batch: int, number: int, count: int) -> list[Batch]:
         """Return global batches of training text in an order that no node has; other ones for every ``number``."""
         return first_batches(self._source(False, length, batch, FRESH_SEED + self.seed + number), batch, count)
+
+
+def check_text(settings: DataSettings, seed: int, nodes: Iterable[Resolved]) -> None:
+    """Read the text of a plan as its run would, as far as that is quick.
+
+    A text of up to ``SMALL`` bytes is tokenized, and every node's batches are drawn from it; a larger one is read; of a
+    streamed one the beginning of every file is read. The documentation of installed packages is not.
+
+    Raises:
+      InputError: a file cannot be read, or there is too little text for a node.
+    """
+    if settings.stream:
+        for file in TextFiles(settings.text).files:
+            next(read_file(file, longest=LONGEST), None)
+    elif settings.text and not settings.documentation:
+        size = sum(path.stat().st_size for _, path in text_files(settings.text))
+        if size > SMALL:
+            read_documents(settings.text)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            RunData(settings, seed, pathlib.Path(folder), lambda line: None).check(nodes)

@@ -142,3 +142,33 @@ def test_a_partner_that_never_starts_is_one_line_in_the_time_that_was_said(plan,
         assert lines[1].startswith(f"Error: {who} has not found the others within 2 s; start all of them")
         assert (len(lines), done.returncode, done.stdout) == (2, 2, "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        ("a few words", {}, "the text supports 266 pieces"),
+        (None, {"length = 16": "length = 1900"}, "node a: the validation text has"),
+        ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {}, "text.txt is not UTF-8: it is UTF-16"),
+        ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {'text = ["text.txt"]': 'text = ["text.txt"]\nstream = true'},
+         "text.txt is not UTF-8: it is UTF-16"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_training_would(run, plan, text, change, message):
+    for old, new in change.items():
+        plan.write_text(plan.read_text().replace(old, new))
+    if text is not None:
+        (plan.parent / "text.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = [run("plan", plan, "--tflops", 1), run("train", plan, "--out", plan.parent / "run")]
+    assert [code for code, _, _ in found] == [2, 2]
+    for _, _, err in found:
+        assert message in err.splitlines()[-1]
+
+
+def test_text_that_is_too_short_for_a_later_node_is_found_before_the_first_is_trained(run, plan):
+    plan.write_text(PLAN + '[node.long]\nfrom = "twice"\nsteps = 10\nlength = 1900\n')
+    for command in (("plan", plan, "--tflops", 1), ("train", plan, "--out", plan.parent / "run")):
+        code, _, err = run(*command)
+        assert code == 2
+        assert "node long: the validation text has" in err
+    assert not (plan.parent / "run" / "nodes").exists()
