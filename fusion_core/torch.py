@@ -32,6 +32,8 @@ OPTIMIZERS = {"sgd": "sgd", "adafactor": "adafactor"} | dict.fromkeys(
     ("adam", "adamw", "adamax", "nadam", "rmsprop", "adagrad"), "adam"
 )
 DECOUPLED = ("sgd", "adamw", "adafactor")  # the decay of an entry a step is rate · decay · entry
+# model_type -> names that transformers 5 gives to what files call otherwise
+IN_FILES = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of a group; schedulers write the later ones
 FIRST = ("exp_avg", "momentum_buffer")
@@ -189,7 +191,8 @@ def _parameters(model: Any) -> dict[str, Any]:
             name = name.removeprefix(cut)
         return name
 
-    return {plain(name): parameter for name, parameter in model.named_parameters()}
+    in_files = IN_FILES.get(getattr(getattr(model, "config", None), "model_type", ""), {})
+    return {in_files.get(plain(name), plain(name)): parameter for name, parameter in model.named_parameters()}
 
 
 def _checked(found: dict[str, Any], wanted: Mapping[str, Sequence[int]], what: str, remedy: str) -> dict[str, Any]:

@@ -130,8 +130,9 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     assert record.files is not None
     found, copies = read_entries(folder), record.files.copies(config)
     used = dict(found)
-    if HEAD in layouts(config) and HEAD not in found and headless(values):
-        raise no_head(folder, values, HEAD)
+    head = next((name for name, layout in layouts(config).items() if layout.is_head), HEAD)
+    if head in layouts(config) and not {head, HEAD} & found.keys() and headless(values):
+        raise no_head(folder, values, head)
     for name, others in record.files.aliases(config).items():
         present = [other for other in others if other in found]
         if name not in used and present:
@@ -144,7 +145,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         shape = layout.shape
         entry = used.get(name)
         if entry is None:
-            raise missing_tensor(folder, name, values, found, HEAD)
+            raise missing_tensor(folder, name, values, found, head)
         if entry.shape != shape:
             raise InputError(f"{folder}: {name} has shape {entry.shape}, but config.json says {shape}")
         tensors[name] = entry

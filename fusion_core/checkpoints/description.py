@@ -38,6 +38,7 @@ def describe(path: str | pathlib.Path) -> dict[str, Any]:
         checkpoint = open_checkpoint(folder)
         config, unused, parameters = dataclasses.asdict(checkpoint.config), checkpoint.extra, checkpoint.parameters
         tied = config.get("tie_word_embeddings")
+        config |= config.pop("settings", {})
     dtypes: dict[str, int] = {}
     files: dict[str, dict[str, int]] = {}
     for entry in entries.values():

@@ -210,12 +210,7 @@ def fusion_recipe(
         mapping = calibrated(mapping, configs, [watched[source.folder] for source in sources])
     tensors = _tensors(mapping, sources, dtype)
     if noise:
-        tensors = [
-            tensor
-            if tensor.rule.axis(reads=True) is None
-            else dataclasses.replace(tensor, noise=Noise(float(noise), seed, array))
-            for array, tensor in enumerate(tensors)
-        ]
+        tensors = _noisy(tensors, Noise(float(noise), seed, 0))
     return Recipe(
         sources=sources,
         weights=mapping.weights,
@@ -244,7 +239,7 @@ def growth_recipe(
 ) -> Recipe:
     """Return the recipe of the growth of one checkpoint by an operator, after all checks.
 
-    Tensors that are copies are streamed by rows; those with draws in them are computed whole, one by one.
+    Copies, and noise that cancels over them, are streamed by rows; tensors with other draws are computed whole, one by one.
 
     Args:
       folder: folder of the checkpoint.
@@ -263,12 +258,24 @@ def growth_recipe(
         tensors = _from_scratch(growth, source, dtype)
     else:
         tensors = _tensors(growth.mapping, (source,), dtype)
-        if growth.draw is not None:
+        if growth.cancels:
+            tensors = _noisy(tensors, Noise(float(noise), seed, 0))
+        elif growth.draw is not None:
             fields = [{f.name: getattr(t, f.name) for f in dataclasses.fields(t)} for t in tensors]
             tensors = [DrawnTensor(**values, draw=growth.draw) for values in fields]
     shards = split_into_shards(tensors, largest_shard)
     found = (source,), (1.0,), growth.config, tuple(tensors), shards
     return Recipe(*found, True, float(noise), seed or 0, operator=operator, sizes=sizes)
+
+
+def _noisy(tensors: Sequence[GrownTensor], noise: Noise) -> list[GrownTensor]:
+    """Return the tensors with noise in those that read copies."""
+    return [
+        tensor
+        if tensor.rule.axis(reads=True) is None
+        else dataclasses.replace(tensor, noise=noise._replace(array=array))
+        for array, tensor in enumerate(tensors)
+    ]
 
 
 def _from_scratch(growth: Growth, source: Checkpoint, dtype: str | None) -> list[GrownTensor]:

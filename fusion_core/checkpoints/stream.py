@@ -220,7 +220,8 @@ class _NoiseRows:
 
     def __init__(self, tensor: GrownTensor, reader: Reader) -> None:
         assert tensor.noise is not None
-        self._noise, self._copies, self._reads = tensor.noise, len(tensor.entries), tensor.rule.axis(reads=True)
+        self._noise, self._reads = tensor.noise, tensor.rule.axis(reads=True)
+        self._copies = tensor.rule.copies_read
         self._part = tensor.shape[0] // self._copies  # rows of a copy, if the copies lie one below the other
         self._row, self._generators = 0, self._start()
         total, entry = 0.0, tensor.entries[0]
@@ -229,8 +230,9 @@ class _NoiseRows:
         for row in range(0, entry.shape[0], many):
             block = rows(0, row, min(many, entry.shape[0] - row)).astype(np.float32)
             total += float(np.vdot(block, block))
-        squares = sum(scale * scale for scale in tensor.rule.scales)
-        self._size = tensor.noise.scale * math.sqrt(total * squares / (entry.size * self._copies))
+        sizes = [(p.scale, math.prod(t.stop - t.start for t in p.take)) for p in tensor.rule.placements()]
+        squares = math.fsum(scale * scale * size for scale, size in sizes) / entry.size
+        self._size = tensor.noise.scale * math.sqrt(total * squares / tensor.rule.filled)
 
     def _start(self) -> list[np.random.Generator]:
         return copy_generators(self._noise.seed, self._noise.array, self._copies)

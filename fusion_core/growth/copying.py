@@ -179,7 +179,7 @@ def _whole(mapping: GrowthMap, options: Options, units: Units) -> Growth:
     if not options.noise:
         return Growth(mapping.config, mapping, units=units)
     draw = each_array(mapping, lambda rule, x, i: noisy(rule, x, i, "antisymmetric", options.noise, options.seed))
-    return Growth(mapping.config, mapping, draw, units)
+    return Growth(mapping.config, mapping, draw, units, cancels=True)
 
 
 def hypercloning(config: Config, options: Options) -> Growth:

@@ -101,6 +101,13 @@ class Rule:
         return next((i for i, axis in enumerate(self.axes) if axis is not None and axis.reads is reads), None)
 
     @property
+    def copies_read(self) -> int:
+        """Number of whole copies that the array reads, one after the other along its axis that reads; 1 if it has none."""
+        number = self.axis(reads=True)
+        selection = None if number is None else self.axes[number]
+        return 1 if selection is None else len(selection.taken) // len(np.unique(selection.taken))
+
+    @property
     def filled(self) -> int:
         """Number of entries of the parts' arrays: those that J can make different from zero, if each goes to one place."""
         return sum(math.prod(t.stop - t.start for t in p.take) for p in self.placements())

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fusion_core.growth.maps import GrowthMap, Rule
-from fusion_core.growth.units import Selection, first_copies
+from fusion_core.growth.units import first_copies
 from fusion_core.models.units import Params
 
 OffDiagonal = Literal["zero", "random", "antisymmetric"]
@@ -48,17 +48,10 @@ def cancelling(blocks: np.ndarray) -> np.ndarray:
 
 def _antisymmetric(rule: Rule, axis: int, seed: int, array: int) -> np.ndarray:
     """Return the noise of one array, whose blocks along the axis that it reads sum to zero."""
-    selection = rule.axes[axis]
-    assert selection is not None
-    copies = _copies(selection)
+    copies = rule.copies_read
     block = (*rule.shape[:axis], rule.shape[axis] // copies, *rule.shape[axis + 1 :])
     drawn = [random.standard_normal(block, np.float32) for random in copy_generators(seed, array, copies)]
     return np.concatenate(list(cancelling(np.stack(drawn))), axis=axis)
-
-
-def _copies(selection: Selection) -> int:
-    """Return the number of whole copies that lie one after the other along an axis."""
-    return len(selection.taken) // len(np.unique(selection.taken))
 
 
 def _between(rule: Rule, seed: int, array: int) -> np.ndarray:

@@ -68,12 +68,14 @@ class Growth:
         is an empty array of the wanted dtype. None if J θ is the grown network. Arrays do not depend on each other, so that
         files can be grown tensor by tensor.
       units: for each space that is copied, the source of each grown unit; empty if no unit is copied.
+      cancels: whether ``draw`` is noise that cancels over the copies (``fusion_core.growth.noise``), and nothing else.
     """
 
     config: Config
     mapping: GrowthMap | None
     draw: Draw | None = None
     units: Units = dataclasses.field(default_factory=dict)
+    cancels: bool = False
 
     def apply(self, params: Params) -> Params:
         """Return the grown parameters."""

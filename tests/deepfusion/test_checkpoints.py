@@ -142,6 +142,37 @@ def test_grow_keeps_the_function_and_the_tokenizer(run, tmp_path):
     assert "num_layers 1 → 3" in run(*deep)[1]
 
 
+def test_grow_prints_its_recipe_and_converts(run, tmp_path):
+    grow = (
+        "grow",
+        saved_t5(tmp_path / "small"),
+        "--operator",
+        "random_block",
+        "--factor",
+        2,
+        "--out",
+        tmp_path / "wide",
+    )
+    code, out, err = run(*grow, "--dry-run")
+    assert code == 0, err
+    assert "block-diagonal, with draws" in out
+    assert "The function is not kept: the operator changes it." in out
+    assert not (tmp_path / "wide").exists()
+    facts = json.loads(run(*grow, "--dtype", "bf16", "--max-shard", "4KB", "--json")[1])
+    assert facts["dtypes"] == {"BF16": len(facts["tensors"])}
+    assert len(facts["shards"]) == len(list((tmp_path / "wide").glob("*.safetensors"))) > 1
+
+
+def test_fields_may_be_allowed_to_differ(run, refused, tmp_path):
+    a, b = saved_t5(tmp_path / "a"), saved_t5(tmp_path / "b", seed=1, dropout_rate=0.25)
+    fuse = ("fuse", a, b, "--out", tmp_path / "c", "--dry-run", "--json")
+    refused("dropout_rate is 0.0 and 0.25; it must agree, or be allowed to differ by name", *fuse)
+    code, out, err = run(*fuse, "--allow-different", "dropout")
+    assert code == 0, err
+    assert "dropout_rate is 0.0, kept from a (0.25 in b)." in err
+    assert json.loads(out)["kept"] == {"dropout_rate": [0.0, 0.25]}
+
+
 def test_grow_lists_the_operators(run):
     code, out, _ = run("grow", "--list")
     assert code == 0

@@ -9,10 +9,12 @@ import pytest
 
 import fusion_core as fc
 from fusion_core import checkpoints
+from fusion_core.checkpoints.comparison import logits_of
 from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.growth.copying import replication
 from fusion_core.models.registry import architecture, layouts, spaces
 from fusion_core.models.units import by_name, nested
+from fusion_core.torch import param_groups
 from tests.strategies import hub
 
 TOLERANCE = 2e-5  # float32, in units of the largest logit
@@ -58,8 +60,11 @@ def test_fused_with_itself_it_has_the_same_logits_in_transformers(name, tmp_path
     before = hub.logits(model)
     assert np.abs(before).mean() > 0.1
     recipe = fused([tmp_path / "a"] * 2, tmp_path / "b", noise=0.3)
-    assert_close(hub.logits(tmp_path / "b"), before)
+    twice = hub.loaded(tmp_path / "b")
+    assert_close(hub.logits(twice), before)
     assert recipe.exactness.startswith("exact")
+    groups = param_groups(twice, tmp_path / "b", 0.1)  # growth.json has the names of its parameters
+    assert sum(len(group["params"]) for group in groups) == len(list(twice.parameters()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +116,50 @@ def test_the_settings_of_its_file_are_those_of_the_fused_one(name, tmp_path):
     assert not differing
 
 
+ROPES = [
+    ("Llama", {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}),
+    ("Llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}),
+    (
+        "Llama",
+        {"rope_type": "llama3", "factor": 4.0, "rope_theta": 100.0, "original_max_position_embeddings": 8}
+        | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ),
+    (
+        "Phi-3",
+        {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 8, "factor": 2.0}
+        | {"short_factor": [1.0, 1.2], "long_factor": [1.5, 3.0], "partial_rotary_factor": 1.0},
+    ),
+    ("Qwen3", {"rope_type": "yarn", "factor": 2.0, "rope_theta": 100.0, "original_max_position_embeddings": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "rope"), ROPES, ids=[f"{name} {rope['rope_type']}" for name, rope in ROPES])
+def test_rotary_positions_of_every_kind_pass_through(name, rope, tmp_path):
+    """With texts longer than the length from which on they are stretched."""
+    changes = {"rope_parameters": rope, "max_position_embeddings": 8}
+    before = hub.logits(hub.saved(tmp_path / "a", name, **changes))
+    fused([tmp_path / "a"] * 2, tmp_path / "b")
+    assert_close(hub.logits(tmp_path / "b"), before)
+    plain = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0}
+    other = hub.logits(hub.saved(tmp_path / "c", name, **changes | {"rope_parameters": plain}))
+    assert np.abs(other - before).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["T5, gated-silu", "mT5", "Mistral", "Llama"])
+def test_our_forward_pass_has_the_references_logits(name, tmp_path):
+    before = hub.logits(hub.saved(tmp_path / "a", name, **({"sliding_window": 12} if name == "Mistral" else {})))
+    (ids, targets), checkpoint = hub.tokens(), checkpoints.open_checkpoint(tmp_path / "a")
+    spans = checkpoint.architecture.files.spans
+    batch = {"encoder_ids": ids, "decoder_ids": targets} if spans else {"ids": ids}
+    assert_close(logits_of(checkpoint, batch, small=0), before)
+
+
+def test_a_sequence_longer_than_a_mistrals_window_is_refused(tmp_path):
+    checkpoint = checkpoints.open_checkpoint(hub.saved(tmp_path / "a", "Mistral"))
+    with pytest.raises(fc.InputError, match="a sequence of 12 tokens is longer than sliding_window, 8"):
+        logits_of(checkpoint, {"ids": hub.tokens()[0]})
+
+
 def test_where_there_is_no_forward_pass_the_probe_says_so_and_is_left_out(tmp_path):
     recipe = fused([hub.saved(tmp_path / "a", "Qwen3")] * 2, tmp_path / "b", probe=True)
     assert (
@@ -121,6 +170,8 @@ def test_where_there_is_no_forward_pass_the_probe_says_so_and_is_left_out(tmp_pa
         fc.InputError, match="logits cannot be computed: there is no forward pass of qwen3 networks here"
     ):
         checkpoints.compare(*[checkpoints.open_checkpoint(tmp_path / n) for n in "ab"])
+    with pytest.raises(fc.InputError, match="the norms' calibration cannot be computed: there is no forward pass of"):
+        checkpoints.fusion_recipe([tmp_path / "a", tmp_path / "b"], norm="calibrated", calibration=["a text"])
 
 
 def test_a_umt5_is_not_run_with_the_position_bias_of_its_first_layer(tmp_path):
@@ -140,6 +191,17 @@ def test_copies_of_layers_keep_their_windows(tmp_path):
     recipe = checkpoints.growth_recipe(hub.saved(tmp_path / "a", "Gemma 2"), "identity_layers", factor=2)
     sliding, full = "sliding_attention", "full_attention"
     assert recipe.config.settings["layer_types"] == [sliding, sliding, full, full]
+
+
+def test_a_gpt_neox_without_its_head_is_named_as_such(tmp_path):
+    hub.made("GPT-NeoX").gpt_neox.save_pretrained(tmp_path / "a")
+    with pytest.raises(fc.InputError, match=r"embed_out\.weight is missing, .* saved by GPTNeoXModel without its head"):
+        checkpoints.open_checkpoint(tmp_path / "a")
+
+
+def test_a_description_has_the_settings_beside_the_sizes(tmp_path):
+    config = checkpoints.describe(hub.saved(tmp_path / "a", "Gemma 2"))["config"]
+    assert (config["hidden_size"], config["final_logit_softcapping"]) == (16, 3.0)
 
 
 def test_old_names_of_gpt_neox_are_read(tmp_path):

@@ -98,18 +98,29 @@ def saved(folder, name, seed=0, **changes):
     return pathlib.Path(folder)
 
 
-def logits(folder_or_model, dtype="float32"):
-    """The logits on fixed tokens, computed in ``dtype`` from the weights as they are."""
+def loaded(folder, dtype="float32"):
+    """The network of a folder, as transformers loads it."""
     import torch
 
-    model = folder_or_model
-    if isinstance(model, str | pathlib.Path):
-        kind = transformers().AutoConfig.from_pretrained(model).model_type
-        model = _auto(kind).from_pretrained(model, attn_implementation="eager", dtype=getattr(torch, dtype)).eval()
-    ids = torch.tensor(np.random.default_rng(0).integers(3, 30, (2, 12)))
-    given = {"decoder_input_ids": ids[:, :7]} if model.config.is_encoder_decoder else {}
+    kind = transformers().AutoConfig.from_pretrained(folder).model_type
+    return _auto(kind).from_pretrained(folder, attn_implementation="eager", dtype=getattr(torch, dtype)).eval()
+
+
+def tokens():
+    """Fixed tokens: (of a decoder or an encoder, of an encoder's decoder)."""
+    ids = np.random.default_rng(0).integers(3, 30, (2, 12))
+    return ids, ids[:, :7]
+
+
+def logits(folder_or_model):
+    """The logits on ``tokens``, computed in float32 from the weights as they are."""
+    import torch
+
+    model = loaded(folder_or_model) if isinstance(folder_or_model, str | pathlib.Path) else folder_or_model.float()
+    ids, targets = map(torch.tensor, tokens())
+    given = {"decoder_input_ids": targets} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model.to(getattr(torch, dtype))(input_ids=ids, **given).logits.float().numpy()
+        return model(input_ids=ids, **given).logits.numpy()
 
 
 OLD_ROPE = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
