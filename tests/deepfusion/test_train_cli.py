@@ -148,7 +148,7 @@ def test_a_partner_that_never_starts_is_one_line_in_the_time_that_was_said(plan,
     ("text", "change", "message"),
     [
         ("a few words", {}, "the text supports 266 pieces"),
-        (None, {"length = 16": "length = 1900"}, "node a: the validation text has"),
+        (None, {"batch = 4": "batch = 40000"}, "node a: the training text has"),
         ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {}, "text.txt is not UTF-8: it is UTF-16"),
         ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {'text = ["text.txt"]': 'text = ["text.txt"]\nstream = true'},
          "text.txt is not UTF-8: it is UTF-16"),
@@ -166,9 +166,9 @@ def test_plan_refuses_what_training_would(run, plan, text, change, message):
 
 
 def test_text_that_is_too_short_for_a_later_node_is_found_before_the_first_is_trained(run, plan):
-    plan.write_text(PLAN + '[node.long]\nfrom = "twice"\nsteps = 10\nlength = 1900\n')
+    plan.write_text(PLAN + '[node.long]\nfrom = "twice"\nsteps = 10\nbatch = 40000\n')
     for command in (("plan", plan, "--tflops", 1), ("train", plan, "--out", plan.parent / "run")):
         code, _, err = run(*command)
         assert code == 2
-        assert "node long: the validation text has" in err
+        assert "node long: the training text has" in err
     assert not (plan.parent / "run" / "nodes").exists()
