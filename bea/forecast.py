@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from bea.growth_law import LARGEST_ERROR
 from bea.krylov import lanczos, metric_root
 from bea.pytrees import Loss, Number, Params, check_floating, check_step_size, is_traced
 
@@ -37,6 +38,11 @@ class LookAhead(NamedTuple):
     times: Float[Array, " points"]
     losses: Float[Array, " points"]
     gradients: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether a rule may plan by it: the loss is finite, and its stated uncertainty is at most 10 % of it."""
+        return bool(np.isfinite(self.loss) and self.uncertainty <= LARGEST_ERROR * self.loss)
 
     @property
     def reason(self) -> str:

@@ -12,6 +12,7 @@ are FLOPs in steps of the large network.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -31,12 +32,13 @@ from paper_figures.experiments.record import load_record
 
 DOC = pathlib.Path(__file__).parent.parent / "docs" / "when_to_grow.md"
 BEGIN, END = "<!-- begin {}: python -m benchmarks.growth_law --write -->", "<!-- end -->"
-# record -> longest runs of the fits
+# record -> longest runs of the fits, and of those whose regret is measured
 FITTED: dict[str, tuple[float, ...]] = {
     "growth_step": (1000.0, 1500.0, 2000.0, 3000.0, 4000.0),
     "growth_half": (1000.0,),
     "growth_long": (1000.0, 2500.0, 4000.0),
 }
+REGRET: dict[str, tuple[float, ...]] = {"growth_step": (1000.0, 2000.0, 3000.0), "growth_long": (1000.0, 2500.0)}
 WINDOWS = ((50.0, 250.0), (400.0, 600.0), (900.0, 1100.0), (1400.0, 1600.0), (1900.0, 2100.0))
 # (record, arms, what they are)
 KEPT: tuple[tuple[str, tuple[str, ...], str], ...] = (
@@ -97,7 +99,7 @@ def laws_of(found: Judged, draws: int) -> list[dict[str, Any]]:
         for kind, plateau in [*((law, False) for law in laws.LAWS), ("curves alone", True)]:
             row: dict[str, Any] = {"law": kind, "longest": longest, "plateau": plateau}
             try:
-                few = min(draws, 20) if kind == "two_stage" else draws  # a fit of twelve parameters takes long
+                few = min(draws, 8) if kind == "two_stage" else draws  # a fit of twelve parameters takes long
                 rows.append(row | laws.foretold(found, kind, longest, few, plateau))
             except InputError as error:
                 rows.append(row | {"refused": str(error)})
@@ -161,7 +163,7 @@ def carried(found: Judged, budget: float) -> list[dict[str, Any]]:
 
 def regret(found: Judged) -> dict[str, Any]:
     """Return the regret of every rule on a record, fitted to runs that are shorter than the budget."""
-    fitted = [longest for longest in FITTED[found.name] if longest < found.budget * 0.99]
+    fitted = [longest for longest in REGRET.get(found.name, FITTED[found.name]) if longest < 0.99 * found.budget]
     return {"budget": found.budget, "seeds": found.seeds, "rows": laws.regrets(found, fitted)}
 
 
@@ -179,24 +181,32 @@ def transfer(records: Sequence[Judged]) -> list[dict[str, Any]]:
     return rows
 
 
+def measured(draws: int) -> dict[str, Any]:
+    """Return all numbers."""
+    records = [found for name in laws.JUDGED if (found := judged(name)) is not None]
+    step = _growth_step()
+    return {
+        "kept": kept_shares(draws),
+        "laws": {one.name: {"budget": one.budget, "rows": laws_of(one, draws)} for one in records},
+        "regret": {one.name: regret(one) for one in records},
+        "one_run": one_run(draws),
+        "rule": rule(step, draws),
+        "carried": [row for part in (0.5, 0.75) for row in carried(step, part * step.budget)],
+        "transfer": transfer(records),
+    }
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=200, help="of the bootstraps")
     parser.add_argument("--write", action="store_true", help=f"renew the tables in docs/{DOC.name}")
     parser.add_argument("--json", default="", help='file for the numbers; "-": only them, to standard output')
+    parser.add_argument("--read", default="", metavar="FILE", help="make the tables of numbers that --json has written")
     options = parser.parse_args(arguments)
-    records = [found for name in laws.JUDGED if (found := judged(name)) is not None]
-    step = _growth_step()
-    found = {
-        "kept": kept_shares(options.draws),
-        "laws": {one.name: {"budget": one.budget, "rows": laws_of(one, options.draws)} for one in records},
-        "regret": {one.name: regret(one) for one in records},
-        "one_run": one_run(options.draws),
-        "rule": rule(step, options.draws),
-        "carried": [row for part in (0.5, 0.75) for row in carried(step, part * step.budget)],
-        "transfer": transfer(records),
-    }
+    found = (
+        json.loads(pathlib.Path(options.read).read_text(encoding="utf-8")) if options.read else measured(options.draws)
+    )
     blocks = tables(found)
     if options.write:
         text = DOC.read_text(encoding="utf-8")

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+LATE = 0.1  # of the budget: arms that are grown earlier stand on the plateau
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """Return name of a block -> its table."""
     return {
+        "finding": finding(found),
         "kept": kept(found["kept"]),
         "regret": "\n\n".join(regret(name, **one) for name, one in found["regret"].items()),
         "laws": "\n\n".join(laws(name, **one) for name, one in found["laws"].items()),
@@ -22,6 +25,71 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         "carried": carried(found["carried"]),
         "transfer": transfer(found["transfer"]),
     }
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """Return what the numbers say, a line a finding."""
+    (_, judged), *_ = found["laws"].items()
+    budget, at = judged["budget"], "of the budget"
+    late = [r for r in found["kept"] if r["n1"] >= LATE * budget and np.isfinite(r["kept"][2][0])]
+    early = [r for r in found["kept"] if r["n1"] < LATE * budget and np.isfinite(r["kept"][2][0])]
+    shares = lambda rows: [r["kept"][2][0] for r in rows] or [float("nan")]
+    span = lambda rows: f"{min(shares(rows)):.2f} to {max(shares(rows)):.2f} ({len(rows)} arms)"
+    lines = [
+        f"**The head start is kept once the plateau is past.** Grown after {LATE:.0%} {at} or later, networks have "
+        f"{span(late)} of it 1,000 steps on; grown earlier {span(early)}."
+    ]
+    off = lambda rows, k: [abs(r["foretold"][k] - r["measured"]) for r in rows if np.isfinite(r["foretold"][k])]
+    said = lambda values: f"{np.mean(values):.3f} in the mean ({max(values):.3f} at most)"
+    rows = [r for r in found["carried"] if r["n1"] >= LATE * budget]
+    lines.append(
+        f"**So a scratch curve foretells grown runs**: their losses to {said(off(rows, 1))} if nine tenths of the head "
+        f"start are taken to be kept, to {said(off(rows, 0))} if all of it."
+    )
+    lines += [_fits(record, **one) for record, one in found["laws"].items()]
+    lines += [_regrets(record, **one) for record, one in found["regret"].items()]
+    full = [r for r in judged["rows"] if r["law"] == "curves" and not r["plateau"] and "kept" in r and r["kept"]]
+    if full:
+        r = max(full, key=lambda row: row["longest"])
+        lines.append(
+            f"**No grown run is needed**: s n₁^p is the two curves' own ratio as far as these runs tell. Fitted to "
+            f"{r['longest']:,.0f} steps with grown runs, the law of curves has k = {interval(r['kept'])} of it kept."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _fits(record: str, budget: float, rows: Rows) -> str:
+    past = [r for r in rows if not r["plateau"]]
+    refused = sorted({r["longest"] for r in past} - {r["longest"] for r in past if "refused" not in r})
+    said = f"**{record}, {budget:,.0f} steps.** "
+    if refused:
+        lengths = ", ".join(f"{n:,.0f}" for n in refused)
+        said += f"Runs of {lengths} steps have not left the plateau, and every law refuses them. "
+    blind = [r for r in rows if r["plateau"] and r["longest"] in refused and "errors" in r]
+    if blind:
+        worst = max(abs(float(np.mean(r["errors"]))) for r in blind)
+        said += f"(Fitted all the same, curves alone are off by up to {worst:.0%}.) "
+    for r in past:
+        if r.get("holds"):
+            said += (
+                f"From {r['longest']:,.0f} steps {r['law']} may plan: best step {interval(r['share'], '.0%')}, losses off by "
+                f"{np.mean(r['errors']):+.1%} in the mean, regret {r['regret']:.3f}. "
+            )
+    return said + ("" if any(r.get("holds") for r in past) else "No law says that it may plan.")
+
+
+def _regrets(record: str, budget: float, seeds: int, rows: Rows) -> str:
+    fixed = {r["rule"]: r["free"] for r in rows if r["longest"] is None}
+    best = min(fixed, key=fixed.__getitem__)
+    near = [rule.removeprefix("fixed at ") for rule, loss in fixed.items() if loss < fixed[best] + 0.005]
+    told = [r for r in rows if r["longest"] is not None]
+    lowest = min(told, key=lambda r: r["charged"] if np.isfinite(r["charged"]) else np.inf)
+    return (
+        f"**Regret on {record}**: a fixed share of {' or '.join(near)} is within half a percent of the best one "
+        f"({number(fixed[best])}). Of the rules that see short runs and pay for them the best is “{lowest['rule']}”, "
+        f"seeing {lowest['longest']:,.0f} steps, at {number(lowest['charged'])} ({number(lowest['free'])} if the runs are "
+        "there already)."
+    )
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -75,7 +143,7 @@ def laws(name: str, budget: float, rows: Rows) -> str:
     heads = ("law", "fitted to", "plateaus", "points", "drift a doubling", "error of the loss, mean (range)")
     heads += ("within the interval", "best share", "its loss over the best", "k", "growing pays", "may plan")
     lines = []
-    for r in rows:
+    for r in _joined(rows):
         first = [r["law"], f"{r['longest']:,.0f}", "fitted too" if r["plateau"] else "left out"]
         if "refused" in r:
             lines.append([*first, f"refused: {reason(r['refused'])}", *[""] * 8])
@@ -90,6 +158,16 @@ def laws(name: str, budget: float, rows: Rows) -> str:
     return f"{name}, judged at {budget:,.0f} large steps:\n\n{table(heads, lines)}"
 
 
+def _joined(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows, those of one length that are refused for one reason as one."""
+    found: dict[Any, dict[str, Any]] = {}
+    for i, row in enumerate(rows):
+        key = (row["longest"], row["refused"]) if "refused" in row else i
+        law = f"{found[key]['law']}, {row['law']}" if key in found else row["law"]
+        found[key] = {**row, "law": law}
+    return list(found.values())
+
+
 def reason(refused: str) -> str:
     """Return why a fit was refused, without what to do about it."""
     return re.sub(r"^no law can be fitted: ", "", refused).partition(";")[0]
@@ -97,7 +175,7 @@ def reason(refused: str) -> str:
 
 def one_run(budget: float, rows: Rows, measured: Mapping[float, Sequence[float]]) -> str:
     """Return what the law of curves alone says of the small network in one run."""
-    spans = [f"grown at {n1 / budget:.0%} (measured {min(v):.3f} to {max(v):.3f})" for n1, v in measured.items()]
+    spans = [f"grown at {float(n1) / budget:.0%} (measured {min(v):.3f} to {max(v):.3f})" for n1, v in measured.items()]
     lines = []
     for r in rows:
         if "refused" in r:
@@ -142,9 +220,9 @@ def transfer(rows: Rows) -> str:
     lines = []
     for r in rows:
         best = min(r["losses"], key=r["losses"].__getitem__)
-        losses = ", ".join(f"{share:.0%}: {loss:.3f}" for share, loss in r["losses"].items())
+        losses = ", ".join(f"{float(share):.0%}: {loss:.3f}" for share, loss in r["losses"].items())
         at = [f"{r['regret'][name]:.3f}" for name in names]
         lines.append(
-            [r["record"], " → ".join(map(str, r["widths"])), f"{r['budget']:,.0f}", losses, f"{best:.0%}", *at]
+            [r["record"], " → ".join(map(str, r["widths"])), f"{r['budget']:,.0f}", losses, f"{float(best):.0%}", *at]
         )
     return table(heads, lines)

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from fusion_core.errors import InputError
+from fusion_core.seeds import check_seed
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout instead of prose.")]
+
+
+def check_finite(option: str, value: float | None) -> None:
+    """Raise InputError if a number is given that is not above 0 and finite."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InputError(f"{option} is {value:g}; it must be a finite number above 0")
+
+
+def seed_option(help: str) -> Any:
+    """Return the option ``--seed`` with this help: any whole number of at most ``fusion_core.seeds.DIGITS`` digits."""
+
+    def check(value: int) -> int:
+        return check_seed(value, "--seed")
+
+    return typer.Option(help=help, callback=check)
 
 
 def check_only_resume(context: typer.Context, allowed: Collection[str] = ("resume", "as_json")) -> None:

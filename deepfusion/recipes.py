@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "G
 
 def parse_size(text: str) -> int:
     """Return ``"5GB"``, ``"500 MB"``, ``"1GiB"`` or plain bytes in bytes. Raises InputError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMG]?I?)B?\s*", text.upper())
     if not match or match[2] not in UNITS or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
         raise InputError(f"--max-shard is {text!r}; give a size such as 5GB or 500MB")
     return size
@@ -99,3 +101,12 @@ def print_recipe(recipe: Recipe) -> None:
     print_table(columns, rows, text=("tensors", "rule", "from", "scaled by"))
     print(f"{size_of(recipe)}.")
     print(f"The {'mean' if recipe.operator is None else 'function'} is {recipe.exactness}.")
+
+
+def rehearsed(recipe: Recipe, out: pathlib.Path, facts: dict[str, Any] | None) -> None:
+    """Read and check everything, and print the facts as JSON; if None, the recipe as a table."""
+    from fusion_core.checkpoints import rehearse
+
+    with byte_bar(recipe.nbytes) as report:
+        rehearse(recipe, out, report)
+    print_recipe(recipe) if facts is None else print(json.dumps(facts))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 @contextlib.contextmanager
@@ -16,9 +20,9 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less what the umask takes
-    mode = temporary.stat().st_mode
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less what the umask takes
+        mode = temporary.stat().st_mode
         yield temporary
         _give_rights(temporary, mode)
         _to_disk(temporary)  # before the name: after a power cut a file that has its name has its content
@@ -52,10 +56,55 @@ def _to_disk(path: pathlib.Path) -> None:
         os.close(handle)
 
 
-def check_new(path: pathlib.Path, remedy: str = "choose another name or remove it") -> None:
-    """Raise FileExistsError, with the remedy, unless ``path`` is absent or an empty folder."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+def check_new(
+    path: pathlib.Path, remedy: str = "choose another name or remove it", *, besides: Collection[str] = ()
+) -> None:
+    """Raise FileExistsError, with the remedy, unless ``path`` is absent or an empty folder.
+
+    Args:
+      path: of the folder.
+      remedy: the message's last words.
+      besides: names that may be in the folder; if there are any, so may temporary files that a killed process has left.
+    """
+    if not path.is_dir():
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(f"{path} exists and is not an empty folder; {remedy}")
+        return
+    if any(not besides or not (child.name in besides or _TEMPORARY.fullmatch(child.name)) for child in path.iterdir()):
         raise FileExistsError(f"{path} exists and is not an empty folder; {remedy}")
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Remove the temporary files and folders below ``folder`` that killed processes have left; no other may write there."""
+    for place, folders, files in os.walk(folder):
+        for name in [name for name in files if _TEMPORARY.fullmatch(name)]:
+            pathlib.Path(place, name).unlink(missing_ok=True)
+        for name in [name for name in folders if _TEMPORARY.fullmatch(name)]:
+            shutil.rmtree(pathlib.Path(place, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+
+
+def sweep_beside(path: pathlib.Path) -> None:
+    """Remove the temporary folders for ``path`` whose processes have ended, and what was moved aside for it."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}(\.old)?")
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        match = pattern.fullmatch(other.name)
+        if match and other.is_dir() and (path.exists() or not match[1]):
+            with contextlib.suppress(OSError):  # it is another process's, which writes it now, or someone else's
+                handle = os.open(other, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(other, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def _hold(folder: pathlib.Path) -> int:
+    """Open a folder with a lock by which others see that its process lives; where there are no locks, without one."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 @contextlib.contextmanager
@@ -63,31 +112,37 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
     """Yields a temporary folder beside ``path``; renames it to ``path`` on success.
 
     ``path`` must be absent or an empty folder. With ``replace`` it may be any folder: it is moved aside, and removed when
-    the new one has its name.
+    the new one has its name. What killed processes have left beside ``path`` is removed first.
     """
     if not (replace and path.is_dir()):
         check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = None
+    sweep_beside(path)
+    aside, handle = None, None
     temporary = _beside(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
+        handle = _hold(temporary)
         yield temporary
         for inside in (temporary, *temporary.rglob("*")):
             if inside.is_file():
                 _give_rights(inside, temporary.stat().st_mode)
             _to_disk(inside)
-        if path.exists():
-            aside = _beside(path)
+        if replace and path.exists():
+            aside = pathlib.Path(f"{_beside(path)}.old")
             os.replace(path, aside)
         try:
-            os.replace(temporary, path)
-        except BaseException:
+            os.replace(temporary, path)  # of an empty folder, too; one that another process has filled meanwhile stays
+        except BaseException as error:
             if aside is not None:
                 os.replace(aside, path)
+            elif isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                check_new(path)
             raise
         _to_disk(path.parent)
     finally:
+        if handle is not None:
+            os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
         if aside is not None and path.exists():
             shutil.rmtree(aside, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 
@@ -10,16 +11,28 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was interrupted by Ctrl-C and stopped between two dispatches.
+    """Training was interrupted, by Ctrl-C or by SIGTERM, and stopped between two dispatches.
 
     Attributes:
       state: the training state after the last dispatch, to be saved.
       position: where the data stands then; None if batches depend on the step alone.
+      signal: by which it was interrupted.
     """
 
-    def __init__(self, state: Any, position: Any = None) -> None:
+    def __init__(self, state: Any, position: Any = None, signal: int = signal.SIGINT) -> None:
         super().__init__(f"interrupted at step {int(state.step)}")
-        self.state, self.position = state, position
+        self.state, self.position, self.signal = state, position, signal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where it is obeyed at once, as Ctrl-C is."""
+
+    signal = signal.SIGTERM
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of a command that a signal has stopped: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + getattr(error, "signal", signal.SIGINT)
 
 
 class TrainingDiverged(Exception):

@@ -16,6 +16,7 @@ from paper_figures import (
     after_growth,
     finetune,
     growth_event,
+    growth_law,
     growth_operators,
     growth_prediction,
     growth_saves,
@@ -41,5 +42,6 @@ FIGURES: dict[str, ModuleType] = {
     "growth_operators": growth_operators,
     "after_growth": after_growth,
     "growth_step": growth_step,
+    "growth_law": growth_law,
     "finetune": finetune,
 }

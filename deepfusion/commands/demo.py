@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_only_resume
+from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
-from fusion_core.errors import InputError, Interrupted
+from fusion_core.errors import InputError, Interrupted, exit_code
+from fusion_core.lock import lock_names, locked
 
 if TYPE_CHECKING:
     from fusion_core.runs import Plan
@@ -103,7 +104,7 @@ def demo(
         typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}). "
                      "Default: the documentation of the installed scientific stack."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+    seed: Annotated[int, seed_option("Decides everything that is random.")] = 0,
     vocab: Annotated[int | None, typer.Option(help="Pieces of the tokenizer; less text supports fewer.")] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences in a global batch, shared by all devices.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder of the run. Default: runs/demo-DATE-TIME.")] = None,
@@ -136,38 +137,14 @@ def demo(
         settings = DemoSettings(preset, tuple(str(p.resolve()) for p in text or ()), seed, vocab, batch, budget)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
-        atomic.check_new(folder, f"choose another, or use --resume {folder}")
+        atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=(*lock_names(folder), "data"))
+    seconds = 60 * minutes if resume is None and budget is None and preset == "default" else None
     fresh = not folder.exists()
     with working("loading JAX", quiet=as_json):
-        from deepfusion.view import run_shown
-        from fusion_core.runs import resolve
-
-    trainers: dict[Any, Any] = {}
-    try:
-        plan = settings.plan()
-        resolve(plan)
-        if resume is None:
-            if budget is None and preset == "default":
-                settings = dataclasses.replace(settings, budget=fitting(plan, folder, 60 * minutes, begun, trainers))
-                plan = settings.plan()
-                notes(
-                    f"Budget: {settings.budget} steps of the large network (--budget {settings.budget} repeats the run)."
-                )
-            atomic.write_text(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-        results = run_shown(plan, folder, trainers=trainers)
-    except (Interrupted, KeyboardInterrupt):
-        if (folder / SETTINGS).exists():
-            notes(f"\nInterrupted; nothing is lost. Go on with:  deepfusion demo --resume {shlex.quote(str(folder))}")
-        raise typer.Exit(130) from None
-    except InputError:
-        if resume is None and not (folder / "nodes").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
-            if not fresh:
-                folder.mkdir()
-        raise
+        import fusion_core.runs  # noqa: F401
+    with locked(folder):
+        results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh)
     from deepfusion.pages.report import lines, write_report
-
-    assert results is not None  # all nodes are run
 
     report = write_report(results, folder)
     if as_json:
@@ -175,6 +152,49 @@ def demo(
         return
     print("\n".join(lines(results)))
     print(f"\nReport:      {report}\nCheckpoint:  {folder / 'nodes' / 'grown' / 'model'}")
+
+
+def _run(
+    settings: DemoSettings,
+    folder: pathlib.Path,
+    seconds: float | None,
+    begun: float,
+    *,
+    resumed: bool,
+    fresh: bool,
+) -> dict[str, Any]:
+    """Run the demo in its folder, which no other process works in; ``seconds`` are those that its budget is to fit."""
+    from deepfusion.view import run_shown
+    from fusion_core.runs import resolve
+
+    trainers: dict[Any, Any] = {}
+    try:
+        plan = settings.plan()
+        resolve(plan)
+        if seconds is not None:
+            settings = dataclasses.replace(settings, budget=fitting(plan, folder, seconds, begun, trainers))
+            plan = settings.plan()
+            notes(f"Budget: {settings.budget} steps of the large network (--budget {settings.budget} repeats the run).")
+        if not resumed:
+            atomic.write_text(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+        results = run_shown(plan, folder, trainers=trainers)
+    except (Interrupted, KeyboardInterrupt) as error:
+        begin = (
+            "nothing is lost. Go on with"
+            if (folder / SETTINGS).exists()
+            else "nothing is trained yet. Begin again with"
+        )
+        option = "--resume" if (folder / SETTINGS).exists() else "--out"
+        notes(f"\nInterrupted; {begin}:  deepfusion demo {option} {shlex.quote(str(folder))}")
+        raise typer.Exit(exit_code(error)) from None
+    except InputError:
+        if not resumed and not (folder / "nodes").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
+            if not fresh:
+                folder.mkdir()
+        raise
+    assert results is not None  # all nodes are run
+    return results
 
 
 def load_settings(folder: pathlib.Path) -> DemoSettings:
@@ -189,7 +209,7 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
         return DemoSettings(**values | {"text": tuple(values["text"])})
     except FileNotFoundError:
         raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json
+from deepfusion.options import Json, seed_option
 from deepfusion.tables import print_table
 from deepfusion.terminal import working
 from fusion_core.errors import InputError
@@ -27,7 +27,7 @@ def diff(
         list[pathlib.Path] | None, typer.Option(help="Files or folders of text to run both on. Default: random tokens.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Windows of text at most.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the windows, and of random tokens.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the windows, and of random tokens.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare what two checkpoints compute, and their tensors by name.

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_only_resume
+from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
-from fusion_core.errors import InputError, Interrupted
+from fusion_core.errors import InputError, Interrupted, exit_code
+from fusion_core.lock import lock_names, locked
 
 
 def finetune(
@@ -42,7 +43,7 @@ def finetune(
     dropout: Annotated[
         float | None, typer.Option(help="Share of units dropped in training. Default: the checkpoint's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the examples' order, and of dropout.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the examples' order, and of dropout.")] = 0,
     resume: Annotated[pathlib.Path | None, typer.Option(help="Go on with the interrupted run in this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,12 +59,7 @@ def finetune(
     deepfusion generate runs/sst2/checkpoint "sst2 sentence: a joy to watch"
     """
     with working("loading JAX", quiet=as_json):
-        from rich.console import Console
-
-        from deepfusion.view import view_of
         from fusion_core.runs.finetune import CHECKPOINT, Finetuning, load_settings, settings_from
-        from fusion_core.train.loop import graceful_interrupt
-        from fusion_core.train.training import METRICS
 
     fresh = False
     if resume is not None:
@@ -75,24 +71,36 @@ def finetune(
         settings = settings_from(
             {name: value for name, value in context.params.items() if name not in ("out", "resume", "as_json")} | paths
         )
-        atomic.check_new(folder, f"choose another, or use --resume {folder}")
+        atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=lock_names(folder))
         fresh = not folder.exists()
     run = Finetuning(settings, folder)
     _note_cuts(run)
+    with locked(folder):  # also while what a refused run has written is removed
+        result = _train(run, folder, fresh)
+    _report(result, folder, folder / CHECKPOINT, as_json)
+
+
+def _train(run: Any, folder: pathlib.Path, fresh: bool) -> dict[str, Any]:
+    """Run the training, and say how it goes on if it is interrupted."""
+    from rich.console import Console
+
+    from deepfusion.view import view_of
+    from fusion_core.train.loop import graceful_interrupt
+    from fusion_core.train.training import METRICS
+
     try:
         with view_of(Console(stderr=True)) as view:
             stopping = lambda: view.note("Stopping at the next step; Ctrl-C again stops at once.")
             with graceful_interrupt(stopping):
-                result = run.run(show=view.show, note=view.note, begin=view.begin)
-    except (Interrupted, KeyboardInterrupt):
+                return run.run(show=view.show, note=view.note, begin=view.begin)
+    except (Interrupted, KeyboardInterrupt) as error:
         command = f"deepfusion finetune --resume {shlex.quote(str(folder))}"
         notes(f"\nInterrupted; nothing is lost. Go on with:  {command}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(error)) from None
     except InputError:
         if fresh and not (folder / METRICS).exists():
             shutil.rmtree(folder, ignore_errors=True)  # a run that never began leaves nothing behind
         raise
-    _report(result, folder, folder / CHECKPOINT, as_json)
 
 
 def _report(result: dict[str, Any], folder: pathlib.Path, checkpoint: pathlib.Path, as_json: bool) -> None:

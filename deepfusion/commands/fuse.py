@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, changes
-from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
+from deepfusion.options import Json, changes, seed_option
+from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
@@ -43,7 +43,7 @@ def fuse(
         list[pathlib.Path] | None,
         typer.Option(help="Self-fusion only: text on which the noise is chosen, as large as a training step takes."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, and of the windows of --calibration-text.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the noise, and of the windows of --calibration-text.")] = 0,
     allow_different: Annotated[
         str | None,
         typer.Option(help="Fields that need not agree, such as pad,eos,max_length,rope; the first source's are kept."),
@@ -108,10 +108,7 @@ def fuse(
     for sentence in recipe.kept_values:
         notes(f"{sentence}.")
     if dry_run:
-        with byte_bar(recipe.nbytes) as report:
-            checkpoints.rehearse(recipe, out, report)
-        print(json.dumps(facts_of(recipe))) if as_json else print_recipe(recipe)
-        return
+        return rehearsed(recipe, out, facts_of(recipe) if as_json else None)
     with byte_bar(recipe.nbytes) as report:
         measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:

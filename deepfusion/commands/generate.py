@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from deepfusion.options import Json
+from deepfusion.options import Json, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
@@ -31,7 +31,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(help="With --sample: draw from the fewest tokens with this probability together.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the samples.")] = 0,
     batch: Annotated[int, typer.Option(help="Sources at a time.")] = 32,
     source_length: Annotated[int, typer.Option(help="Tokens of a source at most; the rest is cut off, and said.")] = 512,
     as_json: Json = False,

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, changes
-from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
+from deepfusion.options import Json, changes, seed_option
+from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
 from fusion_core import atomic
@@ -29,7 +29,7 @@ def grow(
     noise: Annotated[
         float, typer.Option(help="Separates copies: standard deviation in units of each array's root mean square.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     dry_run: Annotated[
@@ -62,7 +62,7 @@ def grow(
     sizes = {"factor": factor, "width": _sizes("--width", width), "depth": _sizes("--depth", depth)}
     largest = parse_size(max_shard)
     with working("loading JAX and reading headers", quiet=as_json):
-        from fusion_core.checkpoints import growth_recipe, rehearse, write_recipe
+        from fusion_core.checkpoints import growth_recipe, write_recipe
 
         atomic.check_new(out)
         recipe = growth_recipe(
@@ -71,10 +71,7 @@ def grow(
     changed = changes([recipe.sources[0].config], recipe.config)
     facts = {"operator": operator, "changes": changed, **facts_of(recipe)}
     if dry_run:
-        with byte_bar(recipe.nbytes) as report:
-            rehearse(recipe, out, report)
-        print(json.dumps(facts)) if as_json else print_recipe(recipe)
-        return
+        return rehearsed(recipe, out, facts if as_json else None)
     with byte_bar(recipe.nbytes) as report:
         write_recipe(recipe, out, probe=False, report=report)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfusion.options import Json
+from deepfusion.options import Json, check_finite
 from deepfusion.tables import duration, prefixed, print_table
 from deepfusion.terminal import working
 
@@ -59,6 +59,8 @@ def plan(
         from fusion_core.runs.data import check_text
         from fusion_core.runs.speed import product_speed
 
+        check_finite("--tflops", tflops)
+        check_finite("--mfu", mfu)
         read = read_plan(plan)
         nodes = resolve(read, devices)
         check_text(read.data, read.seed, nodes)

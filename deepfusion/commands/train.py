@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 from typing import Annotated, Any
 
 import typer
 
 from deepfusion.commands.plan import PlanFile
-from deepfusion.options import Json
+from deepfusion.options import Json, check_finite
+from deepfusion.plain import os_error
 from deepfusion.tables import prefixed, print_table
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
-from fusion_core.errors import InputError, Interrupted, TrainingDiverged
+from fusion_core.errors import InputError, Interrupted, TrainingDiverged, exit_code
+from fusion_core.seeds import check_seed
 
 
 def train(
@@ -59,19 +62,20 @@ def train(
         read = read_plan(plan)
         if seeds is not None:
             read = dataclasses.replace(read, seeds=_numbers(seeds))
+    check_finite("--tflops", tflops)
     several = initialize_distributed(
         coordinator, processes, process, detect=distributed, start_timeout=start_timeout, note=notes
     )
     try:
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
         finish()
-    except (Interrupted, KeyboardInterrupt):
-        leave("interrupted", 130)
+    except (Interrupted, KeyboardInterrupt) as error:
+        leave("interrupted", exit_code(error))
         command = f"deepfusion train {shlex.quote(str(plan))} --out {shlex.quote(str(out))} --resume"
         notes(f"\nInterrupted; go on with:  {command}{f' --node {shlex.quote(node)}' if node else ''}")
-        raise typer.Exit(130) from None
-    except InputError as error:
-        leave(str(error), 2)
+        raise typer.Exit(exit_code(error)) from None
+    except (InputError, OSError) as error:
+        leave(os_error(error) if isinstance(error, OSError) else str(error), 2)
         raise
     except Exception as error:
         leave(str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}", 1)
@@ -80,9 +84,11 @@ def train(
 
 def _numbers(seeds: str) -> tuple[int, ...]:
     parts = seeds.split(",")
-    if not all(part.strip().isdigit() for part in parts) or len({int(part) for part in parts}) < len(parts):
+    if not all(re.fullmatch(r"\s*[0-9]{1,1000}\s*", part) for part in parts) or len(
+        {int(part) for part in parts}
+    ) < len(parts):
         raise InputError(f"--seeds is {seeds!r}; give different numbers, 0 or more, with commas, such as 0,1,2")
-    return tuple(int(part) for part in parts)
+    return tuple(check_seed(int(part), "a seed of --seeds") for part in parts)
 
 
 def _run(
@@ -99,6 +105,7 @@ def _run(
     import jax
 
     from deepfusion.view import run_shown
+    from fusion_core.lock import lock_names
     from fusion_core.runs.run import PLAN
     from fusion_core.train.devices import barrier, first_process
     from fusion_core.train.metrics import TensorBoard
@@ -110,7 +117,7 @@ def _run(
     if begun and not resume and node is None:
         raise InputError(f"{out} holds a run; go on with it by --resume, or choose another folder")
     if not begun:
-        atomic.check_new(out, "choose another")
+        atomic.check_new(out, "choose another", besides=lock_names(out))
     writers = [TensorBoard(out / "tensorboard")] if tensorboard and first_process() else []
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
     results = run_shown(read, out, only=node, peak_flops=peak, writers=writers)

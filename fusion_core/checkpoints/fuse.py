@@ -91,6 +91,7 @@ def write_recipe(
       FileExistsError: ``out`` exists and is not an empty folder.
     """
     out = pathlib.Path(out)
+    atomic.sweep_beside(out)  # before the free space is looked at
     values = check_recipe(recipe, out)
     try:
         with atomic.new_folder(out) as folder, Reader() as reader:

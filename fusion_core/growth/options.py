@@ -16,6 +16,11 @@ from fusion_core.growth.maps import GrowthMap
 from fusion_core.growth.units import Units
 from fusion_core.models.registry import parameter_shapes
 from fusion_core.models.units import Config, Params, by_name
+from fusion_core.seeds import DIGITS, LIMIT
+
+# what a size may be at most; nothing is built in proportion to it before it is checked
+LARGEST_FACTOR, MOST_LAYERS, MOST_UNITS = 1000, 1000, 2**24
+SEEDS = f"the seed has more than {DIGITS} digits; take a shorter one"
 
 Draw = Callable[[str, Array], Array]
 
@@ -32,7 +37,8 @@ class Options:
       noise: standard deviation of symmetry-breaking noise, in units of the root mean square of each array; 0 if none.
 
     Raises:
-      InputError: factor, depth or seed is no integer of at least 2, 1 or 0, or noise is no finite number of at least 0.
+      InputError: factor, depth or seed is no integer of at least 2, 1 or 0, a size is above its bound, or noise is no
+        finite number of at least 0.
     """
 
     # the user's values of any type, checked below
@@ -45,13 +51,18 @@ class Options:
     def __post_init__(self) -> None:
         depths = self.depth if isinstance(self.depth, dict) else {"depth": self.depth}
         given = [
-            ("factor", self.factor, 2),
-            *((name, value, 1) for name, value in depths.items()),
-            ("seed", self.seed, 0),
+            ("factor", self.factor, 2, LARGEST_FACTOR),
+            *((name, value, 1, MOST_LAYERS) for name, value in depths.items()),
+            ("seed", self.seed, 0, LIMIT),
         ]
-        for name, value, least in given:
+        for name, value, least, most in given:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
+            if value is not None and value > most:
+                raise InputError(f"{name} is above {most:,}; nothing that large is built" if name != "seed" else SEEDS)
+        widths = self.width.values() if isinstance(self.width, dict) else [self.width]
+        if any(isinstance(width, int) and width > MOST_UNITS for width in widths):
+            raise InputError(f"a width is above {MOST_UNITS:,}; nothing that large is built")
         noise = self.noise
         if not isinstance(noise, int | float) or isinstance(noise, bool) or not (math.isfinite(noise) and noise >= 0):
             raise InputError(f"noise is {noise!r}; it must be a finite number of at least 0 (0: none)")

@@ -22,13 +22,14 @@ from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
 from fusion_core.runs.settings import OptimizerSettings
+from fusion_core.seeds import node_seed
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, Training
 
-DONE, MODEL = "done.json", "model"
+DONE, MODEL, NODES = "done.json", "model", "nodes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RunContext:
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
-        return self.folder / "nodes" / name
+        return self.folder / NODES / name
 
     def done(self, name: str) -> dict[str, Any] | None:
         """Return the facts of a finished node; None if it is not finished.
@@ -72,15 +73,17 @@ class RunContext:
             return None
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read ({error}); remove it, the node is then finished again") from None
-        if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
+        if not isinstance(facts, dict) or not (
+            isinstance(facts.get("step"), int) and isinstance(facts.get("work"), str)
+        ):
             raise InputError(f"{file} holds no facts of a node; remove it, the node is then finished again")
         return facts
 
     def seed_of(self, node: Node) -> int:
         """Return the seed of a node in this run."""
-        return 1000 * self.seed + node.seed
+        return node_seed(self.seed, node.seed)
 
     def result(self, source: Resolved) -> TrainState:
         """Return the state that a finished node has left.

@@ -82,7 +82,7 @@ class RunData:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
-        self._files = settings.stream and _known_files(settings.text, folder / FILES)
+        self._files = _known_files(settings.text, folder / FILES) if settings.stream else []
         if first_process():
             (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
             if self._files and not (folder / FILES).exists():

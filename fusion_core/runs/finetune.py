@@ -18,12 +18,13 @@ from fusion_core import atomic
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.errors import InputError
+from fusion_core.lock import locked
 from fusion_core.models.t5.decoding import Decoding
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
 from fusion_core.runs.plan_file import explained
-from fusion_core.runs.settings import FORBID, Count, Whole
+from fusion_core.runs.settings import FORBID, Count, Seed, Whole
 from fusion_core.text.cache import file_sum
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
@@ -77,7 +78,7 @@ class FinetuneSettings:
     steps: Count = 1000
     batch: Count = 32
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
-    seed: Whole = 0
+    seed: Seed = 0
     every: Whole = 0
     source_length: Length = 512
     target_length: Length = 128
@@ -119,10 +120,13 @@ def load_settings(folder: pathlib.Path) -> FinetuneSettings:
     """Return the settings of an existing run. Raise InputError if the folder holds none."""
     file = folder / SETTINGS
     try:
-        return settings_from(json.loads(file.read_text(encoding="utf-8")))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no settings")
+        return settings_from(values)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no fine-tuning run (no {SETTINGS}); give the folder of a run") from None
-    except (ValueError, TypeError, InputError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 
@@ -290,10 +294,17 @@ class Finetuning:
           The content of ``scores.json``.
 
         Raises:
-          InputError: the folder is of another run, or the disk is full.
-          Interrupted: Ctrl-C; the folder holds what a resumed run needs.
+          InputError: the folder is of another run or in use, or the disk is full.
+          Interrupted: Ctrl-C or SIGTERM; the folder holds what a resumed run needs.
           TrainingDiverged: a loss is not finite.
         """
+        with locked(self.folder):
+            atomic.sweep(self.folder)
+            return self._run(show, note, begin)
+
+    def _run(
+        self, show: Callable[[Record], None], note: Callable[[str], None], begin: Callable[[str, int, int], None]
+    ) -> dict[str, Any]:
         if not (self.folder / FILES).exists():
             atomic.write_text(self.folder / FILES, json.dumps(self.files, indent=2) + "\n")
         if not (self.folder / SETTINGS).exists():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from fusion_core.errors import InputError
 from fusion_core.growth import fused_config, fusion_map
 from fusion_core.growth.operators import growth_of
+from fusion_core.growth.options import MOST_LAYERS, MOST_UNITS
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.runs.plan import FuseNode, GrowNode, GrowthNode, Node, Plan, TrainNode
@@ -68,6 +69,23 @@ class AutoGroup:
     @property
     def names(self) -> tuple[str, ...]:
         return (*(source.name for source in self.sources), self.event.name, self.grown.name)
+
+
+def check_size(config: T5Config) -> None:
+    """Raise InputError if a network is too large to be meant; nothing is built in proportion to a size before this.
+
+    The bounds are ``MOST_LAYERS`` layers of a stack and ``MOST_UNITS`` units of any width.
+    """
+    for name in ("num_layers", "num_decoder_layers"):
+        if getattr(config, name) > MOST_LAYERS:
+            raise InputError(f"{name} is {_long(getattr(config, name))}; it must be at most {MOST_LAYERS:,}")
+    for name in ("vocab_size", "d_model", "d_ff", "num_heads", "d_kv"):
+        if getattr(config, name) > MOST_UNITS:
+            raise InputError(f"{name} is {_long(getattr(config, name))}; it must be at most {MOST_UNITS:,}")
+
+
+def _long(number: int) -> str:
+    return f"{number:,}" if number < 10**30 else "a number of more than 30 digits"
 
 
 def in_order(nodes: Sequence[Node]) -> list[Node]:
@@ -242,6 +260,7 @@ def _network(plan: Plan, node: Node, inputs: Sequence[Resolved], devices: int | 
         )
     if isinstance(node, GrowNode):
         config = growth_of(inputs[0].config, node.operator, node.options(node.seed)).config
+        check_size(config)
         recipe = node.recipe
         if recipe.rates == "width":
             times_wider(inputs[0].config, config)
@@ -279,6 +298,7 @@ def times_wider(small: T5Config, grown: T5Config) -> int:
 def _fused(node: FuseNode, sources: Sequence[Resolved]) -> Resolved:
     configs = [source.config for source in sources]
     config = fused_config(configs, node.norm)
+    check_size(config)
     fusion_map(configs, node.weights or None)  # checks the weights
     if node.optimizer_state == "fresh":
         return Resolved(node, config, None, node.recipe.ramp)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.t5 import T5Config
 from fusion_core.runs.graph import AutoGroup, Resolved, budget_flops
 from fusion_core.runs.plan import FuseNode, GrowthNode, Plan, TrainNode
 from fusion_core.schedule import GrowthForecast, Interval, LawFacts, LawPlan, SavedLaw
@@ -48,15 +49,22 @@ def law_cases(plan: Plan, nodes: Sequence[Resolved]) -> list[LawCase]:
     Large networks from scratch of other settings than the first one's are left out, too.
     """
     named = {node.name: node for node in nodes}
-    budget, found = budget_flops(plan, named), {}
+    budget = budget_flops(plan, named)
+    found: dict[str, LawCase] = {}
     for resolved in nodes:
-        if isinstance(resolved.node, TrainNode) or (case := _case(resolved, named, budget)) is None:
+        if isinstance(resolved.node, TrainNode):
+            continue
+        case = _case(resolved.node, resolved.config, named, budget)
+        if case is None:
             continue
         key = json.dumps(dataclasses.asdict(case.facts), sort_keys=True)
         if key in found:
-            joined = ("growths", "grown", "planned")
+            one = found[key]
             case = dataclasses.replace(
-                case, **{name: getattr(found[key], name) + getattr(case, name) for name in joined}
+                case,
+                growths=one.growths + case.growths,
+                grown=one.grown + case.grown,
+                planned=one.planned + case.planned,
             )
         found[key] = case
     return list(found.values())
@@ -86,42 +94,45 @@ def case_of(plan: Plan, nodes: Sequence[Resolved], growth: str = "") -> LawCase:
     return cases[0]
 
 
-def _case(resolved: Resolved, named: Mapping[str, Resolved], budget: float | None) -> LawCase | None:
-    event = resolved.node
-    chains = [_chain(named, name) for name in dict.fromkeys(event.inputs)]
+def _case(event: GrowthNode, large: T5Config, named: Mapping[str, Resolved], budget: float | None) -> LawCase | None:
+    """Return what a law of a growth is about; None if its sources do not begin at random, or are not trained alike."""
+    chains = [chain for name in dict.fromkeys(event.inputs) if (chain := _chain(named, name))]
     after = [node for node in named.values() if event.name in _back(named, node.name)]
-    last = [node.name for node in after if not any(node.name in other.node.inputs for other in after)]
-    trained = [node for chain in chains if chain for node in chain]
-    if None in chains or not trained or not after:
+    if len(chains) < len(set(event.inputs)) or not after:
         return None
-    settings = [_training(node.node) for node in trained]
-    grown, starts = _training(after[0].node), [chain[0].node for chain in chains if chain]
-    alike = (
-        all(node.config == trained[0].config for node in trained) and len({_data(n.node) for n in trained + after}) == 1
-    )
-    if not alike or any(one != settings[0] for one in settings) or any(_training(n.node) != grown for n in after):
+    sources = [node for chain in chains for node in chain]
+    first, start = _node(after[0]), _start(_node(sources[0]))
+    if (
+        any(node.config != sources[0].config for node in sources)
+        or any(_training(_node(node)) != _training(_node(sources[0])) for node in sources)
+        or any(_training(_node(node)) != _training(first) for node in after)
+        or len({(_node(node).batch, _node(node).length) for node in (*sources, *after)}) > 1
+    ):
         return None
-    small, large = trained[0].config, resolved.config
-    ends = lambda config, like: tuple(_ends(named, config, like))
-    scratch = next(
-        (_start(node.node) for node in named.values() if node.config == large and getattr(node.node, "model", None)),
-        None,
-    )
-    training = {"small": _start(starts[0]), "grown": grown} | ({} if scratch is None else {"scratch": scratch})
+    starts = (node for node in named.values() if node.config == large and getattr(node.node, "model", None))
+    scratch = next((_start(_node(node)) for node in starts), None)
+    training = {"small": start, "grown": _training(first)} | ({} if scratch is None else {"scratch": scratch})
+    model = lambda config: _plain(dataclasses.asdict(config))
     facts = LawFacts(
-        None, after[0].node.batch, after[0].node.length, _plain(dataclasses.asdict(small)),
-        _plain(dataclasses.asdict(large)), training, growth_settings(event),
-    )  # fmt: skip
-    own = [node.flops for node in after if node.node.auto] or [budget]
-    own = [flops for flops in own if flops is not None] or [
-        math.fsum(node.spent.values()) for node in after if node.spent is not None
+        None, first.batch, first.length, model(sources[0].config), model(large), training, growth_settings(event)
+    )
+    own = [node.flops for node in after if _node(node).auto] or [budget]
+    whole = [flops for flops in own if flops is not None] or [
+        sum(n.spent.values()) for n in after if n.spent is not None
     ]
-    known = [chain[-1].spent for chain in chains if chain]
-    planned = () if None in known else (math.fsum({k: v for spent in known for k, v in spent.items()}.values()),)
+    known = [chain[-1].spent for chain in chains]
+    before = {name: flops for spent in known if spent is not None for name, flops in spent.items()}
     return LawCase(
-        facts, (event.name,), tuple(last), ends(small, _start(starts[0])), ends(large, scratch), after[0].step_flops,
-        sum(chain[-1].step_flops for chain in chains if chain), max(own, default=None), planned,
-    )  # fmt: skip
+        facts,
+        growths=(event.name,),
+        grown=tuple(node.name for node in after if not any(node.name in other.node.inputs for other in after)),
+        small=_ends(named, sources[0].config, start),
+        scratch=_ends(named, large, scratch),
+        large_flops=after[0].step_flops,
+        small_flops=sum(chain[-1].step_flops for chain in chains),
+        budget=max(whole, default=None),
+        planned=() if None in known else (math.fsum(before.values()),),
+    )
 
 
 def growth_settings(event: GrowthNode) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def growth_settings(event: GrowthNode) -> dict[str, Any]:
     return _plain({key: value for key, value in kept.items() if value not in (None, (), "", 0)})
 
 
-def _training(node: Any) -> dict[str, Any]:
+def _training(node: TrainNode) -> dict[str, Any]:
     """Return what of a node's settings decides how the loss falls, but for batch and length."""
     compute = {"dtype": node.compute.dtype, "z_loss": node.compute.z_loss}
     return _plain(
@@ -154,8 +165,9 @@ def _start(node: TrainNode) -> dict[str, Any]:
     return {**found, "start": {"base_width": node.base_width, "match_cross_attention": node.match_cross_attention}}
 
 
-def _data(node: Any) -> tuple[int, int]:
-    return node.batch, node.length
+def _node(resolved: Resolved) -> TrainNode:
+    assert isinstance(resolved.node, TrainNode)
+    return resolved.node
 
 
 def _plain(values: Any) -> Any:
@@ -179,16 +191,16 @@ def _back(named: Mapping[str, Resolved], name: str) -> list[str]:
     return found
 
 
-def _ends(named: Mapping[str, Resolved], config: Any, start: Any) -> list[str]:
+def _ends(named: Mapping[str, Resolved], config: T5Config, start: dict[str, Any] | None) -> tuple[str, ...]:
     """Return the last nodes of the longest chains from random starts of a network with its settings."""
     longest: dict[str, tuple[float, str]] = {}
     for name, node in named.items():
         chain = _chain(named, name)
-        if chain and node.config == config and _start(chain[0].node) == start:
+        if chain and node.config == config and _start(_node(chain[0])) == start:
             length = math.inf if node.until is None else node.until
             longest[chain[0].name] = max(longest.get(chain[0].name, (0.0, "")), (length, name))
     whole = max((length for length, _ in longest.values()), default=0.0)
-    return [name for length, name in longest.values() if length >= LONG * whole]
+    return tuple(name for length, name in longest.values() if length >= LONG * whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +262,7 @@ def planned_by_law(plan: Plan, nodes: Mapping[str, Resolved], group: AutoGroup, 
     if plan.rule is None:
         return None
     law = SavedLaw.load(pathlib.Path(plan.rule.law))
-    case = dataclasses.replace(case_of(plan, list(nodes.values()), group.event.name))
+    case = case_of(plan, list(nodes.values()), group.event.name)
     facts = dataclasses.replace(case.facts, text=text)
     law.check(facts)
     total = nodes[group.grown.name].flops

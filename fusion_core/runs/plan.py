@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, InstanceOf, field_validator
 from pydantic.dataclasses import dataclass
@@ -15,20 +15,24 @@ from fusion_core.growth.options import Options
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.settings import (
     FORBID,
+    LARGEST,
     Count,
     DataSettings,
     Flag,
     Number,
     OptimizerSettings,
     ScheduleSettings,
+    Seed,
     Share,
-    Whole,
     Word,
 )
 from fusion_core.train.training import Cadence
 
 Rates = Literal["velocity", "keep", "rewarm", "rewarm_new", "relax"]
 RAMPS: dict[str, str] = {"rewarm": "array", "rewarm_new": "entry", "relax": "array"}  # what has a factor of its own
+SHORTEST = 3  # tokens of a source in which one is noise, its sentinel, and the end
+MOST_NODES, LONGEST_NAME = 500, 100  # of a plan; letters, for a name is a folder's
+MOST_SOURCES = 100  # of a fusion
 REWARM = 200  # steps in which rates go to their final values, if a node does not say how many
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
@@ -69,8 +73,8 @@ class TrainNode:
     arm: Word = ""
     batch: Count = 128
     accumulate: Count = 1
-    length: Count = 512
-    seed: Whole = 0
+    length: Annotated[int, Field(strict=True, ge=SHORTEST, le=LARGEST)] = 512
+    seed: Seed = 0
     match_cross_attention: Flag = False
     compute: InstanceOf[Compute] = Field(default_factory=Compute)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
@@ -187,7 +191,7 @@ class FuseNode:
     off_diagonal: Literal["zero", "random", "antisymmetric", "separating"] | None = None
     noise: Number | Literal["auto"] | None = None
     push: Number | None = None
-    seed: Whole = 0
+    seed: Seed = 0
     rates: Rates = "velocity"
     rewarm: Count | None = None
     optimizer_state: Literal["fuse", "fresh", "fresh_new"] = "fuse"
@@ -195,6 +199,8 @@ class FuseNode:
     def __post_init__(self) -> None:
         if len(self.sources) < 2:
             raise InputError("a fusion has at least two sources; name one twice to fuse it with itself")
+        if len(self.sources) > MOST_SOURCES:
+            raise InputError(f"a fusion has at most {MOST_SOURCES} sources, here {len(self.sources):,}; fuse in steps")
         blocks, noise = self.recipe[:2]
         if self.push is not None and (blocks != "separating" or self.push == 0):
             raise InputError(
@@ -254,7 +260,7 @@ class GrowNode:
     width: Any = None
     depth: Any = None
     noise: Number = 0.0
-    seed: Whole = 0
+    seed: Seed = 0
     rates: Rates | Literal["width"] | None = None
     rewarm: Count | None = None
     optimizer_state: Literal["grow", "fresh", "fresh_new"] | None = None
@@ -339,14 +345,18 @@ class Plan:
     name: Word
     nodes: tuple[Node, ...]
     data: DataSettings = Field(default_factory=DataSettings)
-    seed: Whole = 0
-    seeds: tuple[Whole, ...] = ()
+    seed: Seed = 0
+    seeds: tuple[Seed, ...] = ()
     steps_per_dispatch: Count = 10
     budget: Budget | None = None
     rule: RuleSettings | None = None
     measure: Flag = False
 
     def __post_init__(self) -> None:
+        if len(self.nodes) > MOST_NODES:
+            raise InputError(
+                f"the plan has {len(self.nodes):,} nodes; at most {MOST_NODES} can be in one, make several plans"
+            )
         if not self.nodes:
             raise InputError("the plan has no nodes; it needs at least one table [node.NAME]")
         if len(set(self.seeds)) < len(self.seeds):

@@ -14,12 +14,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
-from fusion_core.runs.plan import Budget, FuseNode, GrowNode, Node, Plan, RuleSettings, TrainNode
+from fusion_core.runs.graph import check_size
+from fusion_core.runs.plan import (
+    LONGEST_NAME,
+    MOST_NODES,
+    Budget,
+    FuseNode,
+    GrowNode,
+    Node,
+    Plan,
+    RuleSettings,
+    TrainNode,
+)
 from fusion_core.runs.settings import DataSettings, OptimizerSettings, ScheduleSettings
 from fusion_core.text.encoding import read_text
 from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, Tokenizer
 from fusion_core.train.training import Cadence
 
+LONGEST, DEEPEST = 10_000_000, 20  # bytes of a plan file, and how deep its values are nested
 NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}
 TABLES = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings, "cadence": Cadence, "compute": Compute}
@@ -65,17 +77,28 @@ def plan_from(path: pathlib.Path, change: Callable[[dict[str, Any]], None] = lam
     """
     if not path.exists():
         raise InputError(f"there is no plan {path}; examples are in examples/plans")
+    text = read_text(path, LONGEST)
     try:
-        text = read_text(path)
         values = tomllib.loads(text)
-        change(values)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} cannot be read as TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        said = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path} cannot be read as TOML: {said}") from None
+    if deepest(values) > DEEPEST:
+        raise InputError(f"{path}: its values are nested more than {DEEPEST} deep; no plan is")
+    change(values)
     reader = _Reader(path.parent, lines_of(text))
     plan = reader.plan(values, path.stem)
     if plan is None:
         raise InputError(f"{path} is no plan that can be run:\n  " + "\n  ".join(reader.errors))
     return plan
+
+
+def deepest(values: Any) -> int:
+    """Return how deep tables and lists are nested."""
+    depth, level = 0, [values]
+    while level := [v for x in level for v in (x.values() if isinstance(x, dict) else x) if isinstance(v, dict | list)]:
+        depth += 1
+    return depth
 
 
 def lines_of(text: str) -> dict[Place, int]:
@@ -164,6 +187,11 @@ class _Reader:
         if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
             self.error(("node",), "nodes are tables, [node.NAME]")
             return None
+        if len(tables) > MOST_NODES:
+            self.error(
+                ("node",), f"the plan has {len(tables):,} nodes; at most {MOST_NODES} can be in one, make several plans"
+            )
+            return None
         nodes = [self.node(node, table, values.get("defaults", {}), tokens) for node, table in tables.items()]
         rest: dict[str, Any] = {key: values[key] for key in TOP[:5] if key in values}
         if (budget := values.get("budget")) is not None:
@@ -211,8 +239,12 @@ class _Reader:
 
     def node(self, name: str, table: dict[str, Any], defaults: dict[str, Any], tokens: dict[str, int]) -> Node | None:
         place, owner, before = ("node", name), f"node {name}", len(self.errors)
-        if not NAMES.fullmatch(name):
-            self.error(place, f"{owner}: a name has letters, digits, '.', '-' and '_', for it is a folder's too")
+        if not NAMES.fullmatch(name) or len(name) > LONGEST_NAME:
+            self.error(
+                place,
+                f"node {name[:LONGEST_NAME]}: a name has letters, digits, '.', '-' and '_', at most {LONGEST_NAME} of them, "
+                "for it is a folder's too",
+            )
         values = dict(table)
         kind = values.pop("kind", "fuse" if "sources" in table else "grow" if "operator" in table else "train")
         if kind not in KINDS:
@@ -257,6 +289,7 @@ class _Reader:
         try:
             taken = tokens if "name" not in fields else {k: v for k, v in tokens.items() if k != "vocab_size"}
             config = (T5Config.named if "name" in fields else T5Config)(**{**taken, **fields})
+            check_size(config)
         except InputError as error:
             self.error(place, str(error))
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,10 +16,11 @@ import jax
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.growth.noise import SELF_FUSION_NOISE
+from fusion_core.lock import locked
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
-from fusion_core.runs.context import RunContext, first_state, training_of
+from fusion_core.runs.context import NODES, RunContext, first_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
 from fusion_core.runs.growing import grown_state
@@ -45,7 +47,8 @@ def run_plan(
 ) -> dict[str, Any] | None:
     """Run a plan in a folder, or resume it; the processes of a run all call this, with a folder that all can read.
 
-    A plan with several seeds has a folder ``seed-N`` for each, with its nodes; the text is read once.
+    A plan with several seeds has a folder ``seed-N`` for each, with its nodes; the text is read once. The folder is locked
+    (``fusion_core.lock``), with ``only`` that node of it, and what a killed process has left half written there is removed.
 
     Args:
       plan: to run.
@@ -61,12 +64,45 @@ def run_plan(
       The results (also in ``results.json``; ``fusion_core.runs.compare`` has their format); None if nodes are missing.
 
     Raises:
-      InputError: the plan cannot run, its text is too short, or the folder is of another run.
+      InputError: the plan cannot run, its text is too short, the folder is of another run, or another process works in it.
       Interrupted, TrainingDiverged: as ``Training.to``.
     """
     nodes = {resolved.name: resolved for resolved in resolve(plan, jax.device_count())}
     if only is not None:
         plan.node(only)  # raises, and lists the nodes
+    mine = _names_of(plan, only)
+    with locked(folder, mine) if first_process() else contextlib.nullcontext():
+        if first_process():
+            for place in [place / NODES / name for place in _places(plan, folder).values() for name in mine] or [
+                folder
+            ]:
+                atomic.sweep(place)
+        return _run_locked(plan, folder, nodes, only, peak_flops, show, note, begin, trainers)
+
+
+def _names_of(plan: Plan, only: str | None) -> tuple[str, ...]:
+    """Return the nodes that are run with one of them, an ``auto`` node's group; none if all of the plan are run."""
+    groups = [group.names for group in auto_groups(plan) if only in group.names]
+    return () if only is None else groups[0] if groups else (only,)
+
+
+def _places(plan: Plan, folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Return the folder of each seed."""
+    return {seed: folder / f"seed-{seed}" for seed in plan.seeds} or {plan.seed: folder}
+
+
+def _run_locked(
+    plan: Plan,
+    folder: pathlib.Path,
+    nodes: dict[str, Resolved],
+    only: str | None,
+    peak_flops: float | None,
+    show: Callable[[dict[str, Any]], None],
+    note: Callable[[str], None],
+    begin: Callable[[str, int, int], None],
+    trainers: dict[Any, Trainer] | None,
+) -> dict[str, Any] | None:
+    """Run a plan in a folder that no other process works in."""
     _check_folder(plan, folder)
     data = RunData(plan.data, plan.seed, folder / "data", note)
     data.check(resolved for name, resolved in nodes.items() if only in (None, name))
@@ -74,8 +110,7 @@ def run_plan(
         planned_by_law(plan, nodes, group, data.digest)  # raises if the law is of other settings
     trainers = {} if trainers is None else trainers
     found: dict[int, dict[str, Any]] = {}
-    for seed in plan.seeds or (plan.seed,):
-        place = folder / f"seed-{seed}" if plan.seeds else folder
+    for seed, place in _places(plan, folder).items():
         if len(plan.seeds) > 1:
             note(f"seed {seed}")
         context = RunContext(plan, seed, place, data, peak_flops, show, note, begin, trainers)
@@ -147,7 +182,7 @@ def _check_folder(plan: Plan, folder: pathlib.Path) -> None:
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
         differ = [key for key, value in json.loads(said).items() if old.get(key) != value]
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(
             f"{file} cannot be read ({error}); take another folder, or remove the file to go on with the same plan"
         ) from None

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import optax
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from fusion_core.errors import InputError
+from fusion_core.seeds import check_seed
 from fusion_core.text.corpus import DEFAULT_PACKAGES
+from fusion_core.text.tokenizer import SMALLEST
 from fusion_core.train.learning_rate import Schedule, constant_schedule, cosine_schedule, t5_schedule
 from fusion_core.train.optimizer import adafactor, adamw, clipped
 
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+LARGEST = 10**12  # of a count: more is a mistake, and some would be worked off one by one
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+Seed = Annotated[int, Field(strict=True), AfterValidator(check_seed)]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Word = Annotated[str, Field(strict=True)]
@@ -43,7 +47,7 @@ class DataSettings:
     packages: tuple[Word, ...] = DEFAULT_PACKAGES
     documentation: Flag = False
     tokenizer: Word = ""
-    vocab: Count = 4096
+    vocab: Annotated[int, Field(strict=True, ge=SMALLEST, le=LARGEST)] = 4096
     validation_share: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
     validation_batches: Count = 16
     stream: Flag = False
@@ -71,7 +75,7 @@ class OptimizerSettings:
     """
 
     name: Literal["adafactor", "adamw"] = "adafactor"
-    rate: Number | None = None
+    rate: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
     clip: Number = 0.0
     weight_decay: Number = 0.0
     b1: Share = 0.9

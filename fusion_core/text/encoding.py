@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import pathlib
 import shlex
+import stat
 
 from fusion_core.errors import InputError
 
@@ -18,6 +19,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _NOT_1252 = frozenset(b"\x81\x8d\x8f\x90\x9d")  # bytes that Windows-1252 does not have
 SAMPLE = 1 << 24  # bytes by which an encoding is guessed
 _UNPACK = {".gz": "gzip", ".zst": "zstd"}
@@ -88,7 +90,14 @@ def check_head(path: pathlib.Path, head: bytes) -> None:
 
 
 def check_pointer(path: pathlib.Path) -> None:
-    """Raise InputError if a file, which must exist, is what git-lfs or a failed download leaves in the place of another."""
+    """Raise InputError if a file, which must exist, is what git-lfs or a failed download leaves in the place of another.
+
+    So it does for what is no regular file: a pipe may never end, and nobody may ever write into it.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        what = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise InputError(f"{path} is {what}; only regular files are read: write what it gives into one")
     with path.open("rb") as file:
         head = file.read(len(POINTER))
     if head.startswith(POINTER):
@@ -97,14 +106,20 @@ def check_pointer(path: pathlib.Path) -> None:
         raise InputError(f"{path} is a web page, not the file itself; download it again")
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path, longest: int | None = None) -> str:
     r"""Return the text of a file, without its byte order mark, with lines that end in ``\n``.
 
+    Args:
+      path: of the file.
+      longest: bytes that it may have; if None, any number.
+
     Raises:
-      InputError: there is no such file, it cannot be read, or it is not UTF-8.
+      InputError: there is no such file, it cannot be read, it is longer, or it is not UTF-8.
     """
     try:
         check_pointer(path)
+        if longest is not None and (size := path.stat().st_size) > longest:
+            raise InputError(f"{path} has {size:,} bytes; such a file has at most {longest:,}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; check the path") from None

@@ -22,10 +22,12 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
+from fusion_core.seeds import seed32
 from fusion_core.text import spiece
 from fusion_core.text.encoding import check_characters, check_pointer
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
+SMALLEST = 3 + 256 + 1  # pieces of a vocabulary: the special tokens, the bytes, and one more
 SENTINELS = 100  # of those
 
 SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
@@ -219,13 +221,12 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
     Raises:
       InputError: the text supports fewer pieces, or its characters need more.
     """
-    smallest = 3 + 256 + 1
-    if pieces < smallest:
-        raise InputError(f"a vocabulary of {pieces} is too small: special tokens and bytes alone are {smallest}")
+    if pieces < SMALLEST:
+        raise InputError(f"a vocabulary of {pieces} is too small: special tokens and bytes alone are {SMALLEST}")
     lines = [" ".join(line.split()) for text in texts for line in text.split("\n")]
     lines = [line for line in lines if line]
     model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(seed)
+    sentencepiece.set_random_generator_seed(seed32(seed))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from fusion_core.errors import InputError, Interrupted, TrainingDiverged
+from fusion_core.errors import InputError, Interrupted, Terminated, TrainingDiverged
+from fusion_core.seeds import seed32
 from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
 from fusion_core.train.learning_rate import Schedule, constant_schedule
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
@@ -22,14 +23,15 @@ from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, trai
 Feed = Iterator[tuple[Batch, Any]]
 
 _stop = threading.Event()
+_stopped_by = [signal.SIGINT]
 
 
 @contextmanager
 def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End training between two dispatches at the first Ctrl-C (``Interrupted``), at once at the second.
+    """End training between two dispatches at the first Ctrl-C or SIGTERM (``Interrupted``), at once at the second.
 
     Args:
-      note: called at the first Ctrl-C.
+      note: called at the first.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -37,16 +39,18 @@ def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None
 
     def handle(number: int, frame: Any) -> None:
         if _stop.is_set():
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        _stopped_by[0] = signal.Signals(number)
         _stop.set()
         note()
 
     _stop.clear()
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _stop.clear()
 
 
@@ -132,14 +136,14 @@ class Trainer:
 
         Raises:
           InputError: ``until`` is not a whole number of dispatches away.
-          Interrupted: Ctrl-C within ``graceful_interrupt``.
+          Interrupted: Ctrl-C or SIGTERM within ``graceful_interrupt``.
           TrainingDiverged: a loss or a gradient is not finite.
         """
         start, chunk = int(state.step), self.steps_per_dispatch
         if until < start or (until - start) % chunk:
             raise InputError(f"cannot train from step {start} to {until}: it is not a multiple of {chunk} steps away")
         on_devices, position, pending = replicate(state, self.devices), None, None
-        seed = replicate(np.uint32(self.seed), self.devices)
+        seed = replicate(np.uint32(seed32(self.seed)), self.devices)
         at = lambda step: np.asarray(schedule(np.arange(step, step + chunk)), np.float32)
 
         def batches() -> tuple[Batch, Any, float]:
@@ -154,7 +158,7 @@ class Trainer:
             if _stop.is_set():
                 if pending is not None:
                     yield _fetched(*pending, step, None)
-                raise Interrupted(unreplicate(on_devices), position)
+                raise Interrupted(unreplicate(on_devices), position, _stopped_by[0])
             on_devices, metrics = self._steps(on_devices, coming, replicate(at(step), self.devices), seed)
             position, waited = coming_position, idle
             if step + chunk < until:

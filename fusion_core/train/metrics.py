@@ -14,19 +14,31 @@ Record = dict[str, Any]
 
 
 class Metrics:
-    """The records of a run, in memory and in ``metrics.jsonl``; a last line cut off by an interruption is dropped."""
+    """The records of a run, in memory and in ``metrics.jsonl``; a last line cut off by an interruption is dropped.
+
+    Raises:
+      InputError: another line is damaged.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
         self.records: list[Record] = []
         if path.exists():
-            text = path.read_text(encoding="utf-8")
-            for line in text.splitlines():
+            data = path.read_bytes()
+            lines = data.split(b"\n")
+            for number, line in enumerate(lines, start=1):
                 try:
-                    self.records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-            if text != self._text():
+                    record = json.loads(line) if line else {}
+                except (ValueError, RecursionError):
+                    record = None
+                if isinstance(record, dict) and (not line or "step" in record):
+                    self.records += [record] if line else []
+                elif number < len(lines):
+                    raise InputError(
+                        f"{path}, line {number} is no record: the file is damaged; remove the line, or the file with its "
+                        "folder's checkpoints"
+                    )
+            if data != self._text().encode():
                 atomic.write_text(path, self._text())  # the next record begins a line of its own
 
     def write(self, record: Record) -> None:

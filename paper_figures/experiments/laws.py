@@ -102,8 +102,8 @@ def judged(name: str, recipe: str = "") -> Judged | None:
     cases = [case for case in law_cases(plan, resolve(plan)) if all(arm.startswith(recipe) for arm in case.grown)]
     case = max(cases, key=lambda one: len(one.grown))
     there = lambda names: tuple(node for node in names if all(node in nodes for nodes in record.seeds.values()))
-    case = dataclasses.replace(case, **{role: there(getattr(case, role)) for role in ("grown", "small", "scratch")})
-    model = lambda name: json.loads(json.dumps(dataclasses.asdict(known.node(name).model)))  # type: ignore[union-attr]
+    case = dataclasses.replace(case, grown=there(case.grown), small=there(case.small), scratch=there(case.scratch))
+    model = lambda name: json.loads(json.dumps(dataclasses.asdict(getattr(known.node(name), "model"))))  # noqa: B009
     alike = (model(SCRATCH), model(SMALL)) == (case.facts.large, case.facts.small)
     same = alike and record.seeds.keys() <= reference.seeds.keys()
     seeds = {seed: ({**reference.seeds[seed]} if same else {}) | nodes for seed, nodes in record.seeds.items()}

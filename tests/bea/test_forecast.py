@@ -111,6 +111,9 @@ def test_a_forecast_reports_fresh_data_beside_the_batch_it_follows(x64):
     np.testing.assert_allclose(found.loss, fresh(found.params))
     np.testing.assert_allclose(found.losses[-1], loss(found.params))
     assert "4 re-linearisations" in found.reason
+    assert found._replace(loss=jnp.array(1.0), uncertainty=jnp.array(0.09)).holds
+    assert not found._replace(loss=jnp.array(1.0), uncertainty=jnp.array(0.11)).holds
+    assert not found._replace(loss=jnp.array(jnp.nan), uncertainty=jnp.array(0.0)).holds
     assert found.gradients == 4 * 18 + 1
 
 
