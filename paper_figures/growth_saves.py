@@ -55,7 +55,7 @@ def compute(preset: str) -> Results:
     chosen = {
         "from scratch, best rate": config["tuned"][-1],
         "one small network": SMALL,
-        "grown early": nearest(config, arrays, *EARLY) or nearest(config, arrays, LATE[0], EARLY[1]),
+        "grown early": nearest(config, arrays, *EARLY),
         "grown late": nearest(config, arrays, *LATE),
     }
     chosen |= {text: arm for text, arm in MEDIUM.items() if arm in found}
@@ -65,10 +65,14 @@ def compute(preset: str) -> Results:
 
 
 def nearest(config: Mapping[str, Any], arrays: Mapping[str, Any], recipe: str, share: float, budget: int = -1) -> str:
-    """Return the arm of a recipe grown nearest to a share of the budget, of those that train to it; "" if there is none."""
+    """Return the arm of a recipe (of any, if it has none) grown nearest to a share of the budget, of those that train to it.
+
+    If there is none, "" is returned.
+    """
     at = np.array(arrays["grown_at"]) / arrays["budgets"][budget]
     ended = np.isfinite(arrays["loss"][:, budget]).any(axis=1)
-    fits = [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{recipe}_\d+", arm) and ended[i]]
+    of = lambda name: [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{name}_\d+", arm) and ended[i]]
+    fits = of(recipe) or of(f"({EARLY[0]}|{LATE[0]})")
     return config["arms"][min(fits, key=lambda i: abs(at[i] - share))] if fits else ""
 
 
