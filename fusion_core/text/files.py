@@ -28,6 +28,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 Position = tuple[int, int]
 START: Position = (0, 0)
 
+MOST_DOCUMENT = 1 << 28  # bytes of a document that is not cut, and of a line of JSON
 PIECE = 1 << 20  # bytes read at once
 BLANK = re.compile(rb"[ \t]*\r?\n")
 
@@ -133,11 +134,16 @@ def _text(
 ) -> Iterator[tuple[str, Position]]:
     """Yield documents separated by two empty lines; one of ``longest`` bytes or more is cut, at a line's end if possible."""
     offset, number = start
-    limit = -1 if longest is None else longest
+    limit = MOST_DOCUMENT if longest is None else longest
     lines: list[bytes] = []
     size, begin, rest = 0, offset, b""
     while line := rest + file.readline(limit - len(rest) if rest else limit):
         rest = b""
+        if longest is None and size + len(line) >= MOST_DOCUMENT:
+            raise InputError(
+                f"{path}: a document, from byte {begin:,} on, has more than {MOST_DOCUMENT:,} bytes; two empty lines end one: "
+                "put them in, or stream the text"
+            )
         ended = line.endswith(b"\n")
         if not ended and 0 < limit <= len(line):
             cut = _cut(line)
@@ -157,7 +163,9 @@ def _text(
 def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
     """Yield the ``text`` of each line."""
     offset, number = start
-    for line in file:
+    while line := file.readline(MOST_DOCUMENT):
+        if len(line) >= MOST_DOCUMENT:
+            raise InputError(f"{path}, line {number + 1} has more than {MOST_DOCUMENT:,} bytes; make shorter documents")
         begin, offset, number = offset, offset + len(line), number + 1
         if line.isspace():
             continue
