@@ -5,6 +5,10 @@ from . import words as words
 from .costates import Costate as Costate
 from .costates import costate as costate
 from .differentials import elementary_differential as elementary_differential
+from .domain import Domain as Domain
+from .domain import domain_of as domain_of
+from .domain import forecast_domain as forecast_domain
+from .domain import noise_share as noise_share
 from .exact_flow import FlowError as FlowError
 from .exact_flow import MeasuredOrder as MeasuredOrder
 from .exact_flow import flow as flow

@@ -30,6 +30,8 @@ class LookAhead(NamedTuple):
       times: steps done at every re-linearisation, 0 first and the whole phase last.
       losses: losses at these times.
       gradients: cost of the forecast, in gradients of the loss (a product with the curvature counts as two).
+      sharpness: h times the largest curvature (with the metric) that Lanczos met at the linearisations: from 2 on descent is
+        at the edge of stability. A lower bound, as Ritz values are.
     """
 
     loss: Array
@@ -38,6 +40,7 @@ class LookAhead(NamedTuple):
     times: Float[Array, " points"]
     losses: Float[Array, " points"]
     gradients: int
+    sharpness: Array
 
     @property
     def holds(self) -> bool:
@@ -147,7 +150,7 @@ def look_ahead(
     at = hessian(loss) if curvature is None else curvature
     h = jnp.asarray(step_size, point.dtype)
 
-    def advance(flat: Array, tau: Array) -> tuple[Array, tuple[Array, Array]]:
+    def advance(flat: Array, tau: Array) -> tuple[Array, tuple[Array, Array, Array]]:
         here = unravel(flat)
         value = loss(here)
         slope, curve = at(here)
@@ -165,10 +168,10 @@ def look_ahead(
         chosen = jnp.where(reached[0] <= value, 0, jnp.argmin(reached))
         moved = moves[chosen]
         model = value - jnp.vdot(weights, moved) + 0.5 * jnp.vdot(moved, values * moved)
-        return ends[chosen], (value, model)
+        return ends[chosen], (value, model, h * values[-1])
 
     times = step_times(steps, relinearisations, ratio, point.dtype)
-    end, (losses, models) = jax.lax.scan(advance, point, jnp.diff(times))
+    end, (losses, models, sharpness) = jax.lax.scan(advance, point, jnp.diff(times))
     last = unravel(end)
     losses = jnp.append(losses, loss(last))
     misses = losses[1:] - models
@@ -180,6 +183,7 @@ def look_ahead(
         times,
         losses,
         relinearisations * (2 + 2 * krylov) + 1,
+        jnp.max(sharpness),
     )
 
 

@@ -32,10 +32,10 @@ from paper_figures.experiments.record import load_record
 
 DOC = pathlib.Path(__file__).parent.parent / "docs" / "when_to_grow.md"
 BEGIN, END = "<!-- begin {}: python -m benchmarks.growth_law --write -->", "<!-- end -->"
-# record -> longest runs of the fits, and of those whose regret is measured
+# record -> longest runs of the fits, and of those whose regret is measured; of others these shares of the budget
+SHARES = (0.25, 0.5, 0.75, 1.0)
 FITTED: dict[str, tuple[float, ...]] = {
     "growth_step": (1000.0, 1500.0, 2000.0, 3000.0, 4000.0),
-    "growth_half": (1000.0,),
     "growth_long": (1000.0, 2500.0, 4000.0),
 }
 REGRET: dict[str, tuple[float, ...]] = {"growth_step": (1000.0, 2000.0, 3000.0), "growth_long": (1000.0, 2500.0)}
@@ -74,11 +74,18 @@ def curves_of(record: str, grown: Sequence[str] = (), *, small: str = "") -> Run
     return run_curves(found, scratch=[SCRATCH], small=[small] if small else [], grown=grown)
 
 
+def has(record: str, name: str) -> bool:
+    """Return whether a record has a node, in some seed."""
+    return any(name in nodes for nodes in load_record(record).seeds.values())
+
+
 def kept_shares(draws: int) -> list[dict[str, Any]]:
     """Return which share of its head start each arm keeps, in windows of steps after the growth."""
     rows = []
     for record, names, what in KEPT:
         for name in names:
+            if not has(record, name):
+                continue
             curves = curves_of(record, (name,))
             runs = [curve for _, curve in curves.grown]
             scratch = [curve[1:] for curve in curves_of("scratch_rates").scratch]
@@ -91,10 +98,15 @@ def kept_shares(draws: int) -> list[dict[str, Any]]:
     return rows
 
 
+def fitted(found: Judged) -> tuple[float, ...]:
+    """Return the lengths of the runs to which laws are fitted."""
+    return FITTED.get(found.name) or tuple(share * found.budget for share in SHARES)
+
+
 def laws_of(found: Judged, draws: int) -> list[dict[str, Any]]:
     """Return what each law, fitted to runs of each length, says of a record's budget, against what was measured."""
     rows = []
-    for longest in FITTED[found.name]:
+    for longest in fitted(found):
         # the plateaus are left in once, to see what they do
         for kind, plateau in [*((law, False) for law in laws.LAWS), ("curves alone", True)]:
             row: dict[str, Any] = {"law": kind, "longest": longest, "plateau": plateau}
@@ -122,7 +134,7 @@ def one_run(draws: int) -> dict[str, Any]:
         foretold = {n1: saved.law.predict(n1, budget - n1).value for n1 in MEASURED}
         rows.append(row | {"drift": drift, "share": said.share, "holds": said.holds, "foretold": foretold})
     ends = lambda record, name: [laws.end_of(run, budget - n1) for n1, run in curves_of(record, (name,)).grown]
-    measured = {n1: [loss for arm in arms for loss in ends(*arm)] for n1, arms in MEASURED.items()}
+    measured = {n1: [loss for arm in arms if has(*arm) for loss in ends(*arm)] for n1, arms in MEASURED.items()}
     return {"budget": budget, "rows": rows, "measured": measured}
 
 
@@ -163,8 +175,8 @@ def carried(found: Judged, budget: float) -> list[dict[str, Any]]:
 
 def regret(found: Judged) -> dict[str, Any]:
     """Return the regret of every rule on a record, fitted to runs that are shorter than the budget."""
-    fitted = [longest for longest in REGRET.get(found.name, FITTED[found.name]) if longest < 0.99 * found.budget]
-    return {"budget": found.budget, "seeds": found.seeds, "rows": laws.regrets(found, fitted)}
+    lengths = [longest for longest in REGRET.get(found.name, fitted(found)) if longest < 0.99 * found.budget]
+    return {"budget": found.budget, "seeds": found.seeds, "rows": laws.regrets(found, lengths)}
 
 
 def transfer(records: Sequence[Judged]) -> list[dict[str, Any]]:
@@ -183,7 +195,8 @@ def transfer(records: Sequence[Judged]) -> list[dict[str, Any]]:
 
 def measured(draws: int) -> dict[str, Any]:
     """Return all numbers."""
-    records = [found for name in laws.JUDGED if (found := judged(name)) is not None]
+    known = [found for name in laws.JUDGED if (found := judged(name)) is not None]
+    records = [found for found in known if found.losses(found.budget)]
     step = _growth_step()
     return {
         "kept": kept_shares(draws),

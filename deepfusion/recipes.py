@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -99,3 +101,12 @@ def print_recipe(recipe: Recipe) -> None:
     print_table(columns, rows, text=("tensors", "rule", "from", "scaled by"))
     print(f"{size_of(recipe)}.")
     print(f"The {'mean' if recipe.operator is None else 'function'} is {recipe.exactness}.")
+
+
+def rehearsed(recipe: Recipe, out: pathlib.Path, facts: dict[str, Any] | None) -> None:
+    """Read and check everything, and print the facts as JSON; if None, the recipe as a table."""
+    from fusion_core.checkpoints import rehearse
+
+    with byte_bar(recipe.nbytes) as report:
+        rehearse(recipe, out, report)
+    print_recipe(recipe) if facts is None else print(json.dumps(facts))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepfusion.options import Json, changes, seed_option
-from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
+from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
@@ -51,7 +51,9 @@ def fuse(
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the sources'.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
     probe: Annotated[bool, typer.Option(help="Measure the deviation from the mean, for the model card.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check all, print the recipe, write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fuse checkpoints into one network that outputs their mean.
@@ -86,8 +88,7 @@ def fuse(
         from fusion_core import atomic, checkpoints
         from fusion_core.text import read_documents
 
-        if not dry_run:
-            atomic.check_new(out)
+        atomic.check_new(out)
         recipe = checkpoints.fusion_recipe(
             sources,
             numbers,
@@ -107,8 +108,7 @@ def fuse(
     for sentence in recipe.kept_values:
         notes(f"{sentence}.")
     if dry_run:
-        print(json.dumps(facts_of(recipe))) if as_json else print_recipe(recipe)
-        return
+        return rehearsed(recipe, out, facts_of(recipe) if as_json else None)
     with byte_bar(recipe.nbytes) as report:
         measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:

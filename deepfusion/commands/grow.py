@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepfusion.options import Json, changes, seed_option
-from deepfusion.recipes import byte_bar, facts_of, parse_size, print_recipe, size_of
+from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
 from fusion_core import atomic
@@ -32,7 +32,9 @@ def grow(
     seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check all, print the recipe, write nothing.")
+    ] = False,
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder to write; it must not exist or be empty.")] = None,
     list_operators: Annotated[bool, typer.Option("--list", help="List the operators and stop.")] = False,
     as_json: Json = False,
@@ -69,8 +71,7 @@ def grow(
     changed = changes([recipe.sources[0].config], recipe.config)
     facts = {"operator": operator, "changes": changed, **facts_of(recipe)}
     if dry_run:
-        print(json.dumps(facts)) if as_json else print_recipe(recipe)
-        return
+        return rehearsed(recipe, out, facts if as_json else None)
     with byte_bar(recipe.nbytes) as report:
         write_recipe(recipe, out, probe=False, report=report)
     if as_json:

@@ -51,6 +51,8 @@ def _checkpoint_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("tied head", {True: "yes", False: "no"}.get(facts["tied"], "not said")),
         ("tokenizer", (", ".join(tokenizer["files"]) + pieces) or "none"),
     ]
+    if tokenizer["unfit"]:
+        rows.append(("tokenizer does not fit", tokenizer["unfit"]))
     rows += [(file, f"{of['bytes']:,} bytes, {of['tensors']} tensors") for file, of in facts["files"].items()]
     if facts["unused"]:
         rows.append(("not read", ", ".join(facts["unused"])))

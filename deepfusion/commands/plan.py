@@ -56,12 +56,14 @@ def plan(
     with working(f"{work}, then measuring this machine" if tflops is None else work, quiet=as_json):
         from deepfusion.foretold import foretold, lines
         from fusion_core.runs import arm_flops, costs, read_plan, resolve
+        from fusion_core.runs.data import check_text
         from fusion_core.runs.speed import product_speed
 
         check_finite("--tflops", tflops)
         check_finite("--mfu", mfu)
         read = read_plan(plan)
         nodes = resolve(read, devices)
+        check_text(read.data, read.seed, nodes)
         peak = product_speed(nodes) if tflops is None else tflops * 1e12
         share = mfu or (MEASURED_SHARE if tflops is None else ASSUMED_SHARE)
         found = costs(nodes, devices, peak * share)

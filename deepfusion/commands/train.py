@@ -39,6 +39,9 @@ def train(
     coordinator: Annotated[str | None, typer.Option(help="host:port of process 0, if there are several.")] = None,
     processes: Annotated[int | None, typer.Option(help="Number of processes.")] = None,
     process: Annotated[int | None, typer.Option(help="Number of this process, from 0.")] = None,
+    start_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for the other processes to start.", min=1.0)
+    ] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Run a plan: train and fuse its nodes, and report.
@@ -60,7 +63,9 @@ def train(
         if seeds is not None:
             read = dataclasses.replace(read, seeds=_numbers(seeds))
     check_finite("--tflops", tflops)
-    several = initialize_distributed(coordinator, processes, process, detect=distributed)
+    several = initialize_distributed(
+        coordinator, processes, process, detect=distributed, start_timeout=start_timeout, note=notes
+    )
     try:
         _run(read, out, resume, node, tflops, tensorboard, as_json, several)
         finish()

@@ -6,6 +6,7 @@ from fusion_core.checkpoints.comparison import Deviation as Deviation
 from fusion_core.checkpoints.comparison import Difference as Difference
 from fusion_core.checkpoints.comparison import compare as compare
 from fusion_core.checkpoints.description import describe as describe
+from fusion_core.checkpoints.fuse import rehearse as rehearse
 from fusion_core.checkpoints.fuse import write_recipe as write_recipe
 from fusion_core.checkpoints.growth_file import Event as Event
 from fusion_core.checkpoints.growth_file import GrowthRecord as GrowthRecord

@@ -6,9 +6,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from fusion_core.checkpoints.checkpoint import open_checkpoint, read_config, read_entries
-from fusion_core.checkpoints.tokenizers import CONTENT
+from fusion_core.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_config, read_entries
+from fusion_core.checkpoints.tokenizers import CONTENT, check_fits
+from fusion_core.errors import InputError
 from fusion_core.models.registry import MODEL_TYPES
+from fusion_core.text.sameness import tokenizer_file
 from fusion_core.text.tokenizer import Tokenizer
 
 
@@ -18,7 +20,8 @@ def describe(path: str | pathlib.Path) -> dict[str, Any]:
     Returns:
       ``folder``, ``model_type``, ``supported``, ``config`` (ours if supported, else the file's), ``parameters``,
       ``bytes``, ``dtypes`` (dtype -> tensors), ``files`` (name -> bytes and tensors), ``tied``, ``unused`` (tensors that
-      the network does not use), ``tokenizer`` (``files``, and ``pieces`` if they can be counted).
+      the network does not use), ``tokenizer`` (``files``, ``pieces`` if they can be counted, and ``unfit``: what is wrong
+      with it for this network, or None).
 
     Raises:
       InputError: as ``open_checkpoint``.
@@ -30,6 +33,7 @@ def describe(path: str | pathlib.Path) -> dict[str, Any]:
     unused: tuple[str, ...] = ()
     entries = read_entries(folder)
     parameters = sum(entry.size for entry in entries.values())
+    checkpoint = None
     if supported:
         checkpoint = open_checkpoint(folder)
         config, unused, parameters = dataclasses.asdict(checkpoint.config), checkpoint.extra, checkpoint.parameters
@@ -53,8 +57,19 @@ def describe(path: str | pathlib.Path) -> dict[str, Any]:
         "files": dict(sorted(files.items())),
         "tied": tied,
         "unused": list(unused),
-        "tokenizer": {
-            "files": found,
-            "pieces": Tokenizer.load(folder).vocab_size if "tokenizer.json" in found else None,
-        },
+        "tokenizer": {"files": found, **_tokenizer(folder, checkpoint)},
     }
+
+
+def _tokenizer(folder: pathlib.Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Return the number of pieces, and why text cannot be run through the network with this tokenizer."""
+    file, pieces = tokenizer_file(folder), None
+    try:
+        if file is not None and file.name != "vocab.json":
+            tokenizer = Tokenizer.load(file)
+            pieces = tokenizer.vocab_size
+            if checkpoint is not None:
+                check_fits(tokenizer, checkpoint.config, str(folder))
+    except InputError as error:
+        return {"pieces": pieces, "unfit": str(error)}
+    return {"pieces": pieces, "unfit": None}

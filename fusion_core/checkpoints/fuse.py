@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 from fusion_core import atomic
 from fusion_core.checkpoints.card import model_card
@@ -20,6 +22,46 @@ from fusion_core.errors import InputError
 from fusion_core.models.registry import architecture
 
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def check_recipe(recipe: Recipe, out: pathlib.Path) -> dict[str, Any]:
+    """Check all that can be known before a tensor is read, and return the values of the new ``config.json``.
+
+    Raises:
+      InputError: the configuration has no form in Hugging Face's files, or there is no room, or no right, to write.
+      FileExistsError: ``out`` exists and is not an empty folder.
+    """
+    atomic.check_new(out)
+    files = architecture(recipe.config).files
+    assert files is not None
+    values = files.write_config(recipe.config) | {"dtype": TORCH_NAMES[next(iter(recipe.dtypes))]}
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{out} could not be written: {parent} is not yours to write; choose another place")
+    free = shutil.disk_usage(parent).free
+    if free < recipe.nbytes:
+        raise InputError(
+            f"{out} needs {recipe.nbytes:,} bytes, but the disk has {free:,} free; make room or choose another"
+        )
+    return values
+
+
+def rehearse(
+    recipe: Recipe, out: str | pathlib.Path, report: Callable[[str, int], None] = lambda name, count: None
+) -> None:
+    """Do all that ``write_recipe`` does but the writing: every tensor is read and computed, in the same small memory.
+
+    Args:
+      recipe, out, report: as for ``write_recipe``.
+
+    Raises:
+      InputError, FileExistsError: as ``write_recipe`` would.
+    """
+    check_recipe(recipe, pathlib.Path(out))
+    with Reader() as reader:
+        for tensor in recipe.tensors:
+            for part in tensor.rows(reader):
+                report(tensor.name, part.nbytes)
 
 
 def write_recipe(
@@ -49,20 +91,11 @@ def write_recipe(
       FileExistsError: ``out`` exists and is not an empty folder.
     """
     out = pathlib.Path(out)
-    atomic.check_new(out)
     atomic.sweep_beside(out)  # before the free space is looked at
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < recipe.nbytes:
-        raise InputError(
-            f"{out} needs {recipe.nbytes:,} bytes, but the disk has {free:,} free; make room or choose another"
-        )
+    values = check_recipe(recipe, out)
     try:
         with atomic.new_folder(out) as folder, Reader() as reader:
             write_shards(folder, recipe.shards, reader, report)
-            files = architecture(recipe.config).files
-            assert files is not None
-            values = files.write_config(recipe.config) | {"dtype": TORCH_NAMES[next(iter(recipe.dtypes))]}
             (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             copied = copy_tokenizer([source.folder for source in recipe.sources], folder)
             report("writing growth.json", 0)

@@ -39,11 +39,11 @@ def random_block(config: Config, options: Options) -> Growth:
     return Growth(mapping.config, mapping, draw)
 
 
-def filled(mapping: GrowthMap, name: str) -> np.ndarray:
+def filled(mapping: GrowthMap, name: str) -> Array:
     """Return which entries of a grown array come from the small network, as J of ones: 0 where they do not."""
     rule, shapes = by_name(mapping.rules)[name], by_name(mapping.shapes)
     ones = [None if b.network is None else jnp.ones(shapes[b.name].shape, jnp.float32) for b in rule.blocks]
-    return np.asarray(rule.embed(ones))
+    return rule.embed(ones)
 
 
 def random_off_diagonal(config: Config, options: Options) -> Growth:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-# fields that say who wrote the file and how, or how arrays that are there already were once drawn
+# fields that say who wrote the file and how, how arrays that are there were once drawn, and what classifiers and caches do
 ABOUT = {
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path"),
     *("auto_map", "initializer_range", "_attn_implementation", "_attn_implementation_autoset", "is_decoder"),
+    *("classifier_dropout", "cache_implementation", "unsloth_version", "unsloth_fixed"),
 }
 # what a field means in transformers where a file leaves it out
 LEFT_OUT: dict[str, Any] = {

@@ -4,20 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from fusion_core import atomic
+from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
+from fusion_core.runs.graph import Resolved
+from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.settings import DataSettings
-from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, Tokenizer
+from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, TextFiles, Tokenizer
+from fusion_core.text.corpus import read_documents, text_files
+from fusion_core.text.documents import LONGEST
+from fusion_core.text.files import read_file
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
 from fusion_core.train.devices import barrier, first_process, processes
 
+SMALL = 4 << 20  # bytes of a text that is tokenized in a second
+FILES = "files.json"  # of a streamed text, with their sums
 FRESH_SEED = 10**9  # added to the seeds of fresh batches: no node has such a seed
+
+
+_REMEDY = "put back what was there, or begin a new run"
+
+
+def check_files(known: list[list[str]], now: TextFiles) -> None:
+    """Raise InputError if the files do not have the sums that are known of them, in their order, whatever their names."""
+    found = list(zip(map(str, now.files), now.sums, strict=True))
+    if len(found) != len(known):
+        raise InputError(f"the text has {len(found)} files, but the run was begun with {len(known)}; {_REMEDY}")
+    for (name, expected), (path, content) in zip(known, found, strict=True):
+        if content != expected:
+            what = "another content" if path == name else f"the place of {name}, and another content"
+            raise InputError(f"{path} has {what} than the text that the run was begun with; {_REMEDY}")
+
+
+def _known_files(text: Sequence[str], file: pathlib.Path) -> list[list[str]]:
+    """Return (file, sum) of a streamed text, as the run has noted them; raises InputError if they have changed."""
+    now = TextFiles(text)
+    if not file.exists():
+        return [list(pair) for pair in zip(map(str, now.files), now.sums, strict=True)]
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        check_files(known, now)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} cannot be read ({error}); remove it, if the text is still the same") from None
+    return known
 
 
 class RunData:
@@ -26,7 +66,8 @@ class RunData:
     Args:
       settings: of text and tokenizer.
       seed: of the split and of the tokenizer.
-      folder: of tokens and tokenizer; if they are there, the text itself is not read (a streamed text is).
+      folder: of tokens and tokenizer; if they are there, the text itself is not read. A streamed text is; its files are
+        known by the sums that the folder has of them.
       note: called with a line before what takes time.
 
     Attributes:
@@ -34,15 +75,18 @@ class RunData:
       digest: sum of tokens and tokenizer, on which all checkpoints of a run agree.
 
     Raises:
-      InputError: the text cannot be read, or a file of the folder is damaged.
+      InputError: the text cannot be read, it is not the one that the run was begun with, or a file of the folder is damaged.
     """
 
     def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
+        self._files = _known_files(settings.text, folder / FILES) if settings.stream else []
         if first_process():
             (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
+            if self._files and not (folder / FILES).exists():
+                atomic.write_text(folder / FILES, json.dumps(self._files, indent=1) + "\n")
         barrier("the text is tokenized")
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
         self._ids = {} if settings.stream else read_tokens(folder)
@@ -56,6 +100,7 @@ class RunData:
     def _source(self, held_out: bool, length: int, batch: int, seed: int) -> SpanCorruption | StreamedSpans:
         """Return the training or the validation batches of all processes."""
         if self.settings.stream:
+            check_files(self._files, TextFiles(self.settings.text))
             return StreamedSpans(self._text.part(held_out), self.tokenizer, length, seed, packed=self.settings.packed)
         part = "validation" if held_out else "train"
         windows = len(self._ids[part]) // window_length(length)[0]
@@ -66,6 +111,18 @@ class RunData:
                 "text, or take a smaller batch or length"
             )
         return SpanCorruption.from_documents([self._ids[part]], self.tokenizer, length, seed)
+
+    def check(self, nodes: Iterable[Resolved]) -> None:
+        """Raise InputError if the tokenizer does not fit a node's network, or the text is too short for its batches."""
+        for resolved in nodes:
+            owner, node = f"node {resolved.name}", resolved.node
+            check_fits(self.tokenizer, resolved.config, owner)
+            if isinstance(node, TrainNode):
+                try:
+                    for held_out in (False, True):
+                        self._source(held_out, node.length, node.batch, 0)
+                except InputError as error:
+                    raise InputError(f"{owner}: {error}") from None
 
     def training(self, length: int, batch: int, seed: int) -> DataSource:
         """Return this process's training batches, in the order and with the masks of the seed.
@@ -91,3 +148,24 @@ class RunData:
     def fresh(self, length: int, batch: int, number: int, count: int) -> list[Batch]:
         """Return global batches of training text in an order that no node has; other ones for every ``number``."""
         return first_batches(self._source(False, length, batch, FRESH_SEED + self.seed + number), batch, count)
+
+
+def check_text(settings: DataSettings, seed: int, nodes: Iterable[Resolved]) -> None:
+    """Read the text of a plan as its run would, as far as that is quick.
+
+    A text of up to ``SMALL`` bytes is tokenized, and every node's batches are drawn from it; a larger one is read; of a
+    streamed one the beginning of every file is read. The documentation of installed packages is not.
+
+    Raises:
+      InputError: a file cannot be read, or there is too little text for a node.
+    """
+    if settings.stream:
+        for file in TextFiles(settings.text).files:
+            next(read_file(file, longest=LONGEST), None)
+    elif settings.text and not settings.documentation:
+        size = sum(path.stat().st_size for _, path in text_files(settings.text))
+        if size > SMALL:
+            read_documents(settings.text)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            RunData(settings, seed, pathlib.Path(folder), lambda line: None).check(nodes)

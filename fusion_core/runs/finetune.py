@@ -25,6 +25,7 @@ from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
 from fusion_core.runs.plan_file import explained
 from fusion_core.runs.settings import FORBID, Count, Seed, Whole
+from fusion_core.text.cache import file_sum
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
@@ -41,7 +42,9 @@ from fusion_core.train import (
 )
 from fusion_core.train.devices import unreplicate
 
+FILES = "files.json"
 SETTINGS, SCORES, PREDICTIONS, CHECKPOINT = "settings.json", "scores.json", "predictions", "checkpoint"
+READ = (".json", ".safetensors", ".model")  # kinds of files of a checkpoint folder that a run reads
 LONGEST_DISPATCH = 10
 
 Length = Annotated[int, Field(strict=True, ge=2)]  # room for a token and the end
@@ -127,6 +130,30 @@ def load_settings(folder: pathlib.Path) -> FinetuneSettings:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 
+def _checked_files(settings: FinetuneSettings, noted: pathlib.Path) -> dict[str, str]:
+    """Return the sums of all files that a run reads. Raises InputError if they are not those that it was begun with."""
+    checkpoint = pathlib.Path(settings.checkpoint)
+    own = (path for path in checkpoint.iterdir() if path.suffix in READ) if checkpoint.is_dir() else ()
+    paths = [pathlib.Path(settings.train), pathlib.Path(settings.validation), *sorted(own)]
+    try:
+        found = {str(path): file_sum(path) for path in paths if path.is_file()}
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its rights") from None
+    if not noted.exists():
+        return found
+    try:
+        known = dict(json.loads(noted.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{noted} cannot be read ({error}); start a new run") from None
+    for path, expected in known.items():
+        if found.get(path) != expected:
+            what = "has another content now" if path in found else "is not there now"
+            raise InputError(
+                f"the run in {noted.parent} was begun with {path}, which {what}; put that file back, or start a new run"
+            )
+    return known
+
+
 class Finetuning:
     """A fine-tuning run in its folder. Creating it reads and checks all input; it compiles and writes nothing.
 
@@ -145,6 +172,7 @@ class Finetuning:
 
     def __init__(self, settings: FinetuneSettings, folder: pathlib.Path) -> None:
         self.settings, self.folder = settings, folder
+        self.files = _checked_files(settings, folder / FILES)
         if settings.task == "custom":
             self.task = custom_task(settings.input_column or "", settings.target_column or "", settings.prefix)
         else:
@@ -277,6 +305,8 @@ class Finetuning:
     def _run(
         self, show: Callable[[Record], None], note: Callable[[str], None], begin: Callable[[str, int, int], None]
     ) -> dict[str, Any]:
+        if not (self.folder / FILES).exists():
+            atomic.write_text(self.folder / FILES, json.dumps(self.files, indent=2) + "\n")
         if not (self.folder / SETTINGS).exists():
             content = json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n"
             atomic.write_text(self.folder / SETTINGS, content)

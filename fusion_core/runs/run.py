@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from fusion_core import atomic
-from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.lock import locked
@@ -106,8 +105,7 @@ def _run_locked(
     """Run a plan in a folder that no other process works in."""
     _check_folder(plan, folder)
     data = RunData(plan.data, plan.seed, folder / "data", note)
-    for name, resolved in nodes.items():
-        check_fits(data.tokenizer, resolved.config, f"node {name}")
+    data.check(resolved for name, resolved in nodes.items() if only in (None, name))
     for group in auto_groups(plan):
         planned_by_law(plan, nodes, group, data.digest)  # raises if the law is of other settings
     trainers = {} if trainers is None else trainers

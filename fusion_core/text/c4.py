@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.text.documents import content_sums
 
 
 def _library() -> Any:
@@ -29,11 +30,13 @@ class Streamed:
       name: of the dataset, for messages and for the fingerprint.
       load: returns a ``datasets.IterableDataset``, the same at every call.
       column: of the text.
+      sums: of its files, if they are local (``content_sums``); it is then known by them and not by its name.
     """
 
     name: str
     load: Callable[[], Any]
     column: str = "text"
+    sums: tuple[str, ...] = ()
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
         """Yield the documents in the dataset's order, the same in every epoch, each with the position after it.
@@ -67,7 +70,7 @@ class Streamed:
 
     def fingerprint(self) -> str:
         """See ``Documents``."""
-        return hashlib.sha256(f"{self.name} {self.column}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"{self.sums or self.name} {self.column}".encode()).hexdigest()[:12]
 
 
 def c4(split: str = "train", config: str = "en", files: Sequence[str | pathlib.Path] | None = None) -> Streamed:
@@ -92,8 +95,9 @@ def c4(split: str = "train", config: str = "en", files: Sequence[str | pathlib.P
     if missing or not paths:
         raise InputError(f"there is no file {missing[0] if missing else ''}; give C4's c4-*.json.gz")
     named = " ".join(f"{path.name}:{path.stat().st_size}" for path in paths)
-    names = [str(path) for path in paths]
+    names, sums = [str(path) for path in paths], content_sums(paths)
     return Streamed(
         f"c4 of {named}",
         lambda: datasets.load_dataset("json", data_files=names, split="train", streaming=True).select_columns("text"),
+        sums=sums,
     )

@@ -17,7 +17,8 @@ from fusion_core.text.corpus import is_held_out, no_text, text_files
 from fusion_core.text.files import read_file
 
 LONGEST = 1 << 16  # characters of a document; a longer one is cut into several, which bounds memory
-ENDS = 4096  # bytes at both ends of a file by which it is told apart from others of its name and size
+WHOLE = 1 << 30  # bytes of a corpus up to which its files are read whole for their sums
+BLOCK, BLOCKS = 4096, 1 << 14  # bytes of a block, and number of blocks of a larger corpus that are read instead
 
 
 @runtime_checkable
@@ -40,15 +41,32 @@ def _digest(*facts: Any) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
-def _ends(path: pathlib.Path, size: int) -> int | None:
-    """Return a checksum of the first and last bytes of a file; None if it cannot be read, which is an error once it is."""
+@functools.lru_cache(maxsize=1 << 16)
+def _sum(path: pathlib.Path, size: int, changed: int, blocks: int) -> str:
+    """Return a sum of a file that was ``changed`` at that time: of its content, or of ``blocks`` blocks of it."""
+    found = hashlib.sha256(f"{size}".encode())
     try:
         with path.open("rb") as file:
-            first = file.read(ENDS)
-            file.seek(max(0, size - ENDS))
-            return zlib.crc32(file.read(ENDS), zlib.crc32(first))
+            if not blocks or size <= blocks * BLOCK:
+                while part := file.read(1 << 20):
+                    found.update(part)
+            for i in range(blocks if size > blocks * BLOCK else 0):
+                file.seek((size - BLOCK) * i // (blocks - 1))
+                found.update(file.read(BLOCK))
     except OSError:
-        return None
+        return "unreadable"  # refused, with its reason, once it is read
+    return found.hexdigest()[:16]
+
+
+def content_sums(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
+    """Return a sum of each file by its content, whatever its name.
+
+    Files of more than ``WHOLE`` bytes together are known by their sizes and evenly spaced blocks of them, at least 16 a file,
+    the first and last bytes included. A file is read again only if its size or its time has changed.
+    """
+    stats = [file.stat() for file in files]
+    blocks = max(16, BLOCKS // len(files)) if sum(stat.st_size for stat in stats) > WHOLE else 0
+    return tuple(_sum(file, stat.st_size, stat.st_mtime_ns, blocks) for file, stat in zip(files, stats, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +82,6 @@ class TextFiles:
 
     paths: Sequence[str | pathlib.Path]
     files: tuple[pathlib.Path, ...] = dataclasses.field(init=False)
-    sizes: tuple[int, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str | pathlib.Path):
@@ -73,7 +90,6 @@ class TextFiles:
         if not files:
             raise no_text(self.paths, 0)
         object.__setattr__(self, "files", tuple(files))
-        object.__setattr__(self, "sizes", tuple(file.stat().st_size for file in files))
 
     def read(self, seed: int, epoch: int, position: Any = None) -> Iterator[tuple[str, Any]]:
         """See ``Documents``."""
@@ -85,14 +101,13 @@ class TextFiles:
             start = [0, 0]
 
     @functools.cached_property
-    def _fingerprint(self) -> str:
-        return _digest(
-            [(path.name, size, _ends(path, size)) for path, size in zip(self.files, self.sizes, strict=True)]
-        )
+    def sums(self) -> tuple[str, ...]:
+        """Sum of each file (``content_sums``)."""
+        return content_sums(self.files)
 
     def fingerprint(self) -> str:
-        """Return a digest of the files' names, sizes, and first and last bytes."""
-        return self._fingerprint
+        """Return a digest of the files' contents, in their order."""
+        return _digest(self.sums)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,8 +80,8 @@ class Tokenizer:
     def special(self) -> SpecialIds:
         """The ids of padding, end and sentinels, by the names of their pieces. Raises InputError without pad or end."""
         pad, end = map(self.backend.token_to_id, (self.pad, self.end))
-        named = (self.backend.token_to_id(f"<extra_id_{i}>") for i in itertools.count())
-        sentinels = tuple(itertools.takewhile(lambda i: i is not None, named))
+        named = map(self.backend.token_to_id, (f"<extra_id_{i}>" for i in itertools.count()))
+        sentinels = tuple(iter(lambda: next(named), None))
         if pad is None or end is None:
             pieces = (
                 (pad, f"pad token {self.pad}"),

@@ -5,10 +5,12 @@ Start-up on one machine, SLURM and TPU pods, and what was measured: docs/distrib
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,10 @@ import jax
 from fusion_core.errors import InputError
 
 COORDINATOR, PROCESSES, PROCESS = "DEEPFUSION_COORDINATOR", "DEEPFUSION_PROCESSES", "DEEPFUSION_PROCESS"
+START, LATER = (
+    300.0,
+    7 * 24 * 3600,
+)  # seconds to wait for the others to start; and what JAX is told, whose end is an abort
 EXIT_CODE = 75  # sysexits' EX_TEMPFAIL: another attempt, resuming the run, may succeed
 # beats are this far apart (s), and a peer that has missed them for PATIENCE is taken for dead; JAX's own check, which
 # ends the process without a word of ours, comes later
@@ -30,9 +36,12 @@ def initialize_distributed(
     process: int | None = None,
     *,
     detect: bool = False,
-    start_timeout: int = 300,
+    start_timeout: float = START,
+    note: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Join the processes of a run, before anything else uses JAX. Afterwards a watchdog thread monitors the peers.
+
+    If they do not find each other, this process can only report the error and end.
 
     Args:
       coordinator: ``host:port`` of process 0, the same for all; if None, the environment's ``DEEPFUSION_COORDINATOR``.
@@ -40,6 +49,7 @@ def initialize_distributed(
       process: number of this process, from 0; if None, ``DEEPFUSION_PROCESS``.
       detect: let JAX detect the three (SLURM, Open MPI, TPU pods, Kubernetes).
       start_timeout: seconds to wait for the others.
+      note: called with a line before waiting.
 
     Returns:
       Whether there are several processes.
@@ -76,25 +86,61 @@ def initialize_distributed(
             return False
     # CPUs have no collectives of their own; other devices ignore this
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            count,
-            index,
-            initialization_timeout=start_timeout,
-            heartbeat_timeout_seconds=BACKSTOP,
-            # an error in one process must not wait for the others, which may wait for it
-            shutdown_timeout_seconds=10,
-        )
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(
-            f"the processes of this run did not find each other ({first}); check coordinator and numbers"
-        ) from None
+    who = "the processes of this run" if detect else f"process {index} of {count}, with the coordinator {coordinator},"
+    note(f"{who}: waiting for the others, at most {start_timeout:g} s")
+    _join(coordinator, count, index, start_timeout, who)
     if jax.process_count() > 1:
         global _watchdog
         _watchdog = Watchdog()
     return jax.process_count() > 1
+
+
+def _join(coordinator: str | None, count: int | None, index: int | None, timeout: float, who: str) -> None:
+    """Let JAX join the processes. Raises InputError if they have not found each other after ``timeout`` seconds.
+
+    JAX would wait longer, and then abort this process with a stack trace; so it waits in a thread that is left behind.
+    """
+    failed: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                index,
+                initialization_timeout=LATER,
+                heartbeat_timeout_seconds=BACKSTOP,
+                # an error in one process must not wait for the others, which may wait for it
+                shutdown_timeout_seconds=10,
+            )
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=initialize, name="joining", daemon=True)
+    thread.start()
+    try:
+        thread.join(timeout)
+    except KeyboardInterrupt:
+        atexit.register(_end_now, 130)
+        raise
+    if thread.is_alive():
+        atexit.register(_end_now, 2)
+        raise InputError(
+            f"{who} has not found the others within {timeout:g} s; start all of them, each with its number and with a "
+            "coordinator (process 0's host and a free port) that all can reach"
+        )
+    if failed:
+        first = str(failed[0]).splitlines()[0]
+        raise InputError(
+            f"the processes of this run did not find each other ({first}); check coordinator and numbers"
+        ) from None
+
+
+def _end_now(code: int) -> None:
+    """End this process before JAX's own shutdown, which would wait for the others, or abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _number(given: int | None, variable: str) -> int | None:

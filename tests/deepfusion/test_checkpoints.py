@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from deepfusion.commands.fuse import parse_size
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS
 from fusion_core.text import train_tokenizer
-from tests.strategies.checkpoints import saved_decoder, saved_t5, tensors_of
+from tests.strategies.checkpoints import replace_tensors, saved_decoder, saved_t5, tensors_of
 from tests.strategies.texts import documents, sentences
 
 
@@ -257,3 +258,69 @@ def test_decoders_are_fused_compared_on_text_and_described(run, kind, tmp_path):
     assert len(found["reshaped"]) == len(facts["tensors"])
     assert "cannot be fused yet" not in run("info", tmp_path / "c")[1]
     assert json.loads(run("info", tmp_path / "c", "--json")[1])["supported"]
+
+
+# What the real command would refuse, found earlier
+
+
+def not_finite(tmp_path):
+    tensors = tensors_of(saved_t5(tmp_path / "a"))
+    name = sorted(tensors)[-1]
+    tensors[name].flat[-1] = np.nan
+    replace_tensors(tmp_path / "a", tensors)
+    return "has entries that are not finite"
+
+
+def too_large_for_f16(tmp_path):
+    tensors = tensors_of(saved_t5(tmp_path / "a"))
+    tensors["shared.weight"].flat[-1] = 1e6
+    replace_tensors(tmp_path / "a", tensors)
+    return "which F16 cannot hold"
+
+
+def without_a_form_in_files(tmp_path):
+    saved_decoder(tmp_path / "a", "llama", hidden_size=9, num_attention_heads=2, num_key_value_heads=1)
+    return "cannot be exported"
+
+
+def a_folder_that_is_there(tmp_path):
+    saved_t5(tmp_path / "a")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "file").touch()
+    return "exists and is not an empty folder"
+
+
+@pytest.mark.parametrize("spoil", [not_finite, too_large_for_f16, without_a_form_in_files, a_folder_that_is_there])
+@pytest.mark.parametrize("command", ["fuse", "grow"])
+def test_a_dry_run_refuses_what_the_command_would(run, tmp_path, monkeypatch, spoil, command):
+    if spoil is without_a_form_in_files:
+        monkeypatch.setattr("fusion_core.models.decoder.files.check_heads_divide", lambda config: None)
+        message = spoil(tmp_path)
+        monkeypatch.undo()
+    else:
+        message = spoil(tmp_path)
+    folder = tmp_path / "a"
+    own = {"fuse": [folder, folder], "grow": [folder, "--operator", "hypercloning", "--factor", 2]}[command]
+    arguments = [command, *own, "--out", tmp_path / "c", "--dtype", "f16"]
+    before = sorted(tmp_path.rglob("*"))
+    dry = run(*arguments, "--dry-run")
+    assert sorted(tmp_path.rglob("*")) == before
+    real = run(*arguments)
+    assert (dry[0], real[0]) == (2, 2)
+    last = lambda found: found[2].splitlines()[-1]
+    assert message in last(dry)
+    assert last(dry) == last(real)
+
+
+def test_info_says_that_a_tokenizer_does_not_fit(run, tmp_path):
+    tokenizer = train_tokenizer(sentences(seed=0, n=300), 300)
+    folder = saved_t5(tmp_path / "a", vocab_size=tokenizer.vocab_size - 1)
+    tokenizer.save(folder)
+    code, out, _ = run("info", folder, "--json")
+    facts = json.loads(out)["tokenizer"]
+    assert (code, facts["pieces"]) == (0, tokenizer.vocab_size)
+    assert f"the tokenizer has {tokenizer.vocab_size} pieces, but the network has" in facts["unfit"]
+    assert "tokenizer does not fit" in run("info", folder)[1]
+    fitting = saved_t5(tmp_path / "b", vocab_size=tokenizer.vocab_size)
+    tokenizer.save(fitting)
+    assert json.loads(run("info", fitting, "--json")[1])["tokenizer"]["unfit"] is None

@@ -212,6 +212,19 @@ def refused_with(run, message, *arguments):
     assert message in err
 
 
+@pytest.mark.parametrize("name", ["rows.tsv", "small/tokenizer.json", "small/model.safetensors"])
+def test_a_run_is_not_resumed_on_other_files_of_the_same_names(folder, whole, run, name):
+    file = folder / name
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content[:-1] + b"~")  # of equal size
+        refused_with(run, f"begun with {file}, which has another content now", "finetune", "--resume", whole)
+        file.unlink()
+        refused_with(run, f"begun with {file}, which is not there now", "finetune", "--resume", whole)
+    finally:
+        file.write_bytes(content)
+
+
 def test_a_tokenizer_that_cannot_spell_a_label_is_refused(folder, run, tmp_path):
     """Every answer would be wrong, and nothing would say why."""
     shutil.copytree(folder / "small", tmp_path / "small")
@@ -297,7 +310,7 @@ def test_a_source_that_is_cut_is_said(folder, run):
     [
         ((), "give either texts or --file"),
         (("a", "--file", "b.txt"), "give either texts or --file"),
-        (("--file", "none.txt"), "none.txt cannot be read"),
+        (("--file", "none.txt"), "there is no file none.txt"),
         (("a", "--beams", 2, "--sample"), "--beams searches and --sample draws"),
         (("a", "--temperature", 0.5), "--temperature has a meaning with --sample only"),
         (("a", "--length-penalty", 2), "--length-penalty has a meaning with --beams only"),

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import socket
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from deepfusion.pages.report import rows
 from fusion_core.runs import costs, read_plan, resolve
 from tests.strategies.plans import HEAD, MODEL
+from tests.strategies.runs import environment
 from tests.strategies.texts import documents
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent.parent / "examples" / "plans").glob("*.toml"))
@@ -120,3 +123,52 @@ def test_tensorboard_without_its_extra_is_refused_before_anything_is_trained(ref
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     refused("pip install 'deepfusion[tensorboard]'", "train", plan, "--out", plan.parent / "run", "--tensorboard")
     assert not (plan.parent / "run").exists()
+
+
+def test_a_partner_that_never_starts_is_one_line_in_the_time_that_was_said(plan, tmp_path):
+    """Also if it is the coordinator. JAX alone would wait longer, and then abort with a stack trace."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "deepfusion", "train", str(plan), "--out", str(tmp_path / "run")]
+    where = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--start-timeout", "2"]
+    for number in (1, 0):  # one after the other: the second is gone before the first is there
+        done = subprocess.run(
+            [*command, *where, "--process", str(number)], env=environment(), capture_output=True, text=True, timeout=200
+        )
+        lines = [line for line in done.stderr.splitlines() if "loading JAX" not in line]
+        who = f"process {number} of 2, with the coordinator 127.0.0.1:{port},"
+        assert lines[0] == f"{who}: waiting for the others, at most 2 s"
+        assert lines[1].startswith(f"Error: {who} has not found the others within 2 s; start all of them")
+        assert (len(lines), done.returncode, done.stdout) == (2, 2, "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        ("a few words", {}, "the text supports 266 pieces"),
+        (None, {"batch = 4": "batch = 40000"}, "node a: the training text has"),
+        ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {}, "text.txt is not UTF-8: it is UTF-16"),
+        ("\n\n\n".join(documents(0, 60)).encode("utf-16"), {'text = ["text.txt"]': 'text = ["text.txt"]\nstream = true'},
+         "text.txt is not UTF-8: it is UTF-16"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_training_would(run, plan, text, change, message):
+    for old, new in change.items():
+        plan.write_text(plan.read_text().replace(old, new))
+    if text is not None:
+        (plan.parent / "text.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = [run("plan", plan, "--tflops", 1), run("train", plan, "--out", plan.parent / "run")]
+    assert [code for code, _, _ in found] == [2, 2]
+    for _, _, err in found:
+        assert message in err.splitlines()[-1]
+
+
+def test_text_that_is_too_short_for_a_later_node_is_found_before_the_first_is_trained(run, plan):
+    plan.write_text(PLAN + '[node.long]\nfrom = "twice"\nsteps = 10\nbatch = 40000\n')
+    for command in (("plan", plan, "--tflops", 1), ("train", plan, "--out", plan.parent / "run")):
+        code, _, err = run(*command)
+        assert code == 2
+        assert "node long: the training text has" in err
+    assert not (plan.parent / "run" / "nodes").exists()

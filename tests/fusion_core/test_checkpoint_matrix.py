@@ -73,6 +73,8 @@ def same(folder, layout, out):
 def test_in_every_layout_it_is_read_and_fused_with_itself_exactly(name, tmp_path):
     for i, layout in enumerate(LAYOUTS):
         recipe = same(hub.laid_out(tmp_path / f"a{i}", name, **layout), layout, tmp_path / f"b{i}")
+    # as one network that newer and older versions have saved
+    assert checkpoints.fusion_recipe([tmp_path / "a0", tmp_path / "a4"]).kept == ()
     RESULTS[name] = (len(LAYOUTS), recipe)
 
 

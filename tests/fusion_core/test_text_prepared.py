@@ -1,7 +1,7 @@
 """Tokens and tokenizer of a run: made once, kept in its folder and in the cache."""
 
 import contextlib
-import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -292,17 +292,53 @@ def test_a_given_tokenizer_is_copied_for_a_streamed_text(tmp_path, text, root):
     assert not root.exists()
 
 
-def test_a_streamed_text_of_other_content_under_the_same_names_is_another(tmp_path, text):
+def test_a_streamed_text_of_other_content_is_refused_under_any_name(tmp_path, text):
+    """Also if size and both ends are equal; another name of the same file is no other text."""
+    longer = [*TEXTS, *sentences(9, 200), *TEXTS]
+    write(text, longer)
     data, _, _ = made(tmp_path / "1", text, stream=True)
-    _, state = next(data.training(16, 4, 0).batches(4))
-    write(text, ["x" + TEXTS[0][1:], *TEXTS[1:]])
-    again, _, _ = made(tmp_path / "1", text, stream=True)
-    assert again.digest != data.digest
-    with pytest.raises(fc.InputError, match="the state is of another text"):
-        again.training(16, 4, 0).batches(4, json.loads(json.dumps(state)))
+    moved = text.rename(text.with_name("moved.txt"))
+    assert made(tmp_path / "1", moved, stream=True)[0].digest == data.digest
+    content = moved.read_text()
+    middle = len(content) // 2
+    moved.write_text(content[:middle] + ("y" if content[middle] == "x" else "x") + content[middle + 1 :])
+    with pytest.raises(
+        fc.InputError, match=r"moved.txt has .*another content than the text that the run was begun with"
+    ):
+        made(tmp_path / "1", moved, stream=True)
+    assert made(tmp_path / "2", moved, stream=True)[0].digest != data.digest
+    shutil.copy(moved, moved.with_name("more.txt"))
+    with pytest.raises(fc.InputError, match="the text has 2 files, but the run was begun with 1"):
+        made(tmp_path / "1", moved.parent, stream=True)
 
 
-# Batches
+def test_a_streamed_text_that_is_replaced_between_nodes_is_refused(tmp_path, text):
+    data, _, _ = made(tmp_path / "1", text, stream=True)
+    assert data.training(16, 4, 0)
+    write(text, TEXTS[::-1])
+    with pytest.raises(fc.InputError, match=f"{text} has another content than the text that the run was begun with"):
+        data.training(16, 4, 1)
+    with pytest.raises(fc.InputError, match=f"{text} has another content"):
+        data.validation(16, 4)
+
+
+def test_a_large_text_is_known_by_blocks_of_it(tmp_path, monkeypatch):
+    from fusion_core.text import documents
+
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(documents, "WHOLE", 1000)
+    before = documents.content_sums(paths)
+    assert before[0] == before[1]
+    for place in (0, (1 << 20) - 1):  # whatever is between, both ends are among the blocks
+        data = bytearray(1 << 20)
+        data[place] = 1
+        paths[0].write_bytes(data)
+        os.utime(paths[0], (place + 1, place + 1))
+        assert documents.content_sums(paths)[0] != before[0]
+    (tmp_path / "a").write_bytes(bytes((1 << 20) + 1))
+    assert documents.content_sums(paths)[0] != before[0]
 
 
 @pytest.mark.parametrize("stream", [False, True])

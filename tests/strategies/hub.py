@@ -124,6 +124,7 @@ def logits(folder_or_model):
 
 
 OLD_ROPE = {"gpt_neox": ("rotary_emb_base", "rotary_pct")}
+DROPOUTS = ("attention_dropout", "hidden_dropout")  # zero, which older files leave out
 PREFIXES = ("model.", "transformer.", "gpt_neox.")
 
 
@@ -140,7 +141,16 @@ def in_older_layout(values, tensors):
         if rope["rope_type"] != "default":
             values["rope_scaling"] = {**rope, "type": rope["rope_type"]}
     values["torch_dtype"] = values.pop("dtype")
-    for name in ("layer_types", "dense_act_fn", "is_gated_act", "transformers_version"):
+    if kind == "gemma2":
+        values |= {"hidden_act": values["hidden_activation"], "cache_implementation": "hybrid"}
+    for name in (
+        "layer_types",
+        "dense_act_fn",
+        "is_gated_act",
+        "transformers_version",
+        "classifier_dropout",
+        *DROPOUTS,
+    ):
         values.pop(name, None)
     if values.get("is_encoder_decoder"):
         if kind == "t5":

@@ -108,6 +108,17 @@ def test_a_forecast_that_is_not_finite_leaves_the_decision_to_trials_or_the_fixe
     assert start(trial_gradients=1e6).decide(40, forecast=broken).step == 40
 
 
+def test_a_forecast_outside_of_its_domain_plans_nothing_and_names_the_law():
+    outside = bea.domain_of(2.1, 0.0, 0.02)
+    assert not outside.holds
+    planned = start().decide(40, forecast=Forecast(1.0, ((50, 2.0),)))
+    assert planned.step == 40
+    rule = start().decide(40, forecast=Forecast(1.0, ((50, 2.0),), outside=outside.reason))
+    assert (rule.method, rule.step, rule.next_decision) == ("trials", None, 40)
+    assert "2.10, at the edge of stability" in rule.reason
+    assert "Ask a law of growth" in rule.reason
+
+
 def test_a_missing_forecast_is_named():
     with pytest.raises(ValueError, match="pass forecast="):
         start().decide(0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bea
 from toy_models.when_to_grow.forecast_rule import Forecast, ForecastRule
 from toy_models.when_to_grow.forecasts import forecast_growth
 from toy_models.when_to_grow.problems import Params, PreparedProblem
@@ -25,7 +26,7 @@ class Follower:
         self.prepared, self.rate = prepared, rate
         cost = {}
 
-        def look(small: tuple[Params, ...], stretches: jax.Array, left: jax.Array) -> jax.Array:
+        def look(small: tuple[Params, ...], stretches: jax.Array, left: jax.Array) -> tuple[jax.Array, ...]:
             found = forecast_growth(
                 prepared.loss,
                 prepared.grow,
@@ -38,7 +39,7 @@ class Follower:
             )
             small_cost = prepared.costs[0] / prepared.problem.sources / prepared.costs[1]
             cost["look"] = found.grown_gradients + found.small_gradients * small_cost
-            return found.losses
+            return found.losses, found.sharpness, found.uncertainty
 
         shapes = (jnp.zeros(count, prepared.dtype) for count in (len(LATER), len(LATER) + 1))
         self._look = jax.jit(look).lower(prepared.start(0), *shapes).compile()
@@ -49,7 +50,8 @@ class Follower:
 
         Args:
           run: number of the initialisation.
-          charge: whether the rule's cost is limited, and paid by the rest of the budget; else looks are free.
+          charge: whether the rule's cost is limited, and paid by the rest of the budget, and looks outside of the flows' domain
+            plan nothing; else looks are free, and plan.
         """
         prepared, rate, last = self.prepared, self.rate, self.prepared.small_steps(1.0)
         trial = TRIAL[-1] * prepared.problem.steps
@@ -68,7 +70,7 @@ class Follower:
             method = rule.method
             if method == "look_ahead":
                 looks += 1
-                rule = rule.decide(step, forecast=self.forecast(sources, step))
+                rule = rule.decide(step, forecast=self.forecast(sources, step, check=charge))
             else:
                 rule = rule.decide(step, rates=self._trial(sources) if method == "trials" else None)
         spent = looks * self.look_gradients + rule.trials.trials_lost * trial
@@ -85,15 +87,18 @@ class Follower:
             "reason": rule.reason,
         }
 
-    def forecast(self, sources: tuple[Params, ...], step: int) -> Forecast:
-        """Return the forecasts of growing now and later, the sources standing at a step."""
+    def forecast(self, sources: tuple[Params, ...], step: int, check: bool = False) -> Forecast:
+        """Return the forecasts of growing now and later, the sources standing at a step; checked for their domain or not."""
         last, steps = self.prepared.small_steps(1.0), self.prepared.problem.steps
         later = sorted({step + max(1, round(part * (last - step))) for part in LATER})
         later += [last] * (len(LATER) - len(later))
         left = np.round([(1 - at / last) * steps for at in (step, *later)])
         stretches = np.diff([step, *later])
-        now, *rest = map(float, self._look(sources, *(jnp.asarray(a, self.prepared.dtype) for a in (stretches, left))))
-        return Forecast(now, tuple(zip(later, rest, strict=True)))
+        lengths = (jnp.asarray(a, self.prepared.dtype) for a in (stretches, left))
+        losses, sharpness, uncertainty = self._look(sources, *lengths)
+        domain = bea.domain_of(float(sharpness), 0.0, float(uncertainty))
+        now, *rest = map(float, losses)
+        return Forecast(now, tuple(zip(later, rest, strict=True)), "" if domain.holds or not check else domain.reason)
 
     def _trial(self, sources: tuple[Params, ...]) -> tuple[list[float], list[float]]:
         """Return the decrease of log loss of both over the second half of a trial, at equal FLOPs."""

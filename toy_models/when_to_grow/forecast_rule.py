@@ -25,10 +25,12 @@ class Forecast(NamedTuple):
       now: final loss of growing now.
       later: final losses of growing at later steps, as pairs (step, loss). With them the rule sees past a rise that a later
         fall makes good; without, it takes the first minimum.
+      outside: why the forecast is outside of the flows' domain (``bea.Domain.reason``); empty if it may plan.
     """
 
     now: float
     later: tuple[tuple[int, float], ...] = ()
+    outside: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ForecastRule:
     """State of the rule: ``decide`` returns the next one.
 
     Attributes:
-      trials: ``bea``'s rule, which decides if no look can be paid, or a forecast is not finite.
+      trials: ``bea``'s rule, which decides if no look can be paid, or a forecast is not finite or outside of its domain.
       why: what the limit pays for, as part of a sentence.
       looks: looks that the limit still pays for; with none left, ``settled`` or ``trials`` decides.
       next_decision: small step of the next decision; None if nothing is left to decide.
@@ -101,7 +103,8 @@ class ForecastRule:
 
         With forecasts of later growth, grow as soon as none of them is below that of growing now; else the next look is
         half-way to the lowest. Without, grow as soon as the forecast of growing now is above the lowest so far; else the
-        next look is at twice the step. If no further look can be paid, the last look decides.
+        next look is at twice the step. If no further look can be paid, the last look decides. A forecast outside of its
+        domain plans nothing: trials decide, and the reason names the law that may be asked.
 
         Args:
           step: the present small step.
@@ -115,17 +118,20 @@ class ForecastRule:
         if self.method == "look_ahead":
             if forecast is None:
                 raise ValueError("the method is look_ahead: pass forecast=Forecast(now, later)")
-            if all(map(math.isfinite, (forecast.now, *(loss for _, loss in forecast.later)))):
-                return self._by_later(step, forecast) if forecast.later else self._by_first_minimum(step, forecast.now)
-            return self._without_forecasts(step, rates)
+            if not all(map(math.isfinite, (forecast.now, *(loss for _, loss in forecast.later)))):
+                return self._without_forecasts(step, rates, f"the forecast at step {step} is not finite")
+            if forecast.outside:
+                return self._without_forecasts(
+                    step, rates, forecast.outside[0].lower() + forecast.outside[1:].rstrip(".")
+                )
+            return self._by_later(step, forecast) if forecast.later else self._by_first_minimum(step, forecast.now)
         if self.settled is None:
             return self._by_trials(step, rates)
         if self.settled <= step < self.trials.last_step:
             return self._grow(step, f"Grow at step {step}: decided before, since {self.why}.")
         return self._wait(step, self.settled, f"it grows at step {self.settled}")
 
-    def _without_forecasts(self, step: int, rates: Any) -> ForecastRule:
-        why = f"the forecast at step {step} is not finite"
+    def _without_forecasts(self, step: int, rates: Any, why: str) -> ForecastRule:
         following = max(step, self.trials.next_decision or step)
         rule = dataclasses.replace(self, looks=0, why=why, next_decision=following)
         if rule.method == "trials" and rates is None:

@@ -19,11 +19,15 @@ class GrowthForecasts(NamedTuple):
 
     Attributes:
       losses: one for each growth step, growth now first.
+      uncertainty: largest stated uncertainty of a grown phase, over its loss.
+      sharpness: largest h λ that a grown phase met.
       small_gradients: cost in gradients of one small network, all sources and stretches together.
       grown_gradients: cost in gradients of the grown network.
     """
 
     losses: Array
+    uncertainty: Array
+    sharpness: Array
     small_gradients: int
     grown_gradients: int
 
@@ -67,12 +71,14 @@ def forecast_growth(
             loss, params, step_size=step_size, steps=steps, metric=metric, relinearisations=count, **settings
         )
 
-    def grown(small: tuple[Params, ...], steps: Array) -> Array:
+    def grown(small: tuple[Params, ...], steps: Array) -> tuple[Array, Array, Array]:
         ahead = follow(grow(small), steps, relinearisations, factors)
         cost["grown"] = ahead.gradients
-        return ahead.loss
+        return ahead.loss, ahead.uncertainty / ahead.loss, ahead.sharpness
 
-    def advance(small: tuple[Params, ...], case: tuple[Array, Array]) -> tuple[tuple[Params, ...], Array]:
+    def advance(
+        small: tuple[Params, ...], case: tuple[Array, Array]
+    ) -> tuple[tuple[Params, ...], tuple[Array, Array, Array]]:
         stretch, left = case
         followed = [follow(params, stretch, max(1, relinearisations // 2)) for params in small]
         cost["small"] = sum(one.gradients for one in followed)
@@ -82,4 +88,6 @@ def forecast_growth(
     here = tuple(sources)
     now = grown(here, grown_steps[0])
     _, later = jax.lax.scan(advance, here, (small_steps, grown_steps[1:]))
-    return GrowthForecasts(jnp.append(now, later), cost["small"] * small_steps.size, cost["grown"] * grown_steps.size)
+    losses, errors, sharpness = (jnp.append(first, rest) for first, rest in zip(now, later, strict=True))
+    gradients = cost["small"] * small_steps.size, cost["grown"] * grown_steps.size
+    return GrowthForecasts(losses, jnp.max(errors), jnp.max(sharpness), *gradients)

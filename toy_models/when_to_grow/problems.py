@@ -127,7 +127,7 @@ class PreparedProblem:
             exponent=problem.exponent,
             dtype=dtype,
         )
-        inputs, targets = task.train
+        self.samples = inputs, targets = task.train
         activation = mlp.ACTIVATIONS[problem.activation]
         self.predict: Callable[[Params], jax.Array] = lambda p: mlp.forward(p, inputs, activation)
         self.output_loss: Callable[[jax.Array], jax.Array] = lambda out: jnp.mean((out - targets) ** 2)

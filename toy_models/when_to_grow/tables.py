@@ -40,7 +40,7 @@ def judge(record: dict[str, Any]) -> dict[str, Any] | None:
         "best_share": record["shares"][best],
         "curve": np.exp(mean - mean[best]).tolist(),
         "standard_error": float(np.median(np.delete(errors, best))),
-        "split_half": _split_half(log),
+        "split_half": split_half(log),
         # growing later than at 90 % of the budget is not distinguished from never
         "never_is_best": bool(best >= never - 1),
         "growth_pays": bool(differences[:, never].mean() > 2 * errors[never] and best < never - 1),
@@ -81,7 +81,7 @@ def judge(record: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _split_half(log: np.ndarray) -> float:
+def split_half(log: np.ndarray) -> float:
     """Return the mean regret of the step chosen on one half of the runs and judged on the other, over random halves."""
     rng, half, regrets = np.random.default_rng(SEED), len(log) // 2, []
     for _ in range(SPLITS):
@@ -91,7 +91,7 @@ def _split_half(log: np.ndarray) -> float:
     return float(np.mean(regrets))
 
 
-def _interval(differences: np.ndarray) -> list[float]:
+def interval_over_problems(differences: np.ndarray) -> list[float]:
     """Return mean and 95 % bootstrap interval over problems of paired differences of log regret, as ratios."""
     rng = np.random.default_rng(SEED)
     means = differences[rng.integers(len(differences), size=(RESAMPLES, len(differences)))].mean(axis=1)
@@ -119,7 +119,7 @@ def compute(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     logs = {name: np.log([p["regret"][name] for p in judged]) for name in names}
     result["against_fixed"] = {
-        rule: {f"{share:.0%}": _interval(logs[rule] - logs[f"fixed at {share:.0%}"]) for share in FIXED}
+        rule: {f"{share:.0%}": interval_over_problems(logs[rule] - logs[f"fixed at {share:.0%}"]) for share in FIXED}
         for rule in (*AHEAD, *CHARGED_RULES)
         if rule in logs
     }

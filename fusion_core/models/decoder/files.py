@@ -111,6 +111,8 @@ def rope_of(values: dict[str, Any], theta: str = "rope_theta", turned: str = "pa
     for name, older in (("rope_theta", theta), ("partial_rotary_factor", turned)):
         if rope.get(name) is None and values.get(older) is not None:
             rope[name] = values[older]
+    if rope.get("partial_rotary_factor") == 1 and turned == "partial_rotary_factor":
+        del rope["partial_rotary_factor"]  # as if it were left out
     return rope
 
 
@@ -178,13 +180,16 @@ def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
 def qwen2_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
     """Return ``llama_fields``, and the windows if they are used."""
     found = llama_fields(values, origin)
-    if values.get("use_sliding_window"):
-        found["settings"] = found.get("settings", {}) | windows(values)
-    return found
+    return found | {"settings": found.get("settings", {}) | windows(values)}
+
+
+WINDOWS = ("sliding_window", "max_window_layers", "layer_types")
 
 
 def windows(values: dict[str, Any]) -> dict[str, Any]:
     """Return the sliding windows of a Qwen, with the kind of every layer, so that copies of layers keep theirs."""
+    if not values.get("use_sliding_window"):
+        return {}
     window, first, depth = (
         values.get("sliding_window"),
         values.get("max_window_layers"),
@@ -193,12 +198,7 @@ def windows(values: dict[str, Any]) -> dict[str, Any]:
     kinds = values.get("layer_types")
     if kinds is None and depth and first is not None:
         kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(depth)]
-    return {
-        "use_sliding_window": True,
-        "sliding_window": window,
-        "max_window_layers": first,
-        "layer_types": kinds,
-    }
+    return {"use_sliding_window": True} | dict(zip(WINDOWS, (window, first, kinds), strict=True))
 
 
 def llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Llama3Rope:

@@ -36,7 +36,8 @@ def _norm(name: str, layout: Layout) -> Layout:
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
     kinds = [("full", "sliding")[(i + 1) % 2] + "_attention" for i in range(values.get("num_hidden_layers") or 0)]
-    return values if values.get("layer_types") else values | {"layer_types": kinds}
+    used = {name: value for name, value in values.items() if name != "hidden_act" or "hidden_activation" not in values}
+    return used if values.get("layer_types") else used | {"layer_types": kinds}
 
 
 RECORD = decoder(

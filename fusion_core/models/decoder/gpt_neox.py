@@ -6,6 +6,8 @@ itself; otherwise as GPT-2. Source: Black et al. (2022); Hugging Face's ``GPTNeo
 
 from __future__ import annotations
 
+import functools
+
 from fusion_core.models.decoder.described import DecoderConfig, spelling
 from fusion_core.models.decoder.layers import out_by_in
 from fusion_core.models.decoder.record import decoder
@@ -46,8 +48,10 @@ def arrays(config: GPTNeoXConfig) -> Params:
 
 _TIED = ("gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias")
 _OURS = ("num_key_value_heads", "head_dim")  # the files have neither
+_complete = lambda values: {"attention_bias": True, **values}
+_spelling = functools.partial(spelling, without=_OURS, old=("rotary_emb_base", "rotary_pct"), complete=_complete)
 RECORD = decoder(
-    spelling("gpt_neox", GPTNeoXConfig, "GPTNeoXForCausalLM", without=_OURS, old=("rotary_emb_base", "rotary_pct")),
+    _spelling("gpt_neox", GPTNeoXConfig, "GPTNeoXForCausalLM"),
     arrays,
     embedding="gpt_neox.embed_in.weight",
     stacks=lambda config: (layers_of("num_hidden_layers", "gpt_neox.layers", config.num_hidden_layers),),

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusion_core.models.decoder import llama
 from fusion_core.models.decoder.described import DecoderConfig, spelling
-from fusion_core.models.decoder.files import windows
+from fusion_core.models.decoder.files import WINDOWS, windows
 from fusion_core.models.decoder.record import decoder
 from fusion_core.models.units import Layout, Params
 
@@ -29,7 +29,7 @@ def arrays(config: Qwen3Config) -> Params:
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:
-    return values | windows(values) if values.get("use_sliding_window") else values
+    return {name: value for name, value in values.items() if name not in WINDOWS} | windows(values)
 
 
 RECORD = decoder(

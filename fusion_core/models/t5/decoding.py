@@ -18,7 +18,6 @@ from fusion_core.models.t5.beams import EarlyStopping, beam_search, candidates
 from fusion_core.models.t5.cache import Layers, empty_cache, next_logits, remember
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import Params
-from fusion_core.seeds import seed32
 
 Method = Literal["greedy", "sample", "beam"]
 
@@ -121,7 +120,7 @@ def decode(
         options = {"beams": how.beams, "length_penalty": how.length_penalty, "early_stopping": how.early_stopping}
         return beam_search(params, config, memory, length=length, **options)[0][:, 0]  # type: ignore[arg-type]
     # one key a row: a text's samples do not depend on the others in its batch
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed32(seed))))(rows)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
 
     def choose(logits: Array, position: Array) -> Array:
         if how.method == "greedy":
