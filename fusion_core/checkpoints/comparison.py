@@ -107,12 +107,9 @@ def deviation_from_mean(
         if source.folder not in found:
             found[source.folder] = logits_of(source, batch)
         mean = mean + weight * found[source.folder]
-    for name, logits in [
-        *((str(source.folder), found[source.folder]) for source in sources),
-        ("the fused network", None),
-    ]:
-        logits = logits_of(fused, batch) if logits is None else logits
-        if not np.isfinite(logits).all():
+    logits = logits_of(fused, batch)
+    for name, values in (*found.items(), ("the fused network", logits)):
+        if not np.isfinite(values).all():
             raise InputError(
                 f"the logits of {name} on random tokens are not finite: its settings or weights are wrong, and so would be any "
                 "network made of it; mend it, or leave out the probe"
