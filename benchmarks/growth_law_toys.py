@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         "regret": {kind: law_tables.compute(problems) for kind, problems in judged.items()},
         "problems": judged, "head_start": kept, "flows": flows, "provenance": provenance(),
     }  # fmt: skip
-    tables = "\n\n".join(law_tables.markdown(found, kind) for kind, found in result["regret"].items())
+    tables = "\n\n".join(law_tables.markdown(found, kind, kind != "tuning") for kind, found in result["regret"].items())
     parts = {
         "rules": tables,
         "head start": law_head_start.markdown([p["kept"] for found in judged.values() for p in found] + kept),

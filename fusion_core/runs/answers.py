@@ -76,6 +76,7 @@ def answer(
         ids = padded([sources[i] for i in rows], width_for(max(len(sources[i]) for i in rows)), pad)
         written = generate(network.params, network.config, ids, seed=seed, rows=rows.tolist(), **options)
         before = len(found)
-        found |= {int(i): network.tokenizer.decode(line) for i, line in zip(rows, written, strict=True)}
+        texts = (network.tokenizer.decode(line[~np.isin(line, network.config.ends)]) for line in written)
+        found |= {int(i): text for i, text in zip(rows, texts, strict=True)}
         on_batch(len(found) - before)
     return [found[i] for i in range(len(sources))]

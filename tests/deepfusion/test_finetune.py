@@ -137,7 +137,7 @@ def test_a_run_interrupted_and_killed_ends_where_the_whole_one_does(folder, whol
     write_rows(folder / "rows.tsv", [*ROWS[1:], ROWS[0]])
     code, _, err = run("finetune", "--resume", out)
     assert code == 2
-    assert "its examples is" in err
+    assert f"was begun with {folder / 'rows.tsv'}, which has another content now" in err
     write_rows(folder / "rows.tsv")
     monkeypatch.setattr(ExampleBatches, "batch", batch)
     monkeypatch.setattr(Finetuning, "answers", die)

@@ -166,7 +166,13 @@ def test_a_quantised_checkpoint_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "bits", "message"),
-    [("F4", 4, "packed 4-bit"), ("F8_E8M0", 8, "8-bit scale"), ("F8_E4M3", 8, "8-bit float"), ("I8", 8, "an integer")],
+    [
+        ("F4", 4, "packed 4-bit"),
+        ("F4", 8, "packed 4-bit"),
+        ("F8_E8M0", 8, "8-bit scale"),
+        ("F8_E4M3", 8, "8-bit float"),
+        ("I8", 8, "an integer"),
+    ],
 )
 def test_dtypes_of_quantised_weights_are_named(tmp_path, dtype, bits, message):
     folder = saved_t5(tmp_path / "t5")

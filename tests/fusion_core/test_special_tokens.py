@@ -1,5 +1,6 @@
 """Ids of padding, end and sentinels come from the tokenizer and the configuration, in every path; never from habit."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,9 @@ from tokenizers import AddedToken, models, pre_tokenizers
 
 import fusion_core as fc
 from fusion_core.models.t5 import batch_loss
-from fusion_core.models.t5.decoding import Decoding
+from fusion_core.models.t5.decoding import Decoding, generate
 from fusion_core.runs import read_plan
-from fusion_core.runs.answers import answer, open_network
+from fusion_core.runs.answers import TextNetwork, answer, open_network
 from fusion_core.text import SpanCorruption, StreamedSpans, TextList, Tokenizer
 from fusion_core.text.examples import ExampleBatches, encode_texts, padded
 from fusion_core.text.sources import first_batches
@@ -167,6 +168,19 @@ def test_the_width_of_a_batch_changes_neither_loss_nor_answer_wherever_pad_is(tm
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     how = Decoding(6)
     assert answer(network, [short], how) == answer(network, [short, long], how)[:1]
+
+
+def test_no_end_token_of_several_is_shown_in_an_answer(tmp_path):
+    config = tiny(vocab_size=tokenizer().vocab_size, num_layers=1, num_decoder_layers=1)
+    params = lively(config, 0)
+    network = TextNetwork(params, config, tokenizer())
+    source = encode_texts(tokenizer(), [TEXTS[0][:20]], 60)[0]
+    free = generate(params, config, padded(source, 32, 0), max_length=6)[0]
+    ends = dataclasses.replace(config, eos_token_id=(1, int(free[1])))
+    (short,) = answer(network._replace(config=ends), source, Decoding(6))
+    first = [] if free[0] == free[1] else free[:1]
+    assert short == tokenizer().decode(first)
+    assert answer(network, source, Decoding(6)) != [short]
 
 
 def test_a_tokenizer_without_an_end_in_its_template_still_ends_its_texts(tmp_path):

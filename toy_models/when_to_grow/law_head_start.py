@@ -48,7 +48,11 @@ def measure(report: Callable[[str], None], smoke: bool = False) -> list[dict[str
 
 def kept_and_law(curves: LongCurves) -> dict[str, Any]:
     """Return the kept shares at each growth step, the parameters of the laws, and the final losses over scratch's."""
-    runs = range(len(curves.small))
+    ends = np.stack([final_log(curves, range(len(curves.small)), n1, curves.budget) for n1 in curves.grown])
+    runs = np.flatnonzero(np.isfinite(ends).all(axis=0)).tolist()
+    if len(runs) < FITTED_RUNS and len(runs) < len(curves.small):
+        why = f"{len(curves.small) - len(runs)} of {len(curves.small)} runs diverged"
+        return {"kept": {}, "laws": {"head_start": why, "curves": why}, "budget": curves.budget}
     of = lambda losses: [np.stack([curves.times, losses[run]], axis=1) for run in runs]
     scratch = [curve[1:] for curve in of(curves.scratch)]
     alone = LongCurves(curves.times, curves.scratch, curves.scratch, {}, {})

@@ -133,8 +133,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def markdown(result: Mapping[str, Any], what: str) -> str:
-    """Return the tables of some problems as Markdown."""
+def markdown(result: Mapping[str, Any], what: str, ratios: bool = True) -> str:
+    """Return the tables of some problems as Markdown, with the ratios to fixed shares or without."""
     resolved, halves = result["truth"]["resolved"], result["truth"]["split_half"]
     shares = ", ".join(f"{share:.0%}" for share in result["best_shares"])
     lines = [
@@ -156,7 +156,7 @@ def markdown(result: Mapping[str, Any], what: str) -> str:
                 f"| {name} | {row['median']:.3f} | {row['mean']:.3f} | {row['worst']:.3f} | {row['share']:.0%} | "
                 f"{row['cost']:.0%} | {off} | {refused} | {holds} |"
             )
-    for how, title in (("charged", "its cost charged"), ("free", "its cost not charged")):
+    for how, title in (("charged", "its cost charged"), ("free", "its cost not charged"))[: 2 * ratios]:
         lines += ["", f"Ratio of regrets, mean and 95 % interval over problems, {title}:", ""]
         lines += [f"| rule | {' | '.join(AGAINST)} |", "|---" * (len(AGAINST) + 1) + "|"]
         for name, against in result[f"{how}_against"].items():
