@@ -21,6 +21,7 @@ DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "jax", "matplotlib")
 TEXT_SUFFIXES = (".rst", ".md")
 
 MOST_TEXT = 1 << 30  # characters that are held in memory
+LONGEST_WORD = 1 << 20  # characters without white space
 MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
 
 
@@ -147,6 +148,10 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
             if size > MOST_TEXT:
                 raise InputError(
                     f"the text up to {file} has more than {MOST_TEXT:,} characters; stream it, or give less"
+                )
+            if len(text) > LONGEST_WORD and max(map(len, text.split()), default=0) > LONGEST_WORD:
+                raise InputError(
+                    f"{file} has more than {LONGEST_WORD:,} characters without a space; no text has: leave it out"
                 )
             if text.strip():
                 documents.append(text)

@@ -28,7 +28,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 Position = tuple[int, int]
 START: Position = (0, 0)
 
-MOST_DOCUMENT = 1 << 28  # bytes of a document that is not cut, and of a line of JSON
+MOST_DOCUMENT = 1 << 27  # bytes of a document that is not cut, and of a line of JSON
 PIECE = 1 << 20  # bytes read at once
 BLANK = re.compile(rb"[ \t]*\r?\n")
 

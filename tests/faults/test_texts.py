@@ -60,6 +60,12 @@ def test_a_document_and_a_text_that_memory_does_not_hold_are_refused_with_the_li
     assert text == "word " * 200  # a stream cuts it
 
 
+def test_a_word_that_no_tokenizer_gets_through_is_refused(tmp_path):
+    (tmp_path / "solid.txt").write_text("ab" * (1 << 20))
+    with pytest.raises(InputError, match="more than 1,048,576 characters without a space"):
+        read_documents([tmp_path / "solid.txt"])
+
+
 def test_a_compressed_file_of_zeros_is_no_text_and_is_not_unpacked(tmp_path):
     with gzip.open(tmp_path / "zeros.gz", "wb", 1) as file:
         for _ in range(20):
