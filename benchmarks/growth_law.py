@@ -4,7 +4,7 @@
     python -m benchmarks.growth_law --write        renews the tables in docs/when_to_grow.md
     python -m benchmarks.growth_law --json FILE    the numbers too ("-": only them, to standard output)
 
-Nothing is trained: the curves are those of ``paper_figures/experiments`` (``growth_step``, ``scratch_rates``,
+Nothing is trained: the curves are those of ``paper_figures/experiments`` (``growth_step``, ``scratch_float32``,
 ``after_growth_early``, ``after_growth_late``, ``t5_medium``; ``growth_long`` and ``growth_half`` where they are there). Lengths
 are FLOPs in steps of the large network.
 """
@@ -67,7 +67,7 @@ MEASURED: dict[float, tuple[tuple[str, str], ...]] = {
 
 def curves_of(record: str, grown: Sequence[str] = (), *, small: str = "") -> RunCurves:
     """Return curves of a record's arms, with scratch (and ``SMALL``) from the record that has it."""
-    reference = load_record("scratch_rates").seeds
+    reference = load_record("scratch_float32").seeds
     seeds = load_record(record).seeds
     having = {seed: nodes for seed, nodes in seeds.items() if all(name in nodes for name in grown)}
     found = {seed: {**reference[seed], **having[seed]} for seed in having}
@@ -88,7 +88,7 @@ def kept_shares(draws: int) -> list[dict[str, Any]]:
                 continue
             curves = curves_of(record, (name,))
             runs = [curve for _, curve in curves.grown]
-            scratch = [curve[1:] for curve in curves_of("scratch_rates").scratch]
+            scratch = [curve[1:] for curve in curves_of("scratch_float32").scratch]
             n1 = curves.grown[0][0]
             first = float(np.mean([run[0, 1] for run in runs]))
             age = float(bea.steps_to(bea.falling_mean(scratch), first))
@@ -120,7 +120,7 @@ def laws_of(found: Judged, draws: int) -> list[dict[str, Any]]:
 
 def one_run(draws: int) -> dict[str, Any]:
     """Return what the law of curves says of the small network in one run, and the losses of arms grown from it."""
-    found, facts, rows = curves_of("scratch_rates", small=SMALL), _growth_step().facts, []
+    found, facts, rows = curves_of("scratch_float32", small=SMALL), _growth_step().facts, []
     budget = _growth_step().budget
     for longest in FITTED["growth_step"]:
         row: dict[str, Any] = {"longest": longest}
@@ -147,7 +147,7 @@ def _growth_step() -> Judged:
 def rule(found: Judged, draws: int) -> list[dict[str, Any]]:
     """Return where the head-start rule grows, from curves of each length of scratch and of the small network."""
     rows = []
-    one = curves_of("scratch_rates", small=SMALL)
+    one = curves_of("scratch_float32", small=SMALL)
     for what, small in (("one run", one.small), (f"that of {found.name}", found.curves.small)):
         for longest in FITTED[found.name]:
             cut = lambda runs, end=longest: [run[(run[:, 0] > 0) & (run[:, 0] <= end + 1)] for run in runs]

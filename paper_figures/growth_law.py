@@ -31,7 +31,7 @@ from paper_figures.results import Results
 
 SEED = 0
 DEPENDS = ("bea", "fusion_core")
-RECORDS = (*laws.JUDGED, "scratch_rates")
+RECORDS = (*laws.JUDGED, "scratch_float32")
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the budget, to which the runs of a fit go
 DRAWS = 20
 LAWS = ("head_start", "curves", "curves alone")

@@ -13,12 +13,12 @@ What one should see: Deep Fusion's row leftmost, with its interval apart from th
 from matplotlib.figure import Figure
 
 from paper_figures import arms
-from paper_figures.experiments.comparison import REFERENCE, Comparison
+from paper_figures.experiments.comparison import FLOAT32, REFERENCE, Comparison
 from paper_figures.results import Results
 
 SEED = 0
 DEPENDS = ("fusion_core",)
-RECORDS = ("growth_operators", REFERENCE)
+RECORDS = ("growth_operators", REFERENCE, FLOAT32)
 OURS = "deep_fusion"  # how the names of Deep Fusion's arms begin
 LABELS = {
     "deep_fusion": "Deep Fusion",

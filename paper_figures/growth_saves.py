@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from paper_figures import arms
 from paper_figures.experiments.comparison import (
+    FLOAT32,
     REFERENCE,
     SMALL,
     TUNED,
@@ -35,12 +36,9 @@ from paper_figures.results import Results
 
 SEED = 0
 DEPENDS = ("fusion_core",)
-RECORDS = ("growth_step", "t5_medium", REFERENCE)
+RECORDS = ("growth_step", "t5_medium", REFERENCE, FLOAT32)
 EARLY, LATE = ("early", 0.15), ("late", 0.35)  # recipe, and the share of the budget that its arm is nearest to
-MEDIUM = {
-    "grown late": "self",
-    "two sources, fused": "two_zero",
-}  # arms of t5_medium, whose sources are trained at once
+MEDIUM = {"two sources, fused": "two_zero"}  # arms of t5_medium
 LATEST = 0.8  # share of a budget after which an arm that is grown is none of that budget
 ZOOM = 0.25  # share of the FLOPs at which the drawn part begins
 
@@ -67,10 +65,14 @@ def compute(preset: str) -> Results:
 
 
 def nearest(config: Mapping[str, Any], arrays: Mapping[str, Any], recipe: str, share: float, budget: int = -1) -> str:
-    """Return the arm of a recipe grown nearest to a share of the budget, of those that train to it; "" if there is none."""
+    """Return the arm of a recipe (of any, if it has none) grown nearest to a share of the budget, of those that train to it.
+
+    If there is none, "" is returned.
+    """
     at = np.array(arrays["grown_at"]) / arrays["budgets"][budget]
     ended = np.isfinite(arrays["loss"][:, budget]).any(axis=1)
-    fits = [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{recipe}_\d+", arm) and ended[i]]
+    of = lambda name: [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{name}_\d+", arm) and ended[i]]
+    fits = of(recipe) or of(f"({EARLY[0]}|{LATE[0]})")
     return config["arms"][min(fits, key=lambda i: abs(at[i] - share))] if fits else ""
 
 

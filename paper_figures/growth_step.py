@@ -24,6 +24,7 @@ from matplotlib.ticker import PercentFormatter
 from paper_figures import arms
 from paper_figures.experiments import statistics
 from paper_figures.experiments.comparison import (
+    FLOAT32,
     REFERENCE,
     SHARES,
     SMALL,
@@ -46,7 +47,7 @@ AUTO, RULES = (
     "growth_auto",
     "growth_rules",
 )  # records of what the online and the greedy rule answer; they may be missing
-RECORDS = ("growth_step", REFERENCE, AUTO, RULES)
+RECORDS = ("growth_step", REFERENCE, FLOAT32, AUTO, RULES)
 NAME = re.compile(r"([a-z]+)_(\d+)")  # RECIPE_N: grown after the FLOPs of N large steps
 NO_RECIPES = ("noise", "random", "push", SCRATCH)
 SAVED = "saved, paid | given | mean curves, paid"  # columns of a table

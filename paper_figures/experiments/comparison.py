@@ -22,6 +22,7 @@ from paper_figures.results import Results
 MEANS = ("paid", "given")  # kinds of savings of mean curves
 SHARES = (0.25, 0.5, 1.0)  # of the whole budget
 REFERENCE = "scratch_rates"  # the record with the networks from scratch at every rate
+FLOAT32 = "scratch_float32"  # the same at its best rates, for records of runs in float32 on a CPU
 SMALL = "small"  # the arm of one small network with the whole budget
 TUNED = "scratch, tuned"
 LATEST = 0.9  # share of a budget after which a growth is none of that budget
@@ -31,26 +32,37 @@ POINTS = 161  # of a drawn curve
 def records_of(name: str, preset: str) -> list[Record]:
     """Return the record of a figure, and the reference, with the network from scratch at every rate, if both have one budget.
 
+    The reference of runs on a CPU is of a CPU too: a GPU rounds products of float32 to TF32.
+
     Raises:
       InputError: a record is missing, with the command that makes it, or the two should be of one text and are not.
     """
     if preset == "smoke":
         return [shared_record()]
     record = load_record(name)
-    if name == REFERENCE:
+    wanted = FLOAT32 if _on_cpu(record) and path_of(FLOAT32, "json").exists() else REFERENCE
+    if name in (REFERENCE, FLOAT32):
         return [record]
     own = any(arm.startswith(SCRATCH) for arm in statistics.arms_over_seeds(record.seeds))
-    if own and not path_of(REFERENCE, "json").exists():
+    if own and not path_of(wanted, "json").exists():
         return [record]
-    reference = load_record(REFERENCE)
+    reference = load_record(wanted)
     of_one_budget = abs(whole_budget([record]) / whole_budget([reference]) - 1) < statistics.SLACK
     if not of_one_budget or record.settings.get("data") != reference.settings.get("data"):
         return [record]
     if record.text and reference.text and record.text != reference.text:
         raise InputError(
-            f"{name} and {REFERENCE} are of different texts, so that their losses do not compare; run both anew"
+            f"{name} and {wanted} are of different texts, so that their losses do not compare; run both anew"
         )
     return [record, reference]
+
+
+def _on_cpu(record: Record) -> bool:
+    """Return whether all of a record's networks were trained on a CPU."""
+    devices = [
+        node.get("device", "") for nodes in record.seeds.values() for node in nodes.values() if node["kind"] == "train"
+    ]
+    return all(device.startswith("cpu") for device in devices)
 
 
 def arms_of_records(records: Sequence[Record]) -> dict[str, dict[str, Path]]:

@@ -1,7 +1,7 @@
 """Laws of growth against the records: curves of their arms, what short curves foretell, what growing came to.
 
 Lengths are FLOPs in steps of the large network. A record is judged at its budget, on the recipe of which it has the most arms;
-where it has no scratch or no small network of its own, those of ``scratch_rates`` are taken if they are the same networks.
+where it has no scratch or no small network of its own, those of ``scratch_float32`` are taken if they are the same networks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusion_core.runs.plan_file import read_plan
 from fusion_core.schedule import LawFacts, RunCurves, fit_law, run_curves
 from paper_figures.experiments.record import load_record, path_of
 
-REFERENCE, SCRATCH, SMALL = "scratch_rates", "scratch_0p02_width", "small"
+REFERENCE, SCRATCH, SMALL = "scratch_float32", "scratch_0p02_width", "small"
 JUDGED = ("growth_step", "growth_half", "growth_long")  # records; those that are not there are left out
 LAST = 150.0  # steps over whose evaluations a final loss is averaged: one evaluation is 0.02 off
 FIXED = (0.0, 0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 1.0)

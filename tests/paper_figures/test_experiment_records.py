@@ -189,14 +189,16 @@ def test_the_tables_have_every_arm_and_say_which_scratch_network_is_the_tuned_on
     )
 
 
-def test_a_record_of_another_text_is_no_reference(merged, monkeypatch):
-    bare = {seed: {n: f for n, f in nodes.items() if n != "scratch_0.1"} for seed, nodes in merged.seeds.items()}
-    records = {"other": dataclasses.replace(merged, name="other", seeds=bare), comparison.REFERENCE: merged}
+@pytest.mark.parametrize(("device", "wanted"), [("gpu: one", comparison.REFERENCE), ("cpu: cpu", comparison.FLOAT32)])
+def test_the_reference_is_of_the_same_kind_of_device_and_of_the_same_text(merged, monkeypatch, device, wanted):
+    of_device = {s: {n: f | {"device": device} for n, f in nodes.items()} for s, nodes in merged.seeds.items()}
+    bare = {seed: {n: f for n, f in nodes.items() if n != "scratch_0.1"} for seed, nodes in of_device.items()}
+    records = {"other": dataclasses.replace(merged, name="other", seeds=bare), wanted: merged}
     monkeypatch.setattr(comparison, "load_record", records.__getitem__)
     one, reference = comparison.records_of("other", "full")
     assert set(comparison.arms_of_records([one, reference])) == {"grown", "scratch_0.1"}
-    records[comparison.REFERENCE] = dataclasses.replace(merged, text="another")
-    with pytest.raises(InputError, match="other and scratch_rates are of different texts"):
+    records[wanted] = dataclasses.replace(merged, text="another")
+    with pytest.raises(InputError, match=f"other and {wanted} are of different texts"):
         comparison.records_of("other", "full")
 
 
