@@ -95,9 +95,7 @@ def without_symmetry(coefficients: Mapping[Tree, Any]) -> dict[Tree, Any]:
     return {tree: value * tree.symmetry for tree, value in coefficients.items()}
 
 
-def check_order(
-    order: int, colours: int, memory_limit: int, sweep: int = 1, remedy: str = "or pass a larger memory_limit"
-) -> None:
+def check_order(order: int, colours: int, memory_limit: int, sweep: int = 1, remedy: str = "") -> None:
     """Raise ValueError if an order is below 1, or its trees (counted, not built) would not fit into memory.
 
     The message has their number and size. ``sweep`` is the number of stages in one step.
@@ -114,10 +112,11 @@ def check_order(
     if order > 64 or sizes[-1] > memory_limit:
         least = "more than " if order > 64 else ""
         fields = "one field" if colours == 1 else f"{colours} fields"
+        above = "" if remedy else f", above the limit of {_size(memory_limit)}"  # otherwise not the caller's
         fits = sum(size <= memory_limit for size in sizes)
         raise ValueError(
-            f"order {order} for {fields} means {least}{totals[-1]:,} trees and {least or 'about '}{_size(sizes[-1])}, "
-            f"above the limit of {_size(memory_limit)}: ask for order {fits} or less, {remedy}"
+            f"order {order} for {fields} means {least}{totals[-1]:,} trees and {least or 'about '}{_size(sizes[-1])}{above}: "
+            f"ask for order {fits} or less, {remedy or 'or pass a larger memory_limit'}"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -35,6 +37,7 @@ NOT_SMOOTH = (
     "Heaviside",
 )
 
+MOST_NESTED, MOST_EXPONENTIALS, LARGEST_ARGUMENT = 6, 3, 10_000
 LONGEST, DEEPEST, LARGEST_EXPONENT, LARGEST_NUMBER = 2_000, 60, 64, 10**30
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -95,6 +98,7 @@ def _read(node: ast.AST, text: str, names: set[str] | None, own: set[str], depth
             return read(operand)
         case ast.BinOp(op=ast.Pow(), left=left, right=right):
             base, exponent = read(left), read(right)
+            _check_tower(exponent, node)
             if exponent.is_number and not abs(exponent) <= LARGEST_EXPONENT:
                 raise FormulaError(f"the exponent in {_shown(ast.unparse(node))} is above {LARGEST_EXPONENT}")
             return _bounded(base**exponent, node)
@@ -105,7 +109,12 @@ def _read(node: ast.AST, text: str, names: set[str] | None, own: set[str], depth
                 a + b if kind is ast.Add else a - b if kind is ast.Sub else a * b if kind is ast.Mult else a / b, node
             )
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](read(argument))
+            inner = read(argument)
+            if name in ("exp", "sinh", "cosh"):
+                _check_tower(inner, node)
+            if _nested(inner) >= MOST_NESTED:
+                raise FormulaError(f"{_shown(text)} has more than {MOST_NESTED} functions in one another")
+            return FUNCTIONS[name](inner)
         case ast.Call(func=ast.Name(id=name)) if name in NOT_SMOOTH:
             raise FormulaError(f"{name} is not smooth, and the expansion needs its derivatives: use a smooth stand-in")
         case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS:
@@ -115,6 +124,44 @@ def _read(node: ast.AST, text: str, names: set[str] | None, own: set[str], depth
     raise FormulaError(
         f"{_shown(ast.unparse(node))} is not allowed in a formula: use numbers, names, + - * / ** and functions"
     )
+
+
+def _check_tower(exponent: sp.Expr, node: ast.AST) -> None:
+    """Raise FormulaError if exponentials stand so high on each other that their values have too many digits."""
+    if _tower(exponent) >= MOST_EXPONENTIALS or _magnitude(exponent) > LARGEST_ARGUMENT:
+        raise FormulaError(
+            f"{_shown(ast.unparse(node))} is a tower of exponentials: at most {MOST_EXPONENTIALS} may be in one another, and "
+            f"an exponent may reach {LARGEST_ARGUMENT:,} where all names are 1"
+        )
+
+
+@functools.cache
+def _nested(expr: sp.Expr) -> int:
+    """Return how many functions are in one another."""
+    return max(map(_nested, expr.args), default=0) + isinstance(expr, sp.Function)
+
+
+@functools.cache
+def _tower(expr: sp.Expr) -> int:
+    """Return how many exponentials are in one another."""
+    inside = max(map(_tower, expr.args), default=0)
+    return inside + (isinstance(expr, sp.exp | sp.sinh | sp.cosh) or (expr.is_Pow and not expr.exp.is_Rational))
+
+
+@functools.cache
+def _magnitude(expr: sp.Expr) -> float:
+    """Return about the largest size of an expression where all symbols are 1; infinite if that is no number."""
+    if expr.is_Rational or expr in (sp.pi, sp.E):
+        return abs(float(expr))
+    sizes = [_magnitude(arg) for arg in expr.args]
+    try:
+        if expr.is_Add or expr.is_Mul:
+            return sum(sizes) if expr.is_Add else math.prod(sizes)
+        if expr.is_Pow:
+            return max(sizes[0], 1.0) ** (max(float(expr.exp), 0.0) if expr.exp.is_Rational else sizes[1])
+        return math.exp(sizes[0]) if isinstance(expr, sp.exp | sp.sinh | sp.cosh) else max([1.0, *sizes])
+    except OverflowError:
+        return math.inf
 
 
 def _bounded(value: sp.Expr, node: ast.AST) -> sp.Expr:

@@ -14,6 +14,7 @@ from bea.symbolic.equation import modified_equation, with_symmetry, without_symm
 from bea.symbolic.fields import Phase, compose, gradient_field, modified_field, phase_series
 from bea.symbolic.losses import NotAGradient, modified_loss
 from bea.symbolic.momentum import momentum_loss
+from bea.symbolic.work import check_work
 from bea.trees import Tree
 
 CONVENTION = "h f~ = sum over trees of omega(t) / symmetry(t) * F(t) * (step of each node)"
@@ -37,6 +38,7 @@ class Derivation:
 def present_loss(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, order: int, method: str) -> Derivation:
     """Derive the modified loss of ``method`` through ``order``, or the order from which on there is none."""
     data: dict[str, Any] = {"kind": "modified loss", "loss": str(loss), "symbols": _texts(parameters), "order": order}
+    check_work([loss], parameters, order)
     try:
         found = modified_loss(loss, parameters, step, order, method=method)
     except NotAGradient as stop:
@@ -69,6 +71,7 @@ def _no_loss(
 
 def present_momentum(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, beta: sp.Expr) -> Derivation:
     """Derive the modified loss of heavy-ball descent with coefficient ``beta``, on its slow manifold."""
+    check_work([loss], parameters, 2)
     found = momentum_loss(loss, parameters, step, beta)
     data = {"kind": "modified loss with momentum", "loss": str(loss), "beta": str(beta), "modified_loss": str(found)}
     time = step / (1 - beta)
@@ -80,6 +83,7 @@ def present_field(
     components: Sequence[sp.Expr], parameters: Sequence[sp.Symbol], step: sp.Expr, order: int, method: str
 ) -> Derivation:
     """Derive the modified field of ``method`` on a field given by its components."""
+    check_work(components, parameters, order, gradient=False)
     found = modified_field(components, parameters, step, order, method=method)
     data = {"kind": "modified field", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
     lines = [f"modified field through order {order}:", *_components(parameters, found)]
@@ -153,6 +157,7 @@ def present_phases_of(
     method: str,
 ) -> Derivation:
     """Derive the field whose flow for time one is the phases one after the other, for given losses."""
+    check_work(list(losses.values()), parameters, order)
     runs = [
         Phase(list(gradient_field(losses[phase.name], parameters)), phase.step, phase.steps, method) for phase in phases
     ]

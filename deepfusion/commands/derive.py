@@ -61,7 +61,7 @@ def derive(
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     try:
-        with working("deriving", quiet=True):
+        with working("multiplying out and simplifying the formulas", quiet=True, after=4.0):
             found = _derivation(loss, phases, field, where or [], order, symbols, step, momentum, method, trees)
     except ValueError as error:  # of bea.symbolic: what it says is for whoever typed the formula
         raise InputError(" ".join(str(error).split())) from None

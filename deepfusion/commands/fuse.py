@@ -112,7 +112,7 @@ def fuse(
     with byte_bar(recipe.nbytes) as report:
         measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:
-        print(json.dumps({"out": str(out), **facts_of(recipe), "deviation": measured and dataclasses.asdict(measured)}))
+        print(json.dumps({"out": str(out), **facts_of(recipe), "deviation": _numbers_of(measured)}))
         return
     print(f"Wrote {out}: {size_of(recipe)}.")
     print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
@@ -137,7 +137,13 @@ def _parse_weights(text: str | None) -> list[float] | None:
         raise InputError(f"--weights is {text!r}; give numbers with commas, such as 0.3,0.7") from None
 
 
+def _numbers_of(measured: Deviation | None) -> dict[str, float] | None:
+    return None if measured is None or measured.says_nothing else dataclasses.asdict(measured)
+
+
 def _deviation(measured: Deviation | None, cannot_run: str) -> str:
+    if measured is not None and measured.says_nothing:
+        return f"The deviation from the mean says nothing here: {measured.says_nothing}."
     if measured is None:
         return f"The deviation from the mean was not measured{cannot_run and f': {cannot_run}'}."
     return (

@@ -60,7 +60,8 @@ def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]
     ]
     lines += [f"- {sentence}" for sentence in recipe.kept_values]
     reason = recipe.cannot_run
-    if measured is None:
+    if measured is None or measured.says_nothing:
+        reason = reason if measured is None else measured.says_nothing
         lines.append(f"- deviation from the mean: not measured{reason and f' ({reason})'}")
     else:
         lines.append(

@@ -37,6 +37,11 @@ class Deviation:
     spread: float
     tokens: int
 
+    @property
+    def says_nothing(self) -> str:
+        """Why the deviation, though it may be 0, is no proof of anything; "" if it is."""
+        return "" if self.spread else "all logits of the sources' mean are equal on random tokens"
+
 
 SMALL = 1_000_000  # parameters; below, compiling the network whole is faster than compiling its operations one by one
 
@@ -90,7 +95,11 @@ def text_batch(checkpoints: Sequence[Checkpoint], texts: Sequence[str], rows: in
 def deviation_from_mean(
     sources: Sequence[Checkpoint], weights: Sequence[float], fused: Checkpoint, seed: int = 0
 ) -> Deviation:
-    """Return the maximum and the mean of ``|f(x) − Σ wᵢ fᵢ(x)|`` on a small batch of random tokens, drawn with the seed."""
+    """Return the maximum and the mean of ``|f(x) − Σ wᵢ fᵢ(x)|`` on a small batch of random tokens, drawn with the seed.
+
+    Raises:
+      InputError: logits are not finite.
+    """
     batch = probe(fused.config, seed)
     found: dict[object, np.ndarray] = {}  # one checkpoint given twice is run once
     mean = np.zeros(())
@@ -98,7 +107,14 @@ def deviation_from_mean(
         if source.folder not in found:
             found[source.folder] = logits_of(source, batch)
         mean = mean + weight * found[source.folder]
-    difference = np.abs(logits_of(fused, batch) - mean)
+    logits = logits_of(fused, batch)
+    for name, values in (*found.items(), ("the fused network", logits)):
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the logits of {name} on random tokens are not finite: its settings or weights are wrong, and so would be any "
+                "network made of it; mend it, or leave out the probe"
+            )
+    difference = np.abs(logits - mean)
     return Deviation(float(difference.max()), float(difference.mean()), float(mean.std()), int(batch["targets"].size))
 
 

@@ -13,12 +13,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
+from fusion_core.text.encoding import check_pointer
 from fusion_core.text.files import COMPRESSED, READABLE, read_file, readable
 
 # The packages whose docstrings and texts are the default corpus, beside the standard library.
 DEFAULT_PACKAGES = ("numpy", "scipy", "sympy", "jax", "matplotlib")
 TEXT_SUFFIXES = (".rst", ".md")
 
+MOST_TEXT = 1 << 30  # characters that are held in memory
+LONGEST_WORD = 1 << 20  # characters without white space
 MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
 
 
@@ -115,6 +118,8 @@ def text_files(paths: Sequence[str | pathlib.Path]) -> list[tuple[str, pathlib.P
     for path in map(pathlib.Path, paths):
         if not path.exists():
             raise InputError(f"there is no file or folder {path}; check the path")
+        if not path.is_dir():
+            check_pointer(path)
         found = sorted(p for p in path.rglob("*") if p.is_file() and readable(p)) if path.is_dir() else [path]
         files += [(p.relative_to(path if path.is_dir() else path.parent).as_posix(), p) for p in found]
     return files
@@ -132,10 +137,24 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
     """Read all documents of files or folders (``read_file`` lists the kinds); ``TextFiles`` streams them instead.
 
     Raises:
-      InputError: a path is missing, not UTF-8, damaged, or there is no text in any.
+      InputError: a path is missing, not UTF-8, damaged, or there is no text in any; or there is more than ``MOST_TEXT``.
     """
     files = text_files(paths)
-    documents = [text for _, file in files for text, _ in read_file(file) if text.strip()]
+    documents: list[str] = []
+    size = 0
+    for _, file in files:
+        for text, _ in read_file(file):
+            size += len(text)
+            if size > MOST_TEXT:
+                raise InputError(
+                    f"the text up to {file} has more than {MOST_TEXT:,} characters; stream it, or give less"
+                )
+            if len(text) > LONGEST_WORD and max(map(len, text.split()), default=0) > LONGEST_WORD:
+                raise InputError(
+                    f"{file} has more than {LONGEST_WORD:,} characters without a space; no text has: leave it out"
+                )
+            if text.strip():
+                documents.append(text)
     if not documents:
         raise no_text(paths, len(files))
     return documents

@@ -28,6 +28,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 Position = tuple[int, int]
 START: Position = (0, 0)
 
+MOST_DOCUMENT = 1 << 27  # bytes of a document that is not cut, and of a line of JSON
 PIECE = 1 << 20  # bytes read at once
 BLANK = re.compile(rb"[ \t]*\r?\n")
 
@@ -133,31 +134,40 @@ def _text(
 ) -> Iterator[tuple[str, Position]]:
     """Yield documents separated by two empty lines; one of ``longest`` bytes or more is cut, at a line's end if possible."""
     offset, number = start
-    limit = -1 if longest is None else longest
-    lines: list[bytes] = []
-    size, begin, rest = 0, offset, b""
+    limit = MOST_DOCUMENT if longest is None else longest
+    # the document so far, its lines, and the lengths of the last two if they are blank
+    held, lines, blank = bytearray(), 0, (0, 0)
+    begin, rest = offset, b""
     while line := rest + file.readline(limit - len(rest) if rest else limit):
         rest = b""
+        if longest is None and len(held) + len(line) >= MOST_DOCUMENT:
+            raise InputError(
+                f"{path}: a document, from byte {begin:,} on, has more than {MOST_DOCUMENT:,} bytes; two empty lines end one: "
+                "put them in, or stream the text"
+            )
         ended = line.endswith(b"\n")
         if not ended and 0 < limit <= len(line):
             cut = _cut(line)
             line, rest = line[:cut], line[cut:]
-        lines.append(line)
-        offset, number, size = offset + len(line), number + ended, size + len(line)
-        parted = ended and len(lines) >= 3 and all(BLANK.fullmatch(x) for x in lines[-2:])
-        if parted or (longest is not None and size >= longest):
-            data = b"".join(lines[:-2]).removesuffix(b"\n").removesuffix(b"\r") if parted else b"".join(lines)
+        held += line
+        blank = (blank[1], len(line) if BLANK.fullmatch(line) else 0)
+        offset, number, lines = offset + len(line), number + ended, lines + 1
+        parted = lines >= 3 and all(blank)
+        if parted or (longest is not None and len(held) >= longest):
+            data = bytes(held[: -sum(blank)]).removesuffix(b"\n").removesuffix(b"\r") if parted else bytes(held)
             yield _decoded(data, path, begin).replace("\r\n", "\n"), (offset, number)
-            lines, size, begin = [], 0, offset
+            held, lines, blank, begin = bytearray(), 0, (0, 0), offset
     if lines:
-        text = _decoded(b"".join(lines), path, begin).replace("\r\n", "\n")
+        text = _decoded(bytes(held), path, begin).replace("\r\n", "\n")
         yield text, (offset, number)
 
 
 def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Iterator[tuple[str, Position]]:
     """Yield the ``text`` of each line."""
     offset, number = start
-    for line in file:
+    while line := file.readline(MOST_DOCUMENT):
+        if len(line) >= MOST_DOCUMENT:
+            raise InputError(f"{path}, line {number + 1} has more than {MOST_DOCUMENT:,} bytes; make shorter documents")
         begin, offset, number = offset, offset + len(line), number + 1
         if line.isspace():
             continue
