@@ -57,7 +57,7 @@ class DemoSettings:
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("vocab", 1), ("batch", 1), ("budget", SMALLEST_BUDGET)):
+        for name, least in (("seed", 0), ("vocab", 260), ("batch", 1), ("budget", SMALLEST_BUDGET)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name} is {value}; it must be at least {least}")

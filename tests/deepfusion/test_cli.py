@@ -258,8 +258,8 @@ def test_text_that_is_no_use_is_refused_and_leaves_nothing(refused, out, tmp_pat
     ("options", "message"),
     [
         (("--text", "absent"), "there is no file or folder absent; check the path given to --text"),
-        (("--vocab", 0), "--vocab is 0; it must be at least 1"),
-        (("--vocab", 100), "is no plan that can be run"),
+        (("--vocab", 0), "--vocab is 0; it must be at least 260"),
+        (("--vocab", 100), "--vocab is 100; it must be at least 260"),
         (("--batch", -8), "--batch is -8; it must be at least 1"),
         (("--budget", 99), "--budget is 99; it must be at least 100"),
         (("--seed", -1), "--seed is -1; it must be a whole number from 0 on"),
