@@ -52,7 +52,8 @@ def test_a_signal_ends_a_derivation_in_one_line(run, monkeypatch, request, numbe
         raise AssertionError("the signal has ended nothing")
 
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
+    # a job in the background of a shell ignores it, and so do its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr("bea.symbolic.presentation.modified_loss", endless)
     assert run("derive", "--loss", "x**2") == (128 + number, "", "Interrupted.\n")
