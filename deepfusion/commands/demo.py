@@ -19,6 +19,7 @@ from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, exit_code
 from fusion_core.lock import lock_names, locked
+from fusion_core.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from fusion_core.runs import Plan
@@ -176,7 +177,7 @@ def _run(
             plan = settings.plan()
             notes(f"Budget: {settings.budget} steps of the large network (--budget {settings.budget} repeats the run).")
         if not resumed:
-            atomic.write_text(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+            write_sealed(folder / SETTINGS, dataclasses.asdict(settings))
         results = run_shown(plan, folder, trainers=trainers)
     except (Interrupted, KeyboardInterrupt) as error:
         begin = (
@@ -205,11 +206,12 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
     """
     file = folder / SETTINGS
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return DemoSettings(**values | {"text": tuple(values["text"])})
+        values = read_sealed(file, "start a new run")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    try:
+        return DemoSettings(**values | {"text": tuple(values["text"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 import bea
-from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
+from fusion_core.sealed import read_sealed, write_sealed
 
 
 class Trial(NamedTuple):
@@ -216,7 +215,7 @@ class TrialRule:
         fields = dataclasses.asdict(self)
         for decision in fields["decisions"]:  # JSON has no nan
             decision |= {k: None for k, v in decision.items() if isinstance(v, float) and math.isnan(v)}
-        atomic.write_text(path, json.dumps(fields, indent=2) + "\n")
+        write_sealed(path, fields)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> TrialRule:
@@ -226,14 +225,14 @@ class TrialRule:
           InputError: the file is missing, or holds something else.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_sealed(path, "start a new run")
             state = bea.OnlineState(**fields.pop("state"))
             numbers: list[dict[str, Any]] = [
                 {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields.pop("decisions")
             ]
             decisions = tuple(bea.OnlineDecision(**n) for n in numbers)
             return cls(state=state, decisions=decisions, trials=tuple(fields.pop("trials")), **fields)
-        except (OSError, json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is no state of the rule of trials ({error}); start a new run") from None
 
     def _rates(self, trial: Trial, small: np.ndarray, grown: np.ndarray) -> tuple[list[float], list[float]]:
