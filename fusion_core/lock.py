@@ -54,6 +54,30 @@ def locked(folder: pathlib.Path, parts: Sequence[str] = ()) -> Iterator[None]:
         yield
 
 
+def check_free(folder: pathlib.Path) -> None:
+    """Raise InputError, with the name of the process, if another process holds the whole folder."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDONLY)
+    except OSError:
+        return  # there is none
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if folder.resolve() not in _held:
+            raise _in_use(folder) from None
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _in_use(folder: pathlib.Path) -> InputError:
+    return InputError(
+        f"{folder} is in use: {_holder(folder)} works in it; wait until that has ended, end it, or choose another folder"
+    )
+
+
 def check_held() -> None:
     """Raise InputError if a folder that this process holds is not in its place any more: it would be begun anew there."""
     for path, handle in list(_files.items()):
@@ -71,9 +95,7 @@ def check_held() -> None:
 def _flock(path: pathlib.Path, shared: bool, folder: pathlib.Path) -> Iterator[None]:
     handle = _taken(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     if handle is None:
-        raise InputError(
-            f"{folder} is in use: {_holder(folder)} works in it; wait until that has ended, end it, or choose another folder"
-        )
+        raise _in_use(folder)
     _files[path] = handle
     try:
         if not shared:

@@ -18,7 +18,7 @@ from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, exit_code
-from fusion_core.lock import lock_names, locked
+from fusion_core.lock import check_free, lock_names, locked
 from fusion_core.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def demo(
         settings = DemoSettings(preset, tuple(str(p.resolve()) for p in text or ()), seed, vocab, batch, budget)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
+        check_free(folder)
         atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=(*lock_names(folder), "data"))
     seconds = 60 * minutes if resume is None and budget is None and preset == "default" else None
     fresh = not folder.exists()
