@@ -10,6 +10,7 @@ from typing import Any
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.text.json_files import read_json
 
 SUM = "sha256"
 
@@ -33,15 +34,10 @@ def read_sealed(path: pathlib.Path, remedy: str) -> dict[str, Any]:
       remedy: the message's last words.
 
     Raises:
-      InputError: it is no JSON object, or its sum is another one.
-      OSError: it is missing, or cannot be read.
+      FileNotFoundError: there is no such file.
+      InputError: it is no JSON object, cannot be read, or its sum is another one.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}")
-        if values.pop(SUM, None) not in (None, sum_of(values)):
-            raise ValueError("it is not what was written: its sum is wrong")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {remedy}") from None
+    values = read_json(path, remedy, finite=False)
+    if values.pop(SUM, None) not in (None, sum_of(values)):
+        raise InputError(f"{path} is not what was written: its sum is wrong; {remedy}")
     return values

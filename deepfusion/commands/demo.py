@@ -17,6 +17,7 @@ import typer
 from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError, Interrupted, exit_code
 from fusion_core.lock import check_free, lock_names, locked
 from fusion_core.sealed import read_sealed, write_sealed
@@ -205,14 +206,15 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
     Raises:
       InputError: the folder holds no run.
     """
+
     file = folder / SETTINGS
     try:
         values = read_sealed(file, "start a new run")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
     try:
-        return DemoSettings(**values | {"text": tuple(values["text"])})
-    except (ValueError, TypeError, KeyError) as error:
+        return checked(DemoSettings, values)
+    except ValueError as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 

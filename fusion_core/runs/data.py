@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_core.checked import checked
 from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.runs.graph import Resolved
@@ -56,8 +57,10 @@ def _known(settings: DataSettings, file: pathlib.Path) -> dict[str, Any]:
     known: dict[str, Any] = {"files": None}
     if file.exists():
         known = read_sealed(file, "remove it, if the text is still the same")
-        if not isinstance(known.get("files"), list):
-            raise InputError(f"{file} holds no sums of a text; remove it, if the text is still the same")
+        try:
+            checked(list[list[str]], known.get("files"))
+        except ValueError as error:
+            raise InputError(f"{file} holds no sums of a text ({error}); remove it, if the text is the same") from None
     if settings.text and (settings.stream or known["files"] is None or all(map(os.path.exists, settings.text))):
         now = TextFiles(settings.text)
         if known["files"] is None:

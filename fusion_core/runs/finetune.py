@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fusion_core import atomic
+from fusion_core.checked import checked, explained
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.errors import InputError
@@ -23,7 +24,6 @@ from fusion_core.models.t5.decoding import Decoding
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
-from fusion_core.runs.plan_file import explained
 from fusion_core.runs.settings import FORBID, Count, Seed, Whole
 from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.text.cache import file_sum
@@ -141,7 +141,12 @@ def _checked_files(settings: FinetuneSettings, noted: pathlib.Path) -> dict[str,
         raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its rights") from None
     if not noted.exists():
         return found
-    known = read_sealed(noted, "start a new run")
+    try:
+        known = checked(dict[str, str], read_sealed(noted, "start a new run"))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{noted} cannot be read ({error}); start a new run") from None
     for path, expected in known.items():
         if found.get(path) != expected:
             what = "has another content now" if path in found else "is not there now"

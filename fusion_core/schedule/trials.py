@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 import bea
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
 from fusion_core.sealed import read_sealed, write_sealed
@@ -226,13 +227,11 @@ class TrialRule:
         """
         try:
             fields = read_sealed(path, "start a new run")
-            state = bea.OnlineState(**fields.pop("state"))
-            numbers: list[dict[str, Any]] = [
-                {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields.pop("decisions")
+            numbers = [
+                {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields["decisions"]
             ]
-            decisions = tuple(bea.OnlineDecision(**n) for n in numbers)
-            return cls(state=state, decisions=decisions, trials=tuple(fields.pop("trials")), **fields)
-        except (OSError, TypeError, KeyError, AttributeError) as error:
+            return checked(cls, fields | {"decisions": numbers})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is no state of the rule of trials ({error}); start a new run") from None
 
     def _rates(self, trial: Trial, small: np.ndarray, grown: np.ndarray) -> tuple[list[float], list[float]]:

@@ -11,6 +11,7 @@ from typing import Any
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.lock import check_held
+from fusion_core.text.json_files import parse
 
 Record = dict[str, Any]
 NOT_OURS = "does not hold the records that the run has written (their sum is known); put the file back"
@@ -31,10 +32,10 @@ class Metrics:
             lines = data.split(b"\n")
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line) if line else {}
-                except (ValueError, RecursionError):
+                    record = parse(line, finite=False) if line else {}
+                except ValueError:
                     record = None
-                if isinstance(record, dict) and (not line or "step" in record):
+                if isinstance(record, dict) and (not line or type(record.get("step")) is int):
                     self.records += [record] if line else []
                 elif number < len(lines):
                     raise InputError(
