@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, changes, seed_option
+from deepfusion.options import Json, changes, seed_option, texts_of
 from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
@@ -32,7 +32,7 @@ def fuse(
         ),
     ] = "plain",
     calibration_text: Annotated[
-        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to.")
+        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to; -: a pipe.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the mean, such as 0.3,0.7. Default: equal.")] = None,
     noise: Annotated[
@@ -89,13 +89,15 @@ def fuse(
         from fusion_core.text import read_documents
 
         atomic.check_new(out)
+        with texts_of(calibration_text, "--calibration-text") as paths:
+            documents = read_documents(paths) if paths else None
         recipe = checkpoints.fusion_recipe(
             sources,
             numbers,
             allow_different=[name.strip() for name in (allow_different or "").split(",") if name.strip()],
             dtype=dtype,
             norm=norm,
-            calibration=read_documents(calibration_text) if calibration_text else None,
+            calibration=documents,
             noise=noise,
             seed=seed,
             largest_shard=largest,
@@ -125,7 +127,9 @@ def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: i
         from fusion_core.schedule.noise import choose_noise_on_text
         from fusion_core.text import read_documents
 
-        chosen = choose_noise_on_text(sources[0], read_documents(text), copies=len(sources), seed=seed)
+        with texts_of(text, "--noise-text") as paths:
+            documents = read_documents(paths)
+        chosen = choose_noise_on_text(sources[0], documents, copies=len(sources), seed=seed)
     notes(f"{chosen.reason[0].upper()}{chosen.reason[1:]}.")
     return chosen
 

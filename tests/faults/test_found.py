@@ -1,6 +1,7 @@
 """The smallest case of each kind of fault that the harness has found something by."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from deepfusion import plain
+from deepfusion import options, plain
 from fusion_core import atomic
 from fusion_core.errors import InputError
 from fusion_core.lock import check_held, locked
@@ -17,6 +18,7 @@ from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.tensor_file import write_tensors
 from fusion_core.train.state_files import save_state
 from tests.strategies.checkpoints import saved_t5
+from tests.strategies.texts import tokenizer
 
 
 def test_any_error_of_the_disk_under_weights_is_the_systems_own_and_leaves_nothing(monkeypatch, tmp_path):
@@ -179,3 +181,39 @@ def test_a_name_with_a_newline_or_an_escape_is_one_line_and_drives_no_terminal(r
     assert "\x1b" not in err
     assert plain.visible("wrong:\n  one\n  two") == "wrong:\n  one\n  two"
     assert json.loads(f'"{plain.visible(chr(9))}"') == "\t"
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    """Gives standard input these bytes."""
+
+    def give(data):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    return give
+
+
+def test_a_dash_reads_a_pipe_within_the_bound_of_other_text(refused, run, piped, monkeypatch, plan, tmp_path):
+    folder = saved_t5(tmp_path / "a")
+    tokenizer(300).save(folder)
+    piped(b"")
+    refused("--text - has given nothing", "demo", "--text", "-", "--preset", "smoke", "--out", tmp_path / "demo")
+    monkeypatch.setattr("fusion_core.text.corpus.MOST_TEXT", 1000)
+    piped(b"a b " * 300)
+    refused("--text - gives more than 1,000 bytes", "diff", folder, folder, "--text", "-")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_pipe_is_kept_for_the_run_that_reads_it(piped, monkeypatch, tmp_path):
+    from deepfusion.commands import demo
+
+    piped(b"the text")
+    seen = []
+    monkeypatch.setattr(demo, "_run", lambda settings, *_, piped, **__: seen.append((settings.text, piped)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo.demo(None, text=[demo.STDIN], preset="smoke", out=tmp_path / "run", seed=0)
+    assert seen == [((str(tmp_path / "run" / demo.PIPED),), True)]
+    options.read_piped(tmp_path / "run" / demo.PIPED, "--text")
+    assert (tmp_path / "run" / demo.PIPED).read_bytes() == b"the text"
+    with options.texts_of([tmp_path], "--text") as paths:
+        assert paths == [tmp_path]
