@@ -104,7 +104,7 @@ def run_target(name: str, options: argparse.Namespace, show: Any) -> dict[str, A
         folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-", dir=base))
         first, left = options.first + total["cases"], options.cases - total["cases"]
         words = ["--worker", name, "--cases", left, "--first", first, "--seed", options.seed, "--folder", folder]
-        errors = tempfile.TemporaryFile("w+")
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz", *map(str, words), *(["--guided"] if options.guided else [])],
             stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -130,9 +130,8 @@ def run_target(name: str, options: argparse.Namespace, show: Any) -> dict[str, A
         total["slowest"], total["memory"] = max(total["slowest"], done["slowest"]), max(total["memory"], done["memory"])
         if died:
             errors.seek(0)
-            kind = "hang" if code == 1 and "Timeout" in (text := errors.read()) else "crash"
-            errors.seek(0)
             text = errors.read()[-3000:]
+            kind = "hang" if code == 1 and "Timeout" in text else "crash"
             said = {"found": kind, "what": f"the process ended with {code}", "where": "", "trace": text, "file": "died"}
             total["kinds"][kind] += 1
             total["cases"] += 1
@@ -150,9 +149,8 @@ def keep(folder: pathlib.Path, file: pathlib.Path, said: dict[str, Any]) -> None
     """Save an input that was found, and what it does."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, folder / said["file"])
-    (folder / f"{said['file']}.txt").write_text(
-        f"{said['what']}\n{said['where']}\n{said['trace']}\n", encoding="utf-8", errors="replace"
-    )
+    text = "\n".join(said[name] for name in ("what", "where", "trace"))
+    (folder / f"{said['file']}.txt").write_text(text, encoding="utf-8", errors="replace")
 
 
 def main() -> None:

@@ -160,7 +160,7 @@ def laws() -> tuple[bytes, ...]:
 
     plan, files = run_files()
     found = []
-    with tempfile.TemporaryDirectory() as place, mock.patch("fusion_core.runs.law.text_of", lambda *_, **__: "text"):
+    with tempfile.TemporaryDirectory() as place, mock.patch("fusion_core.runs.law.text_of", return_value="text"):
         folder = written(pathlib.Path(place), {"plan.toml": plan, "text.txt": TEXT})
         run = written(folder / "run", {name: content.replace(HERE, place.encode()) for name, content in files.items()})
         for kind in ("curves",):

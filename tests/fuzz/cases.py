@@ -1,8 +1,9 @@
-"""Running many cases of a target in this process: drawn, kept if they end at a new place, made smaller if they break a promise."""
+"""Many cases of a target in this process: drawn, kept if they end at a new place, made smaller if they break a promise."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import random
 import re
@@ -62,12 +63,15 @@ class Cases:
 
     def outcome(self, data: bytes) -> Outcome:
         """Run one case."""
+        caches = (os.environ.get("JAX_COMPILATION_CACHE_DIR"), os.environ.get("MPLCONFIGDIR"))
+        folders = self.folder / "case", self.folder / "temporary", *(pathlib.Path(path) for path in caches if path)
         with cases_in(self.folder):
-            return tried(self.target.run, data, (self.folder / "case", self.folder / "temporary"), self.target.allowed,
-                         self.target.seconds)  # fmt: skip
+            return tried(self.target.run, data, folders, self.target.allowed, self.target.seconds)
 
     def warm(self) -> list[Outcome]:
-        """Run the valid inputs, which import what is slow to import; they must be read."""
+        """Run the valid inputs, which must be read; once before, for imports may do what cases may not."""
+        for data in self.valid:
+            self.outcome(data)
         return [self.outcome(data) for data in self.valid]
 
     def drawn(self, rng: random.Random) -> bytes:

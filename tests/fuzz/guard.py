@@ -86,7 +86,8 @@ class Watch:
         elif event == "exec" or (event == "compile" and args[0] is not None):
             caller = sys._getframe(2).f_code.co_filename
             if caller.startswith(OURS) or caller.endswith(EVALUATES):
-                self.found.append(f"{event} in {caller}: {args[0]!r:.200}")
+                own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(OURS)][-1:]
+                self.found.append(f"{event} in {caller}: {args[0]!r:.200} from {own}")
 
     def path(self, event: str, path: Any, writes: bool, folder: Any = None) -> None:
         """Judge a path that is opened, listed, made or removed; it may be relative to an open folder."""

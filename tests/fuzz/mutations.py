@@ -16,45 +16,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.fuzz.odd import ARGUMENTS, BYTES, CELLS, FORMULAS, FUNCTIONS, NAMES, POWERS, RAW, TOML_VALUES, VALUES, WORDS
+
 Mutation = Callable[[random.Random, bytes], bytes]
 LONGEST = 200_000  # bytes of a case
-
-RAW = "@raw"  # a string that begins so stands for the text after it, without quotes
-DEEP = 100_000
-NAMES = (
-    "../outside.safetensors",
-    "/etc/passwd",
-    "../../x",
-    "..",
-    ".",
-    "",
-    "a/b",
-    "x" * 5000,
-    "nul\0",
-    "\ud800",
-    "é",
-    "-x",
-)
-CODE = ("__import__('os').system('touch ran')", "().__class__.__base__", "breakpoint()", "lambda: 0", "os.abort()")
-NUMBERS = (0, -1, 1, 2, 3, 7, 0.5, 1e-300, 1e308, -1e308, 2**31, 2**32, 2**63, 10**7, 10**12, 10**30, 10**400)
-RAWS = ("NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "-0", "0x10", "'a'", "tru", "[" * DEEP, '{"a":' * DEEP, "")
-VALUES: tuple[Any, ...] = (
-    *(True, False, None, *NUMBERS, *NAMES, *CODE, *(RAW + text for text in RAWS)),
-    *([], {}, [[]], [0], [None], {"": ""}, {"type": "x"}, ["a", 1], [[[[[[1]]]]]], ["a"] * 300, [10**6] * 20),
-)
-BYTES = (
-    b"\0",
-    b"\xff",
-    b"\xfe\xff",
-    b"\xef\xbb\xbf",
-    b"\xed\xa0\x80",
-    b"\n",
-    b"\r\n",
-    b"\t",
-    b"\x80",
-    b"<html",
-    b"\xf4\x90",
-)
 
 
 def flipped(rng: random.Random, data: bytes) -> bytes:
@@ -90,18 +55,17 @@ def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 def changed_value(rng: random.Random, value: Any) -> Any:
     """Return another value than ``value``: of another type, out of range, or almost the same."""
     if isinstance(value, bool) or rng.random() < 0.6:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     if isinstance(value, int | float):
-        return rng.choice(
-            (-value, value + 1, value - 1, value * 2, value / 2, float(value), str(value), value * 10**6, [value])
-        )
+        others = -value, value + 1, value - 1, value * 2, value / 2, value * 10**6
+        return rng.choice((*others, float(value), str(value), [value]))
     if isinstance(value, str):
         return rng.choice(
             (value + "x", value[:-1], value.upper(), value * 100, [value], {"content": value}, RAW + value)
         )
     if isinstance(value, list):
         return rng.choice((value[1:], value * 2, value[::-1], dict(enumerate(value)), *value[:3]))
-    return rng.choice(VALUES)
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def change_tree(rng: random.Random, tree: Any) -> Any:
@@ -180,36 +144,6 @@ def safetensors_file(rng: random.Random, data: bytes) -> bytes:
     return said.to_bytes(8, "little") + header + (body if rng.random() < 0.9 else flipped(rng, body))
 
 
-TOML_VALUES = (
-    *("true", "-1", "0", "1e400", "nan", "-inf", "9" * 400, "9" * 5000, '""', '"x"', '"rest"', '"50%"', '"101%"', "[]"),
-    *(
-        "{}",
-        "[[]]",
-        "[1, 'a']",
-        "1979-05-27T07:32:00Z",
-        '"../../x"',
-        '"/etc/passwd"',
-        '"\\ud800"',
-        "{ a = 1 }",
-        "0.1",
-        "1e-9",
-    ),
-    *(
-        "[" * 1000,
-        "{a=" * 1000,
-        "10000000000000",
-        "100000000",
-        '"a"',
-        '["a", "a"]',
-        '["b"]',
-        "'auto'",
-        '"é"',
-        "0x10",
-        "1_000",
-    ),
-)
-
-
 def toml_file(rng: random.Random, data: bytes) -> bytes:
     """Change a TOML file: values, keys, whole lines, names of tables."""
     lines = data.split(b"\n")
@@ -223,8 +157,8 @@ def toml_file(rng: random.Random, data: bytes) -> bytes:
             case 2:
                 lines[at] = flipped(rng, lines[at])
             case 3:
-                words = re.findall(rb"\w+", data)
-                lines[at] = re.sub(rb"\w+", lambda _: rng.choice(words), lines[at], count=rng.randint(1, 3))
+                word = rng.choice(re.findall(rb"\w+", data) or [b""])
+                lines[at] = re.sub(rb"\w+", lambda _, word=word: word, lines[at], count=rng.randint(1, 3))
             case _:  # one of the values of the line, also in an inline table
                 values = list(re.finditer(rb"(?<==)\s*(\"[^\"]*\"|'[^']*'|\[[^\]]*\]|[^,\s}]+)", lines[at]))
                 if values:
@@ -233,27 +167,6 @@ def toml_file(rng: random.Random, data: bytes) -> bytes:
                     lines[at] = lines[at][: chosen.start()] + b" " + value + lines[at][chosen.end() :]
         lines = lines or [b""]
     return b"\n".join(lines)[:LONGEST]
-
-
-CELLS = (
-    "",
-    "-1",
-    "-",
-    "0",
-    "5.5",
-    "nan",
-    "1e999",
-    "hidden",
-    '"',
-    "a" * 5000,
-    "\u2028",
-    "entailment",
-    "٣",
-    "²",
-    "1.0",
-    " 1 ",
-    "\0",
-)
 
 
 def table_file(rng: random.Random, data: bytes) -> bytes:
@@ -357,85 +270,15 @@ def protocol_buffer(rng: random.Random, data: bytes) -> bytes:
     return field + data if rng.random() < 0.5 else data + field
 
 
-WORDS = (
-    *(
-        "x",
-        "y",
-        "z",
-        "h",
-        "E",
-        "pi",
-        "I",
-        "oo",
-        "nan",
-        "1",
-        "0",
-        "2",
-        "0.5",
-        "10**9",
-        "1e300",
-        "1e400",
-        "60",
-        "-1",
-        "1/3",
-        "E1",
-    ),
-    *(
-        "exp",
-        "log",
-        "sqrt",
-        "sin",
-        "tanh",
-        "erf",
-        "abs",
-        "lambda",
-        "Matrix",
-        "Symbol",
-        "x_1",
-        "é",
-        "٣",
-        "x.y",
-        "x[0]",
-        "'x'",
-    ),
-    *(
-        "+",
-        "-",
-        "*",
-        "/",
-        "**",
-        "^",
-        "(",
-        ")",
-        ",",
-        "@",
-        "//",
-        "%",
-        "=",
-        "==",
-        " ",
-        "if",
-        "f",
-        "not",
-        "~",
-        ":",
-        ";",
-        "\n",
-        "\\",
-    ),
-    *CODE,
-)
-
-
 def _formula(rng: random.Random, depth: int) -> str:
     if depth == 0 or rng.random() < 0.2:
-        return rng.choice(("x", "y", "z", "2", "0.5", "3", "x", "y", "-1", "1/3"))
+        return rng.choice(FORMULAS)
     inner = lambda: _formula(rng, depth - 1)
     match rng.randint(0, 5):
         case 0:
-            return f"{rng.choice(('exp', 'log', 'sqrt', 'sin', 'cos', 'tanh', 'erf', 'atan', 'cosh'))}({inner()})"
+            return f"{rng.choice(FUNCTIONS)}({inner()})"
         case 1:
-            return f"({inner()})**{rng.choice(('2', '3', '4', '-1', '0.5', '8', '60', 'x'))}"
+            return f"({inner()})**{rng.choice(POWERS)}"
         case _:
             return f"({inner()}{rng.choice('+-*/+*')}{inner()})"
 
@@ -453,26 +296,6 @@ def formula(rng: random.Random, data: bytes) -> bytes:
 
 def arguments(options: Sequence[str]) -> Mutation:
     """Return the mutation of a command's arguments, which a zero byte separates; ``options`` are names of such."""
-    values = (
-        "",
-        "-1",
-        "0",
-        "1",
-        "nan",
-        "inf",
-        "1e400",
-        "9" * 400,
-        "a",
-        "--",
-        "-",
-        "\udcff",
-        "é",
-        "a\nb",
-        "true",
-        "2",
-        "3",
-        "0.5",
-    )
 
     def mutated(rng: random.Random, data: bytes) -> bytes:
         words = data.split(b"\0")
@@ -486,11 +309,14 @@ def arguments(options: Sequence[str]) -> Mutation:
                 case 2 if at < len(words):
                     words[at] = formula(rng, words[at])
                 case 3:
-                    words[at:at] = [rng.choice(options).encode(), rng.choice(values).encode("utf-8", "surrogateescape")]
+                    words[at:at] = [
+                        rng.choice(options).encode(),
+                        rng.choice(ARGUMENTS).encode("utf-8", "surrogateescape"),
+                    ]
                 case 4:
                     words.insert(at, rng.choice(options).encode())
                 case _:
-                    words[at : at + 1] = [rng.choice(values).encode("utf-8", "surrogateescape")]
+                    words[at : at + 1] = [rng.choice(ARGUMENTS).encode("utf-8", "surrogateescape")]
             words = words or [b""]
         return b"\0".join(words)[:LONGEST]
 

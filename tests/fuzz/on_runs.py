@@ -64,7 +64,7 @@ def law_runs(data: bytes) -> None:
     files = files | {sorted(files)[data[0] % len(files) if data else 0]: data[1:]}
     here = str(path.parent).encode()
     folder = bases.written(path.parent / "run", {name: file.replace(bases.HERE, here) for name, file in files.items()})
-    with mock.patch("fusion_core.runs.law.text_of", lambda *_, **__: "text"):
+    with mock.patch("fusion_core.runs.law.text_of", return_value="text"):
         fit_runs(read_plan(path), [folder], draws=2)
 
 
@@ -265,12 +265,13 @@ PLAN_OPTIONS = ("--devices", "--tflops", "--mfu", "--law", "--now", "--json", "p
 
 
 @target("plan_command", _joined(
-    "plan.toml --tflops 1", "plan.toml --tflops 989 --mfu 0.45 --devices 8 --json", "plan.toml --tflops 1 --law law.json"
+    "plan.toml --tflops 1", "plan.toml --tflops 989 --mfu 0.45 --devices 4 --json", "plan.toml --tflops 1 --law law.json"
 ), mutations.arguments(PLAN_OPTIONS), slow=True)  # fmt: skip
 def plan_command(data: bytes) -> None:
-    (folder := case()).joinpath("plan.toml").write_text(bases.PLANS[1], encoding="utf-8")
-    bases.written(folder, {"text.txt": bases.TEXT, "law.json": bases.laws()[0]})
-    with contextlib.chdir(folder):
+    folder = bases.written(
+        case(), {"plan.toml": bases.run_files()[0], "text.txt": bases.TEXT, "law.json": bases.laws()[0]}
+    )
+    with contextlib.chdir(folder), mock.patch("deepfusion.foretold.text_of", return_value="text"):
         command("plan", *_words(data))
 
 
@@ -293,5 +294,5 @@ def _of_folder(name: str, *words: str, slow: bool = True) -> None:
 
 _of_folder("info", "info", "a", slow=False)
 _of_folder("fuse_dry_run", "fuse", "a", "b", "--out", "c", "--dry-run")
-_of_folder("grow_dry_run", "grow", "a", "--operator", "hypercloning", "--out", "c", "--dry-run")
+_of_folder("grow_dry_run", "grow", "a", "--operator", "hypercloning", "--factor", "2", "--out", "c", "--dry-run")
 _of_folder("diff", "diff", "a", "b", "--rows", "1", "--json")
