@@ -19,7 +19,7 @@ from typing import Any
 import sympy as sp
 
 from bea.symbolic.equation import MEMORY_LIMIT, check_order, with_symmetry
-from bea.symbolic.fields import Symbols, _checked, _Differentials, check_expression, check_symbols, gradient_field, tidy
+from bea.symbolic.fields import Differentials, Symbols, _checked, check_expression, check_symbols, gradient_field, tidy
 from bea.symbolic.methods import exact
 from bea.trees import Tree, trees
 
@@ -113,10 +113,10 @@ def momentum_field(field: Any, symbols: Symbols, step: Any, beta: Any, order: in
     """
     (f,) = _checked([field], symbols, order)
     check_symbols(symbols, f, "the field", [step])
-    table, h, total = _Differentials([f], symbols), sp.sympify(step), sp.zeros(len(symbols), 1)
+    table, h, total = Differentials([f], symbols, order), sp.sympify(step), sp.zeros(len(symbols), 1)
     for tree, value in with_symmetry(momentum_equation(beta, order)).items():
         scale = sp.factor(sp.sympify(value) * (1 - sp.sympify(beta)))
-        total += scale * h ** (tree.order - 1) * table.combination({tree: Fraction(1)}).applyfunc(tidy)
+        total += scale * h ** (tree.order - 1) * table.shown(table.combination({tree: Fraction(1)}))
     return total
 
 
