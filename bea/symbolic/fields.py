@@ -94,7 +94,7 @@ class Differentials:
       order: the largest order of trees that are asked for; the result can then be differentiated once.
     """
 
-    def __init__(self, fields: Sequence[Sequence[sp.Expr]], symbols: Symbols, order: int):
+    def __init__(self, fields: Sequence[Components], symbols: Symbols, order: int):
         self.ring = Ring([e for field in fields for e in field], symbols, order)
         read = [[self.ring.read(e) for e in field] for field in fields]
         self.bottom = math.lcm(*(e.bottom for field in read for e in field))
@@ -107,6 +107,10 @@ class Differentials:
     def divisors(self) -> list[Any]:
         """Factors of the fields, which their differentials often have too."""
         return divisors_of(top for (_, _, index), top in self._partials.items() if not index)
+
+    def field(self) -> list[Element]:
+        """Return the components of the first field."""
+        return [Element(self.ring, self._partials[0, i, ()], self.bottom) for i in range(len(self.ring.symbols))]
 
     def _partial(self, colour: int, component: int, index: tuple[int, ...]) -> Any:
         key = (colour, component, index)

@@ -14,6 +14,7 @@ from itertools import permutations
 from typing import Any
 
 import sympy as sp
+from sympy.core.mul import _keep_coeff
 
 from bea.symbolic.equation import modified_equation, with_symmetry
 from bea.symbolic.fields import (
@@ -113,10 +114,8 @@ def _shown(table: Differentials, i: int, j: int, element: Element) -> sp.Expr:
 def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
     """Return (J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
     components = [sp.sympify(e) for e in field]
-    table = Differentials([components], symbols, 1)
-    (elements,) = by_order(table, "euler", 1)
-    found = sp.zeros(len(components))
-    for (i, j), element in curl(elements).items():
+    table, found = Differentials([components], symbols, 1), sp.zeros(len(components))
+    for (i, j), element in curl(table.field()).items():
         found[i, j] = _shown(table, i, j, element)
         found[j, i] = -found[i, j]
     return found
@@ -128,8 +127,8 @@ def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
     For polynomial fields φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree; for others one coordinate after another.
     """
     components = [sp.sympify(e) for e in field]
-    (elements,) = by_order(Differentials([components], symbols, 1), "euler", 1)
-    return radial.expanded() if (radial := _radial(elements)) else _integral(components, symbols)
+    radial = _radial(Differentials([components], symbols, 1).field())
+    return radial.expanded() if radial else _integral(components, symbols)
 
 
 def _radial(field: Sequence[Element]) -> Element | None:
@@ -188,7 +187,7 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
         if curls[-1]:
             raise NotAGradient(table, found, curls, total, h)
         if k == 1:  # known for every loss, so nothing has to be integrated: f'f = ∇|∇E|²/2
-            total += h * _squared(table, found[0], _second_coefficient(method) / -2)
+            total += h * squared(table, found[0], _second_coefficient(method) / -2)
         elif radial := _radial(correction):
             total -= h**k * radial.compact(table.divisors)
         else:
@@ -196,10 +195,13 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
     return total
 
 
-def _squared(table: Differentials, field: Sequence[Element], factor: sp.Rational) -> sp.Expr:
-    """Return a number times the squared length of a field."""
+def squared(table: Differentials, field: Sequence[Element], factor: sp.Rational) -> sp.Expr:
+    """Return a number times the squared length of a field: as a product, or as a sum of squares if that is shorter."""
     top = sum((e.top**2 for e in field), table.ring.integers.zero) * int(factor.p)
-    return Element(table.ring, top, field[0].bottom ** 2 * int(factor.q)).compact(table.divisors)
+    product = Element(table.ring, top, field[0].bottom ** 2 * int(factor.q)).compact(table.divisors)
+    gradient = table.shown([Element(e.ring, -e.top, e.bottom) for e in field])
+    squares = _keep_coeff(factor, sp.Add(*(e**2 for e in gradient)))
+    return min(product, squares, key=sp.count_ops)
 
 
 def _second_coefficient(method: Method) -> sp.Rational:

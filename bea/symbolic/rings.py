@@ -265,7 +265,9 @@ class Ring:
         if self._point is None:
             return False
         with mpmath.workdps(DIGITS):
-            value = sum(int(v) * mpmath.fprod(x**k for x, k in zip(self._point, m, strict=True) if k) for m, v in top.items())
+            value = sum(
+                int(v) * mpmath.fprod(x**k for x, k in zip(self._point, m, strict=True) if k) for m, v in top.items()
+            )
             return bool(abs(value) > mpmath.mpf(10) ** -20)
 
     @cached_property
