@@ -17,6 +17,7 @@ import typer
 from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError, Interrupted, exit_code
 from fusion_core.lock import lock_names, locked
 
@@ -205,13 +206,14 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
     Raises:
       InputError: the folder holds no run.
     """
+    from fusion_core.text.json_files import read_json
+
     file = folder / SETTINGS
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return DemoSettings(**values | {"text": tuple(values["text"])})
+        return checked(DemoSettings, read_json(file))
     except FileNotFoundError:
         raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,20 +22,11 @@ from fusion_core.checkpoints.kinds import (
 )
 from fusion_core.checkpoints.ranges import FLOATS, INDEX, WEIGHTS, Entry, Reader, read_header
 from fusion_core.errors import InputError
-from fusion_core.models.registry import HEAD, Architecture, architecture, config_from_json, layouts
-from fusion_core.text.encoding import check_pointer
+from fusion_core.models.fields import check_values
+from fusion_core.models.registry import HEAD, Architecture, architecture, check_depth, config_from_json, layouts
+from fusion_core.text.json_files import LARGE, read_json, short
 
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises InputError if it holds none."""
-    check_pointer(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object; the file is damaged, copy it again")
-    return values
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
@@ -54,13 +44,13 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
         return read_header(folder / WEIGHTS)
     if (folder / INDEX).exists():
         index = folder / INDEX
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(index, longest=LARGE).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise InputError(f"{index} has no weight_map of file names; it is damaged, copy it again")
         headers: dict[str, dict[str, Entry]] = {}
         for file in sorted(set(weight_map.values())):
-            if pathlib.PurePath(file).name != file:
-                raise InputError(f"{index} names {file!r}, which is not a file in its folder; mend the index")
+            if pathlib.PurePath(file).name != file or "\0" in file or len(file.encode()) > LONGEST_NAME:
+                raise InputError(f"{index} names {short(file)}, which is not a file in its folder; mend the index")
             if file.endswith(PICKLES):
                 raise InputError(f"{folder / file} {convert(_values(folder))}")
             if not (folder / file).is_file():
@@ -103,7 +93,11 @@ class Checkpoint:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the values of ``config.json``. Raises InputError if the folder is no checkpoint."""
+    """Return the values of ``config.json``.
+
+    Raises:
+      InputError: the folder is no checkpoint, or the file is none of an architecture.
+    """
     if not (folder / "config.json").exists():
         hint = "give the folder that save_pretrained wrote"
         if folder.suffix in PICKLES and folder.is_file():
@@ -112,7 +106,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
             raise no_weights(folder, {}, "config.json")
         why = "it has no config.json" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder} is no checkpoint: {why}; {hint}")
-    return read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
+    check_values({"model_type": values.get("model_type")}, str(folder / "config.json"))
+    return values
 
 
 def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
@@ -129,6 +125,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     record = architecture(config)
     assert record.files is not None
     found, copies = read_entries(folder), record.files.copies(config)
+    check_depth(config, len(found), origin)
     used = dict(found)
     head = next((name for name, layout in layouts(config).items() if layout.is_head), HEAD)
     if head in layouts(config) and not {head, HEAD} & found.keys() and headless(values):

@@ -23,15 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from fusion_core.checkpoints.checkpoint import Checkpoint, read_json
+from fusion_core.checkpoints.checkpoint import Checkpoint
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS, GrowthMap, Rule, fusion_map, growth_map
 from fusion_core.growth.operators import growth_of
 from fusion_core.growth.options import Options
 from fusion_core.growth.rates import UPDATES, rate_terms
-from fusion_core.models.registry import architecture, config_from_json, layouts
+from fusion_core.models.registry import architecture, check_depth, config_from_json, layouts
 from fusion_core.models.units import Config, by_name
 from fusion_core.provenance import versions
+from fusion_core.text.json_files import LARGE, read_json
 
 GROWTH = "growth.json"
 FORMAT = 1
@@ -119,7 +120,10 @@ class GrowthRecord:
 
     def mapping(self) -> GrowthMap:
         """Return the growth's linear map J, calibrated norms included. Raises InputError if the operator has none."""
-        mapping = self.event.mapping([config_from_json(dict(source["config"]), GROWTH) for source in self.sources])
+        configs = [config_from_json(dict(source["config"]), GROWTH) for source in self.sources]
+        for config in configs:
+            check_depth(config, len(self.tensors), GROWTH)
+        mapping = self.event.mapping(configs)
         named = by_name(mapping.rules)
         if named.keys() != self.tensors.keys():
             odd = sorted(named.keys() ^ self.tensors.keys())[0]
@@ -237,7 +241,7 @@ def read_growth(path: str | pathlib.Path) -> GrowthRecord:
             f"there is no {file}: it is written beside the weights when checkpoints are fused or grown; give that folder, or "
             "grow the sources again"
         )
-    values = read_json(file)
+    values = read_json(file, "copy it again, or grow the sources again", longest=LARGE)
     if values.get("format") != FORMAT:
         raise InputError(
             f"{file} has the format {values.get('format')!r}; {FORMAT} can be read, grow the sources again"

@@ -8,7 +8,6 @@ this process's memory until the kernel reclaims them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -20,6 +19,7 @@ import numpy as np
 
 from fusion_core.errors import InputError
 from fusion_core.text.encoding import check_pointer
+from fusion_core.text.json_files import parse, short
 
 # dtype in a header -> bits of one entry
 BITS = {
@@ -38,6 +38,7 @@ FLOATS: dict[str, np.dtype] = {
 CODES = {dtype: code for code, dtype in FLOATS.items()}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # files of a checkpoint folder
 LARGEST_HEADER = 100_000_000  # bytes, as in the library
+MOST_AXES, LONGEST_NAME = 64, 1000  # of an array, as in numpy; letters
 
 # dtype -> (its bits as unsigned and as signed integers, the bits of +inf): larger magnitudes are inf or NaN
 _BITS: dict[np.dtype, tuple[Any, Any, int]] = {
@@ -77,15 +78,17 @@ class Entry:
         return -(-self.size * BITS[self.dtype] // 8)
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
-
-
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_AXES
+        and all(map(_is_count, value))
+        and _is_count(math.prod(value))
+    )
 
 
 def read_header(path: pathlib.Path) -> dict[str, Entry]:
@@ -110,23 +113,25 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
         if length > min(total - 8, LARGEST_HEADER):
             raise refuse(f"its header should have {length:,} bytes, but the file has {total:,}")
         try:
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_repeats)
-        except (ValueError, RecursionError) as error:
+            header = parse(file.read(length))
+        except ValueError as error:
             raise refuse(f"its header is no JSON: {error}") from None
     if not isinstance(header, dict):
         raise refuse("its header is no JSON object")
     header.pop("__metadata__", None)
     base, spans, entries = 8 + length, [], {}
     for name, facts in header.items():
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise refuse(f"a tensor has the name {short(name)}")
         if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
             raise refuse(f"{name} lacks dtype, shape or data_offsets")
         dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
         if not isinstance(dtype, str) or dtype not in BITS:
-            raise refuse(f"{name} has the unknown dtype {dtype!r}, unless the format is newer")
-        if not isinstance(shape, list) or not all(map(_is_count, shape)):
-            raise refuse(f"{name} has the shape {shape!r}")
+            raise refuse(f"{name} has the unknown dtype {short(dtype)}, unless the format is newer")
+        if not _is_shape(shape):
+            raise refuse(f"{name} has the shape {short(shape)}")
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-            raise refuse(f"{name} has the offsets {offsets!r}")
+            raise refuse(f"{name} has the offsets {short(offsets)}")
         start, end = offsets
         if not start <= end <= total - base:
             raise refuse(f"{name} should lie at bytes {start:,} to {end:,}, but {total - base:,} bytes are there")

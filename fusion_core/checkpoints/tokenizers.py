@@ -10,6 +10,7 @@ from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.models.registry import architecture
+from fusion_core.text.encoding import check_pointer
 from fusion_core.text.sameness import difference, meaning, tokenizer_file
 from fusion_core.text.tokenizer import Tokenizer
 
@@ -34,6 +35,9 @@ def check_same_tokenizer(folders: Sequence[pathlib.Path]) -> None:
     """
     files: dict[str, pathlib.Path] = {}
     for folder in folders:
+        for name in (*CONTENT, *SETTINGS):
+            if (folder / name).exists():
+                check_pointer(folder / name)  # it is copied
         if (file := tokenizer_file(folder)) is not None:
             beside = [path for name in (*CONTENT, *ADDING) if (path := folder / name).is_file()]
             files.setdefault(_digest([file, *beside] if file.name == "vocab.json" else [file]), file)

@@ -22,6 +22,7 @@ from fusion_core.models.architecture import Architecture as Architecture
 from fusion_core.models.architecture import Batch as Batch
 from fusion_core.models.architecture import Files, Norm
 from fusion_core.models.decoder.records import DECODERS
+from fusion_core.models.fields import check_values
 from fusion_core.models.norms import NormKind
 from fusion_core.models.t5 import files as t5_files
 from fusion_core.models.t5 import relatives
@@ -185,10 +186,24 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json") -> Con
       origin: name of the file, for messages.
 
     Raises:
-      InputError: the model type is unknown, a field is missing, or a setting is not supported.
+      InputError: the model type is unknown, a field is missing or of another type or range, or a setting is not supported.
     """
-    record = MODEL_TYPES.get(values.get("model_type", ""))
+    check_values(values, origin)
+    record = MODEL_TYPES.get(values.get("model_type") or "")
     if record is None or record.files is None:
         known = ", ".join(map(repr, MODEL_TYPES))
         raise InputError(f"{origin}: model_type is {values.get('model_type')!r}; only {known} can be read here")
-    return record.files.read_config(values, origin)
+    try:
+        return record.files.read_config(values, origin)
+    except InputError as error:  # of the configuration itself
+        raise InputError(said if (said := str(error)).startswith(origin) else f"{origin}: {said}") from None
+
+
+def check_depth(config: Config, arrays: int, origin: str) -> None:
+    """Raise InputError if a configuration has more layers than there are arrays, before anything is made for each layer."""
+    for stack in architecture(config).stacks(config):
+        if stack.layers > arrays:
+            raise InputError(
+                f"{origin}: {stack.field} is {stack.layers:,}, but the files hold only {arrays:,} tensors; config.json and the "
+                "weights do not belong together"
+            )

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
 from fusion_core.growth import rate_factors
@@ -21,8 +23,9 @@ from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
-from fusion_core.runs.settings import OptimizerSettings
+from fusion_core.runs.settings import OptimizerSettings, Whole
 from fusion_core.seeds import node_seed
+from fusion_core.text.json_files import read_json
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
@@ -30,6 +33,28 @@ from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, Training
 
 DONE, MODEL, NODES = "done.json", "model", "nodes"
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeFacts:
+    """The facts of a finished node that are read again.
+
+    Attributes:
+      step: its last step.
+      work: folder of its records and checkpoints within its own.
+      start: its first step.
+      parameters: their number.
+      flops, lost_flops: of the node, and of lost trials among them.
+      seconds: that it took.
+    """
+
+    step: Whole
+    work: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*|\.)$")]
+    start: Whole = 0
+    parameters: Whole = 0
+    flops: float = 0.0
+    lost_flops: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +96,15 @@ class RunContext:
         file = self.folder_of(name) / DONE
         if not file.exists():
             return None
+        remedy = "remove it, the node is then finished again"
+        facts = read_json(file, remedy, finite=False)
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} cannot be read ({error}); remove it, the node is then finished again") from None
-        if not isinstance(facts, dict) or not (
-            isinstance(facts.get("step"), int) and isinstance(facts.get("work"), str)
-        ):
-            raise InputError(f"{file} holds no facts of a node; remove it, the node is then finished again")
+            checked(
+                NodeFacts,
+                {field.name: facts[field.name] for field in dataclasses.fields(NodeFacts) if field.name in facts},
+            )
+        except ValueError as error:
+            raise InputError(f"{file} holds no facts of a node ({error}); {remedy}") from None
         return facts
 
     def seed_of(self, node: Node) -> int:

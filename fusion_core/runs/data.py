@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.runs.graph import Resolved
@@ -21,6 +22,7 @@ from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, T
 from fusion_core.text.corpus import read_documents, text_files
 from fusion_core.text.documents import LONGEST
 from fusion_core.text.files import read_file
+from fusion_core.text.json_files import parse
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
@@ -51,9 +53,9 @@ def _known_files(text: Sequence[str], file: pathlib.Path) -> list[list[str]]:
     if not file.exists():
         return [list(pair) for pair in zip(map(str, now.files), now.sums, strict=True)]
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = checked(list[list[str]], parse(file.read_bytes()))
         check_files(known, now)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file} cannot be read ({error}); remove it, if the text is still the same") from None

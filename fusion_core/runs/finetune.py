@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fusion_core import atomic
+from fusion_core.checked import checked, explained
 from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.checkpoints.tokenizers import copy_tokenizer
 from fusion_core.errors import InputError
@@ -23,10 +24,10 @@ from fusion_core.models.t5.decoding import Decoding
 from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
-from fusion_core.runs.plan_file import explained
 from fusion_core.runs.settings import FORBID, Count, Seed, Whole
 from fusion_core.text.cache import file_sum
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
+from fusion_core.text.json_files import read_json
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
 from fusion_core.train import (
@@ -120,13 +121,10 @@ def load_settings(folder: pathlib.Path) -> FinetuneSettings:
     """Return the settings of an existing run. Raise InputError if the folder holds none."""
     file = folder / SETTINGS
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no settings")
-        return settings_from(values)
+        return settings_from(read_json(file))
     except FileNotFoundError:
         raise InputError(f"{folder} holds no fine-tuning run (no {SETTINGS}); give the folder of a run") from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 
@@ -142,8 +140,8 @@ def _checked_files(settings: FinetuneSettings, noted: pathlib.Path) -> dict[str,
     if not noted.exists():
         return found
     try:
-        known = dict(json.loads(noted.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        known = checked(dict[str, str], read_json(noted))
+    except ValueError as error:
         raise InputError(f"{noted} cannot be read ({error}); start a new run") from None
     for path, expected in known.items():
         if found.get(path) != expected:

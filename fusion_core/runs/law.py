@@ -17,6 +17,7 @@ from fusion_core.runs.law_cases import case_of
 from fusion_core.runs.plan import Plan
 from fusion_core.runs.run import PLAN, RESULTS
 from fusion_core.schedule import SavedLaw, fit_law, run_curves
+from fusion_core.text.json_files import LARGE, read_json
 
 NOT_COMPARED = ("name", "seeds", "budget", "rule")  # of the plans of runs that a law is fitted to
 
@@ -75,7 +76,7 @@ def fit_runs(
 
 def _results(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """Return the results of a finished run of the plan, on whatever seeds and within whatever budget."""
-    read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))
+    read = lambda name: read_json(folder / name, longest=LARGE, finite=False)
     try:
         ran, results = read(PLAN), read(RESULTS)
         said = json.loads(json.dumps(dataclasses.asdict(plan)))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from fusion_core.checked import explained
 from fusion_core.errors import InputError
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.graph import check_size
@@ -36,23 +37,6 @@ NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 KINDS = {"train": TrainNode, "fuse": FuseNode, "grow": GrowNode}
 TABLES = {"optimizer": OptimizerSettings, "schedule": ScheduleSettings, "cadence": Cadence, "compute": Compute}
 TOP = ("name", "seed", "seeds", "steps_per_dispatch", "measure", "budget", "rule", "data", "defaults", "node")
-# kinds of pydantic's errors -> what a value must be
-WANTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "a word in quotes",
-    "tuple_type": "a list",
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "above {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "below {lt:g}",
-    "literal_error": "one of {expected}",
-    "dataclass_type": "a table",
-    "dataclass_exact_type": "a table",
-}
-
 Place = tuple[str, ...]
 
 
@@ -118,16 +102,6 @@ def lines_of(text: str) -> dict[Place, int]:
         elif key := re.match(rf"\s*({dotted})\s*=", line):
             found.setdefault((*table, *split(key[1])), number)
     return found
-
-
-def explained(error: Any, name: str) -> str:
-    """Return the message for one of pydantic's errors about the field ``name``."""
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] in ("missing", "unexpected_keyword_argument"):
-        return f"{name} is missing; give it" if error["type"] == "missing" else f"{name} is unknown; leave it out"
-    wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
-    return f"{name} is {error['input']!r}; it must be {wanted}"
 
 
 class _Reader:

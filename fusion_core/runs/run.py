@@ -27,6 +27,7 @@ from fusion_core.runs.growing import grown_state
 from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode
+from fusion_core.text.json_files import LARGE, read_json
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
 from fusion_core.train.training import METRICS
@@ -179,13 +180,8 @@ def _check_folder(plan: Plan, folder: pathlib.Path) -> None:
         if first_process():
             atomic.write_text(file, said)
         return
-    try:
-        old = json.loads(file.read_text(encoding="utf-8"))
-        differ = [key for key, value in json.loads(said).items() if old.get(key) != value]
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); take another folder, or remove the file to go on with the same plan"
-        ) from None
+    old = read_json(file, "take another folder, or remove the file to go on with the same plan", longest=LARGE)
+    differ = [key for key, value in json.loads(said).items() if old.get(key) != value]
     if differ:
         raise InputError(
             f"{folder} is of another plan: {', '.join(differ)} differ{'s' if len(differ) == 1 else ''}; give the plan that it "
@@ -254,6 +250,6 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
             "input_wait": pick("input_wait"),
             "final": validation[-1][1] if validation else None,
             "theory": Metrics(folder / THEORY).records,
-            "greedy": json.loads((folder / GREEDY).read_text(encoding="utf-8")) if (folder / GREEDY).exists() else None,
+            "greedy": read_json(folder / GREEDY, finite=False) if (folder / GREEDY).exists() else None,
         }
     return found

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
+from fusion_core.text.json_files import read_json
 
 Params = Any
 
@@ -52,8 +54,8 @@ class GrowthDecision:
           InputError: the file is missing, or holds something else.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+            return checked(cls, read_json(path))
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is no growth decision ({error}); let the run write it again") from None
 
 

@@ -18,14 +18,17 @@ from typing import Any
 import bea
 from bea import GrowthForecast, Interval
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.schedule.curves import SKIP, Plateaus, RunCurves
+from fusion_core.text.json_files import LARGE, read_json
 
 FORMAT = 2
 REMEDY = (
     "train short runs with these settings, one from scratch, one of the small network and some grown, and fit a law to them "
     "(examples/plans/law.toml)"
 )
+
 # schedules whose rates depend on the budget, so that a curve serves one budget alone
 UNTIL_THE_END = ("cosine",)
 ROLES = {"small": "the small network", "scratch": "the network from scratch", "grown": "the grown network"}
@@ -172,11 +175,14 @@ class SavedLaw:
           InputError: the file is missing, or holds something else.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path, longest=LARGE)
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
-            law, facts = bea.GrowthLaw.from_json(values["law"]), LawFacts(**values["facts"])
-            return cls(law, facts, float(values["unit"]), dict(values["points"]))
+            law, facts = bea.GrowthLaw.from_json(values["law"]), checked(LawFacts, values["facts"])
+            points = checked(dict[str, float | None], values["points"])
+            if not (unit := checked(float, values["unit"])) > 0:
+                raise ValueError(f"its unit is {unit}")
+            return cls(law, facts, unit, points)
         except FileNotFoundError:
             raise InputError(f"there is no law {path}; {REMEDY}") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -14,8 +14,10 @@ from jaxtyping import Float
 
 import bea
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
+from fusion_core.text.json_files import read_json
 
 
 class Trial(NamedTuple):
@@ -226,14 +228,12 @@ class TrialRule:
           InputError: the file is missing, or holds something else.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            state = bea.OnlineState(**fields.pop("state"))
-            numbers: list[dict[str, Any]] = [
-                {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields.pop("decisions")
+            fields = read_json(path)
+            numbers = [
+                {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields["decisions"]
             ]
-            decisions = tuple(bea.OnlineDecision(**n) for n in numbers)
-            return cls(state=state, decisions=decisions, trials=tuple(fields.pop("trials")), **fields)
-        except (OSError, json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            return checked(cls, fields | {"decisions": numbers})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is no state of the rule of trials ({error}); start a new run") from None
 
     def _rates(self, trial: Trial, small: np.ndarray, grown: np.ndarray) -> tuple[list[float], list[float]]:

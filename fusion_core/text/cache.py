@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 
 from fusion_core import atomic
+from fusion_core.text.json_files import read_json
 
 VARIABLE = "DEEPFUSION_CACHE"
 SUMS = "sums.json"
@@ -45,7 +46,7 @@ def fetch(key: str, folder: pathlib.Path, note: Callable[[str], None] = lambda l
         return False
     entry = root / key
     try:
-        sums = json.loads((entry / SUMS).read_text(encoding="utf-8"))
+        sums = read_json(entry / SUMS)
         if any(file_sum(entry / name) != expected for name, expected in sums.items()):
             raise ValueError("a file has another sum")
     except (OSError, ValueError, AttributeError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.text.encoding import BOM, HEAD, check_characters, check_head, check_pointer, not_utf8
+from fusion_core.text.json_files import parse
 
 READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".ndjson", ".jsonl")
 COMPRESSED = (".gz", ".zst")
@@ -171,14 +172,14 @@ def _json(file: io.BufferedIOBase, path: pathlib.Path, start: Position) -> Itera
         begin, offset, number = offset, offset + len(line), number + 1
         if line.isspace():
             continue
-        origin, text = f"{path}, line {number}", _decoded(line, path, begin)
+        origin, text, damage = f"{path}, line {number}", _decoded(line, path, begin), ""
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
-            values = None
+            values = parse(text, finite=False, halves=True)
+        except ValueError as error:
+            values, damage = None, f" ({error})"
         document = values.get("text") if isinstance(values, dict) else None
         if not isinstance(document, str):
-            why = "" if not isinstance(values, dict) else f", but the text is {json.dumps(document)[:40]}"
+            why = damage if not isinstance(values, dict) else f", but the text is {json.dumps(document)[:40]}"
             if isinstance(values, dict) and "text" not in values:
                 why = f", but there is no text, only {', '.join(values) or 'an empty object'}"
             raise InputError(

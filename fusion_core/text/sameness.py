@@ -17,7 +17,8 @@ import numpy as np
 import sentencepiece
 
 from fusion_core.errors import InputError
-from fusion_core.text.encoding import check_pointer
+from fusion_core.text.encoding import check_pointer, read_text
+from fusion_core.text.json_files import LARGE, read_json, short
 from fusion_core.text.tokenizer import Tokenizer
 
 # files that say what the ids of a text are; the first that a folder has counts, as in transformers
@@ -47,6 +48,7 @@ SPELLINGS = (
     ),
 )
 TOGETHER = 12  # pieces that are joined into one text
+UNFIT = -1  # in the place of the ids of a text that the tokenizer cannot encode
 MOST = 200_000  # texts about the order of merges
 
 
@@ -71,15 +73,20 @@ class Meaning(NamedTuple):
 
 
 def tokenizer_file(folder: pathlib.Path) -> pathlib.Path | None:
-    """Return the file of a folder's tokenizer; None if it has none."""
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+    """Return the file of a folder's tokenizer; None if it has none. Raises InputError if it is no regular file."""
+    found = next((folder / name for name in FILES if (folder / name).exists()), None)
+    if found is not None:
+        check_pointer(found)
+    return found
 
 
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); the file is damaged, copy it again") from None
+def _ids(path: pathlib.Path) -> dict[str, int]:
+    """Return the ids of pieces in a file of JSON."""
+    found = read_json(path, longest=LARGE)
+    for piece, number in found.items():
+        if type(number) is not int or number < 0:
+            raise InputError(f"{path}: the id of {short(piece)} is {short(number)}; the file is damaged, copy it again")
+    return found
 
 
 def _merges(merges: Sequence[Any]) -> dict[Any, Any]:
@@ -95,7 +102,10 @@ def _of_backend(path: pathlib.Path) -> Meaning:
         ranks = dict(model["vocab"])
 
     def encode(texts: list[str], ends: bool) -> list[list[int]]:
-        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=ends)]
+        try:
+            return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=ends)]
+        except Exception:  # the library raises bare Exception, such as for a character that has no piece
+            return [[UNFIT] if len(texts) == 1 else encode([text], ends)[0] for text in texts]
 
     spell = backend.decoder.decode if backend.decoder is not None else "".join
     return Meaning(path, backend.get_vocab(with_added_tokens=True), ranks, encode, True, spell)
@@ -105,10 +115,17 @@ def _added(folder: pathlib.Path) -> dict[str, int]:
     """Return the tokens that files beside the vocabulary add to it."""
     found: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
-        found |= _json(folder / "added_tokens.json")
-    if (folder / "tokenizer_config.json").is_file():
-        for number, token in (_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
-            found[token["content"]] = int(number)
+        found |= _ids(folder / "added_tokens.json")
+    if (file := folder / "tokenizer_config.json").is_file():
+        try:
+            for number, token in (read_json(file, longest=LARGE).get("added_tokens_decoder") or {}).items():
+                found[token["content"]] = int(number)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{file}: added_tokens_decoder is none ({error!r}); the file is damaged, copy it again"
+            ) from None
     return found
 
 
@@ -134,9 +151,9 @@ def meaning(path: pathlib.Path) -> Meaning:
         return _of_backend(path)
     file, ranks = path.parent / "merges.txt", {}
     if file.is_file():
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_text(file, LARGE).split("\n")
         ranks = _merges([line for line in lines if line.strip() and not line.startswith("#version")])
-    return Meaning(path, _json(path) | _added(path.parent), ranks, None, False, "".join)
+    return Meaning(path, _ids(path) | _added(path.parent), ranks, None, False, "".join)
 
 
 def probes(found: Meaning) -> list[str]:
@@ -171,7 +188,7 @@ def difference(a: Meaning, b: Meaning) -> str | None:
     if a.pieces != b.pieces:
         piece = min(
             (piece for piece in a.pieces.keys() | b.pieces.keys() if a.pieces.get(piece) != b.pieces.get(piece)),
-            key=lambda piece: min(found.pieces.get(piece, len(found.pieces)) for found in (a, b)),
+            key=lambda piece: (min(found.pieces.get(piece, len(found.pieces)) for found in (a, b)), piece),
         )
         ids = [str(found.pieces.get(piece, "not a piece")) for found in (a, b)]
         return f"{piece!r} is {ids[0]} and {ids[1]}"

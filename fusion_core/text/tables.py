@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from fusion_core.errors import InputError
 from fusion_core.text.encoding import check_characters, read_text
+from fusion_core.text.json_files import parse
 
 TABS, LINES = (".tsv", ".txt"), (".jsonl", ".ndjson")  # kinds of files, by their suffixes
 
@@ -54,8 +54,8 @@ def _of_json(path: pathlib.Path, lines: Sequence[str]) -> list[Row]:
             continue
         origin = f"{path}, line {number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = parse(line, halves=True)
+        except ValueError as error:
             raise InputError(f"{origin} is not JSON ({error}); it should be one object a line") from None
         if not isinstance(values, dict):
             raise InputError(f"{origin} is no JSON object; it should be one object a line")

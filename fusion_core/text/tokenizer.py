@@ -24,6 +24,7 @@ from fusion_core.errors import InputError
 from fusion_core.seeds import seed32
 from fusion_core.text import spiece
 from fusion_core.text.encoding import check_characters, check_pointer
+from fusion_core.text.json_files import LARGE, read_json
 from fusion_core.text.words import WordByWord, t5_pipeline
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
@@ -114,6 +115,8 @@ class Tokenizer:
             for i, text in enumerate(texts, start=1):
                 check_characters(text, f"text {i}, {text[:40]!r}")
             raise
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"the tokenizer cannot encode a text ({error}); take another one") from None
 
     def encode_ended(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, each ending with the end token, also if the tokenizer writes none."""
@@ -155,6 +158,8 @@ class Tokenizer:
         if not file.exists():
             raise InputError(f"there is no {file}; give the folder of a checkpoint with its tokenizer")
         check_pointer(file)
+        if (size := file.stat().st_size) > LARGE:
+            raise InputError(f"{file} has {size:,} bytes; a tokenizer has at most {LARGE:,}: copy it again")
         if file.suffix == ".model":
             return cls(_from_sentencepiece(file), **names)
         try:
@@ -169,10 +174,10 @@ def special_names(folder: pathlib.Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in NAMING:
         try:
-            values = json.loads((folder / file).read_text(encoding="utf-8-sig"))
-            named = {ours: values.get(theirs) for ours, theirs in (("pad", "pad_token"), ("end", "eos_token"))}
-        except (OSError, ValueError, AttributeError):
+            values = read_json(folder / file, longest=LARGE)
+        except (OSError, InputError):
             continue  # nothing is said there
+        named = {ours: values.get(theirs) for ours, theirs in (("pad", "pad_token"), ("end", "eos_token"))}
         for name, piece in named.items():
             piece = piece.get("content") if isinstance(piece, dict) else piece
             if isinstance(piece, str):

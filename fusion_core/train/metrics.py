@@ -9,6 +9,7 @@ from typing import Any
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.text.json_files import parse
 
 Record = dict[str, Any]
 
@@ -28,10 +29,10 @@ class Metrics:
             lines = data.split(b"\n")
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line) if line else {}
-                except (ValueError, RecursionError):
+                    record = parse(line, finite=False) if line else {}
+                except ValueError:
                     record = None
-                if isinstance(record, dict) and (not line or "step" in record):
+                if isinstance(record, dict) and (not line or type(record.get("step")) is int):
                     self.records += [record] if line else []
                 elif number < len(lines):
                     raise InputError(

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.text.json_files import parse
 
 Tree = TypeVar("Tree")
 
@@ -84,8 +85,12 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if header.get("format") != FORMAT:
                 raise InputError(f"{path} is not a training state of this software; give the folder of a run of it")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            facts = json.loads(header["facts"])
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+            facts = parse(header["facts"])
+            if not isinstance(facts, dict):
+                raise ValueError("its facts are no object")
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
         raise DamagedCheckpoint(f"the checkpoint {path} cannot be read ({error}); it is damaged, remove it") from None
     if _checksum(found, header["facts"]) != header.get("sha256"):
         raise DamagedCheckpoint(

@@ -206,7 +206,7 @@ def test_stretched_positions_are_read_in_new_and_old_spellings(rope):
         (
             "llama",
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
-            "low_freq_factor of .* is None; it must be",
+            "low_freq_factor, high_freq_factor.* is null; give it",
         ),
         ("llama", {"rope_parameters": ROPE | {"factor": 0.5}}, r"Llama3Rope\.factor is 0\.5; it must be .* at least 1"),
         (

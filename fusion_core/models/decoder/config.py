@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.fields import BASE, ROPE, check_config
 from fusion_core.models.settings import NONE, Settings
 from fusion_core.models.t5.config import check_norm_groups
 
 TokenId = int | tuple[int, ...] | None
-
-
-def check_sizes(config: Any, names: tuple[str, ...]) -> None:
-    """Raise InputError if a field is no positive integer."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{type(config).__name__}.{name} is {value!r}; it must be a positive integer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,38 +32,16 @@ class Llama3Rope:
     original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        check_sizes(self, ("original_max_position_embeddings",))
-        for name, least in (("factor", 1.0), ("low_freq_factor", 0.0), ("high_freq_factor", self.low_freq_factor)):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < least or (name == "high_freq_factor" and value == least):
-                above = "above low_freq_factor" if name == "high_freq_factor" else f"of at least {least}"
-                raise InputError(f"Llama3Rope.{name} is {value!r}; it must be a number {above}")
-
-
-def check_llama_sizes(config: Any) -> None:
-    """Raise InputError if the sizes of a configuration with Llama's names are not positive integers, or do not fit."""
-    kind = type(config).__name__
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    check_sizes(config, (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"))
-    check_heads(config)
-    if config.head_dim % 2:
-        raise InputError(f"{kind}.head_dim is {config.head_dim}; rotary positions turn pairs, so it must be even")
-
-
-def check_heads(config: Any) -> None:
-    """Raise InputError if query heads cannot share the key heads, or the norms' groups do not fit."""
-    kind = type(config).__name__
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise InputError(
-            f"{kind}.num_attention_heads is {config.num_attention_heads}; it must be a multiple of "
-            f"num_key_value_heads, {config.num_key_value_heads}"
-        )
-    check_norm_groups(kind, config.norm_groups, config.hidden_size)
+        check_config(self, {**ROPE, "factor": BASE})
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise InputError(
+                f"Llama3Rope.high_freq_factor is {self.high_freq_factor!r}; it must be a number above low_freq_factor"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """A decoder with RMSNorm, rotary positions, grouped-query attention and a SiLU-gated feed-forward.
+class Shape:
+    """The shape of a network of Llama's kind.
 
     Attributes:
       vocab_size: rows V of the embedding.
@@ -81,20 +50,10 @@ class LlamaConfig:
       num_hidden_layers: depth.
       num_attention_heads: query heads H.
       num_key_value_heads: key and value heads G; H is a multiple of G, and query head h reads head ``h // (H/G)``.
-      head_dim: width of a head, even; ``H * head_dim`` need not be ``hidden_size``.
-      max_position_embeddings: intended length of the longest sequence, in tokens; no array depends on it.
-      rms_norm_eps: added to the mean square in RMSNorm.
-      rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``.
-      rope_scaling: stretching of the frequencies; None if there is none.
-      attention_bias, mlp_bias: whether their matrices have biases.
-      tie_word_embeddings: whether the head is the embedding.
-      bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
-      norm_groups: as in ``T5Config``.
-      settings: fields of ``config.json`` that no array depends on and that are not above, kept as they are: rotary positions
-        of other kinds, dropout rates, and the like. With most of them there is no forward pass here.
+      head_dim: width of a head; ``H * head_dim`` need not be ``hidden_size``.
 
     Raises:
-      InputError: a size is not a positive integer, or sizes do not fit.
+      InputError: a field is of another type or range (``fusion_core.models.fields``), or sizes do not fit.
     """
 
     vocab_size: int
@@ -104,21 +63,67 @@ class LlamaConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+
+    def __post_init__(self) -> None:
+        check_config(self)
+        kind, groups = type(self).__name__, getattr(self, "norm_groups", ())
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"{kind}.num_attention_heads is {self.num_attention_heads}; it must be a multiple of "
+                f"num_key_value_heads, {self.num_key_value_heads}"
+            )
+        check_norm_groups(kind, groups, self.hidden_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryConfig(Shape):
+    """A decoder with RMSNorm, rotary positions, grouped-query attention and a SiLU-gated feed-forward.
+
+    Attributes:
+      max_position_embeddings: intended length of the longest sequence, in tokens; no array depends on it.
+      rms_norm_eps: added to the mean square in RMSNorm.
+      rope_theta: base of the rotary frequencies ``θ^(-2i/head_dim)``; ``head_dim`` is even.
+      rope_scaling: stretching of the frequencies; None if there is none.
+      tie_word_embeddings: whether the head is the embedding.
+      bos_token_id, eos_token_id, pad_token_id: ids with a meaning, for the files.
+      norm_groups: as in ``T5Config``.
+      settings: fields of ``config.json`` that no array depends on and that are not above, kept as they are: rotary positions
+        of other kinds, dropout rates, and the like. With most of them there is no forward pass here.
+    """
+
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: Llama3Rope | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    bos_token_id: TokenId = 1
-    eos_token_id: TokenId = 2
+    bos_token_id: TokenId = None
+    eos_token_id: TokenId = None
     pad_token_id: TokenId = None
     norm_groups: tuple[int, ...] = ()
     settings: Settings = NONE
 
     def __post_init__(self) -> None:
-        check_llama_sizes(self)
+        super().__post_init__()
+        if self.head_dim % 2:
+            kind = type(self).__name__
+            raise InputError(f"{kind}.head_dim is {self.head_dim}; rotary positions turn pairs, so it must be even")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(RotaryConfig):
+    """A Llama. The attributes are those of ``RotaryConfig``, and the biases.
+
+    Attributes:
+      attention_bias, mlp_bias: whether their matrices have biases.
+
+    Raises:
+      InputError: as ``Shape``; ``head_dim`` is odd.
+    """
+
+    bos_token_id: TokenId = 1
+    eos_token_id: TokenId = 2
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +145,7 @@ class GPT2Config:
         of other kinds, dropout rates, and the like. With most of them there is no forward pass here.
 
     Raises:
-      InputError: a size is not a positive integer, or sizes do not fit.
+      InputError: a field is of another type or range (``fusion_core.models.fields``), or sizes do not fit.
     """
 
     vocab_size: int
@@ -158,7 +163,7 @@ class GPT2Config:
     settings: Settings = NONE
 
     def __post_init__(self) -> None:
-        check_sizes(self, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"))
+        check_config(self)
         if self.n_embd % self.n_head:
             raise InputError(f"GPT2Config.n_embd is {self.n_embd}; it must be a multiple of n_head, {self.n_head}")
         check_norm_groups("GPT2Config", self.norm_groups, self.n_embd)

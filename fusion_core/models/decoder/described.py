@@ -8,40 +8,23 @@ from collections.abc import Callable
 from typing import Any
 
 from fusion_core.models.decoder import files
-from fusion_core.models.decoder.config import Llama3Rope, check_heads, check_sizes
+from fusion_core.models.decoder.config import Llama3Rope, Shape
 from fusion_core.models.settings import ABOUT, NONE, Settings
-
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Shape):
     """Shape of a decoder, in Llama's names, and whatever else its files say.
 
     Attributes:
-      vocab_size, ..., head_dim: as in ``LlamaConfig``.
       tie_word_embeddings: whether the head is the embedding.
       settings: all other fields of ``config.json`` (``fusion_core.models.settings``); rotary positions as ``rope_parameters``.
       norm_groups: as in ``T5Config``.
-
-    Raises:
-      InputError: a size is not a positive integer, or sizes do not fit.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     tie_word_embeddings: bool = False
     settings: Settings = NONE
     norm_groups: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_sizes(self, (*SIZES, "num_key_value_heads", "head_dim"))
-        check_heads(self)
 
     # what Llama's forward pass asks for
 

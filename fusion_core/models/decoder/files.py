@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fusion_core.errors import InputError
 from fusion_core.models.decoder.config import GPT2Config, Llama3Rope, LlamaConfig
+from fusion_core.models.fields import made
 from fusion_core.models.settings import Settings
 
 # buffers of old files of GPT-2, GPT-NeoX and Llama
@@ -83,6 +84,11 @@ def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) ->
     settings = {n: values[n] for n, ours in spelling.passed.items() if values.get(n, ours) != ours}
     settings |= {n: v for n, (left, ours) in spelling.kept.items() if (v := values.get(n, left)) != ours}
     values = spelling.read(values, origin)
+    kinds, depth = values.get("layer_types"), values.get("num_hidden_layers")
+    if kinds is not None and depth is not None and len(kinds) != depth:
+        raise InputError(
+            f"{origin}: layer_types has {len(kinds)} entries for num_hidden_layers, {depth}; mend one of them"
+        )
     values = values | {"settings": Settings(settings | values.get("settings", {}))}
     fields = {f.name: f for f in dataclasses.fields(spelling.config) if f.name != "norm_groups"}
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
@@ -92,7 +98,7 @@ def config_from_json(spelling: Spelling, values: dict[str, Any], origin: str) ->
         )
     # a list of end tokens, as newer files have, must be hashable here
     found = {n: tuple(v) if isinstance(v := values[n], list) else v for n in fields if n in values}
-    return spelling.config(**found)
+    return made(spelling.config, found, origin)
 
 
 KNOWN_ROPES = ("default", "llama3")
@@ -154,7 +160,7 @@ def with_heads(values: dict[str, Any]) -> dict[str, Any]:
     if filled.get("num_key_value_heads") is None:
         filled["num_key_value_heads"] = heads
     if filled.get("head_dim") is None and heads:
-        filled["head_dim"] = values.get("hidden_size", 0) // heads
+        filled["head_dim"] = (values.get("hidden_size") or 0) // heads or None
     return filled
 
 
@@ -169,7 +175,7 @@ def llama_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
     rope = rope_of(values)
     filled = with_heads(values) | {"rope_scaling": None}
     if rope.get("rope_theta") is not None:
-        filled["rope_theta"] = float(rope["rope_theta"])
+        filled["rope_theta"] = rope["rope_theta"]
     if rope["rope_type"] not in KNOWN_ROPES or rope.get("partial_rotary_factor", 1) != 1:
         filled["settings"] = {"rope_parameters": rope}
     elif rope["rope_type"] == "llama3":
@@ -207,14 +213,11 @@ def llama3_rope(rope: dict[str, Any], values: dict[str, Any], origin: str) -> Ll
     length = "original_max_position_embeddings"
     if found[length] is None:
         found[length] = values.get(length)  # as transformers 5 does
-    for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{origin}: {name} of the 'llama3' rotary positions is {value!r}; it must be a number")
-    return Llama3Rope(**{name: float(value) for name, value in found.items()} | {length: found[length]})
+    return made(Llama3Rope, found, origin)
 
 
 def _gpt2_fields(values: dict[str, Any], origin: str) -> dict[str, Any]:
-    return values if values.get("n_inner") is not None else values | {"n_inner": 4 * values.get("n_embd", 0)}
+    return values if values.get("n_inner") is not None else values | {"n_inner": 4 * (values.get("n_embd") or 0)}
 
 
 _DROPPED = {"attention_dropout": (0.0, 0.0)}

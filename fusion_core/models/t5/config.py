@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.fields import check_config
 
 # name -> (d_model, d_ff, heads, layers of the encoder and of the decoder, head width)
 _V1_0 = {
@@ -70,8 +71,8 @@ class T5Config:
         ``norm="grouped"``); if empty, one group, as in every published T5. Hugging Face has no such field.
 
     Raises:
-      InputError: a size is not a positive integer, an id is not in the vocabulary, ``feed_forward_proj`` is unknown, the
-        dropout rate is outside [0, 1), the buckets or their distance are too few, or the groups do not sum to ``d_model``.
+      InputError: a field is of another type or range (``fusion_core.models.fields``), an id is not in the vocabulary,
+        ``feed_forward_proj`` is unknown, the buckets or their distance are too few, or the groups do not sum to ``d_model``.
     """
 
     vocab_size: int = 32128
@@ -93,10 +94,7 @@ class T5Config:
     norm_groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not field.name.endswith("_id") and (not isinstance(value, int) or value < 1):
-                raise InputError(f"T5Config.{field.name} is {value!r}; it must be a positive integer")
+        check_config(self)
         for name, ids in (
             ("pad_token_id", (self.pad_token_id,)),
             ("eos_token_id", self.ends),
@@ -111,8 +109,6 @@ class T5Config:
                 f"T5Config.feed_forward_proj is {self.feed_forward_proj!r}; it can be {', '.join(ACTIVATIONS)}, and "
                 "each of them with 'gated-' before it"
             )
-        if not 0 <= self.dropout_rate < 1:
-            raise InputError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be at least 0 and below 1")
         check_norm_groups("T5Config", self.norm_groups, self.d_model)
         # Bidirectional attention halves the buckets by direction, and each half is exact and logarithmic by halves
         # again: with fewer than 4 buckets a part is empty.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fusion_core.errors import InputError
+from fusion_core.models.fields import made
 from fusion_core.models.t5.config import T5Config
 
 # a tensor of released checkpoints that no version of the model reads
@@ -52,10 +53,11 @@ def config_from_json(values: dict[str, Any], origin: str = "config.json", kind: 
     fields["tie_word_embeddings"] = bool(
         values.get("scale_decoder_outputs", values.get("tie_word_embeddings") is not False)
     )
-    fields["dropout_rate"] = _rate(values.get("dropout_rate", 0.1), origin)  # the reference's default
+    fields["dropout_rate"] = values.get("dropout_rate", 0.1)  # the reference's default
+    _check_activation(values, origin)
     if fields.get("num_decoder_layers") is None:
         fields["num_decoder_layers"] = fields.get("num_layers", T5Config.num_layers)
-    return kind(**fields)
+    return made(kind, fields, origin)
 
 
 def _token_ids(values: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -78,7 +80,18 @@ def _token_ids(values: dict[str, Any], origin: str) -> dict[str, Any]:
     return found
 
 
-def _rate(value: Any, origin: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{origin}: dropout_rate is {value!r}; it must be a number from 0 to below 1")
-    return float(value)
+def _check_activation(values: dict[str, Any], origin: str) -> None:
+    """Raise InputError if the fields that transformers derives from ``feed_forward_proj`` say something else."""
+    said = values.get("feed_forward_proj") or T5Config.feed_forward_proj
+    gated, activation = said.startswith("gated-"), said.removeprefix("gated-")
+    derived: dict[str, tuple[Any, ...]] = {"is_gated_act": (gated,), "dense_act_fn": (activation,)}
+    if said == "gated-gelu":
+        derived["dense_act_fn"] = ("gelu_new",)
+    if activation in ("silu", "swish"):
+        derived["dense_act_fn"] = ("silu", "swish")
+    for name, expected in derived.items():
+        if (value := values.get(name)) is not None and value not in expected:
+            raise InputError(
+                f"{origin}: {name} is {value!r}, but feed_forward_proj, {said!r}, means {expected[0]!r}; mend the one that is "
+                "wrong"
+            )
