@@ -97,7 +97,7 @@ def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
       InputError: the file is damaged.
     """
     try:
-        with np.load(folder / TOKENS, allow_pickle=False) as arrays:
+        with (folder / TOKENS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("train", "validation")}
         if any(ids.dtype != np.int32 or ids.ndim != 1 for ids in found.values()):
             raise ValueError("it holds no ids of tokens")

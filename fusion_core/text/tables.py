@@ -80,7 +80,9 @@ def _split(path: pathlib.Path, text: str) -> list[tuple[int, list[str]]]:
             return [(reader.line_num, values) for values in reader if any(values)]
         except csv.Error as error:
             where = f"{path}, line {reader.line_num}"
-            raise InputError(f"{where} is no line of a table with quotes ({error}); mend its quotes, or write none") from None
+            raise InputError(
+                f"{where} is no line of a table with quotes ({error}); mend its quotes, or write none"
+            ) from None
     return [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
