@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import pathlib
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -44,14 +43,15 @@ def read_piped(path: pathlib.Path, option: str) -> None:
             raise InputError(f"{option} - has given nothing; check what is before the pipe")
 
 
-@contextlib.contextmanager
-def texts_of(paths: Sequence[pathlib.Path] | None, option: str) -> Iterator[list[pathlib.Path]]:
-    """Yield the paths of text of an option; in the place of ``-`` a temporary file with what standard input gives."""
+def documents_of(paths: Sequence[pathlib.Path] | None, option: str) -> list[str] | None:
+    """Return the documents of the files and folders of an option, ``-`` among them for a pipe; None if it is not given."""
+    from fusion_core.text import read_documents
+
     with tempfile.TemporaryDirectory() as folder:
         piped = pathlib.Path(folder, "text.txt")
         if STDIN in (paths or ()):
             read_piped(piped, option)
-        yield [piped if path == STDIN else path for path in paths or ()]
+        return read_documents([piped if path == STDIN else path for path in paths]) if paths else None
 
 
 def check_finite(option: str, value: float | None) -> None:

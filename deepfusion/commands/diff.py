@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, seed_option, texts_of
+from deepfusion.options import Json, documents_of, seed_option
 from deepfusion.tables import print_table
 from deepfusion.terminal import working
 from fusion_core.errors import InputError
@@ -41,12 +41,9 @@ def diff(
         raise InputError(f"--rows is {rows} and --seed {seed}; they must be at least 1 and 0")
     with working("loading JAX and running both", quiet=as_json):
         from fusion_core import checkpoints
-        from fusion_core.text import read_documents
 
         first, second = checkpoints.open_checkpoint(a), checkpoints.open_checkpoint(b)
-        with texts_of(text, "--text") as paths:
-            documents = read_documents(paths) if paths else None
-        found = checkpoints.compare(first, second, documents, rows, seed)
+        found = checkpoints.compare(first, second, documents_of(text, "--text"), rows, seed)
     if as_json:
         print(json.dumps({"a": str(a), "b": str(b)} | dataclasses.asdict(found)))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, changes, seed_option, texts_of
+from deepfusion.options import Json, changes, documents_of, seed_option
 from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
@@ -86,18 +86,15 @@ def fuse(
     work = "calibrating the norms" if calibration_text else "reading headers"
     with working(f"loading JAX and {work}", quiet=as_json):
         from fusion_core import atomic, checkpoints
-        from fusion_core.text import read_documents
 
         atomic.check_new(out)
-        with texts_of(calibration_text, "--calibration-text") as paths:
-            documents = read_documents(paths) if paths else None
         recipe = checkpoints.fusion_recipe(
             sources,
             numbers,
             allow_different=[name.strip() for name in (allow_different or "").split(",") if name.strip()],
             dtype=dtype,
             norm=norm,
-            calibration=documents,
+            calibration=documents_of(calibration_text, "--calibration-text"),
             noise=noise,
             seed=seed,
             largest_shard=largest,
@@ -125,10 +122,8 @@ def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: i
     """Choose the noise between the copies on text, and say it."""
     with working("loading JAX and choosing the noise", quiet=quiet):
         from fusion_core.schedule.noise import choose_noise_on_text
-        from fusion_core.text import read_documents
 
-        with texts_of(text, "--noise-text") as paths:
-            documents = read_documents(paths)
+        documents = documents_of(text, "--noise-text") or []
         chosen = choose_noise_on_text(sources[0], documents, copies=len(sources), seed=seed)
     notes(f"{chosen.reason[0].upper()}{chosen.reason[1:]}.")
     return chosen

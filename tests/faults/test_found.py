@@ -215,5 +215,6 @@ def test_a_pipe_is_kept_for_the_run_that_reads_it(piped, monkeypatch, tmp_path):
     assert seen == [((str(tmp_path / "run" / demo.PIPED),), True)]
     options.read_piped(tmp_path / "run" / demo.PIPED, "--text")
     assert (tmp_path / "run" / demo.PIPED).read_bytes() == b"the text"
-    with options.texts_of([tmp_path], "--text") as paths:
-        assert paths == [tmp_path]
+    piped(b"the text")
+    assert options.documents_of([demo.STDIN], "--text") == ["the text"]
+    assert options.documents_of(None, "--text") is None
