@@ -107,6 +107,19 @@ def _hold(folder: pathlib.Path) -> int:
     return handle
 
 
+def own_folder(path: pathlib.Path) -> pathlib.Path:
+    """Make a temporary folder beside ``path``, this process's alone; those of processes that have ended are removed first.
+
+    It stays until it is removed, at the latest by the next process that asks for one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_beside(path)
+    temporary = _beside(path)
+    temporary.mkdir(0o700)
+    _hold(temporary)
+    return temporary
+
+
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside ``path``; renames it to ``path`` on success.

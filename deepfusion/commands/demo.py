@@ -142,7 +142,9 @@ def demo(
     seconds = 60 * minutes if resume is None and budget is None and preset == "default" else None
     fresh = not folder.exists()
     with working("loading JAX", quiet=as_json):
-        import fusion_core.runs  # noqa: F401
+        from fusion_core.train.compiled import keep_compiled
+
+        keep_compiled(notes)
     with locked(folder):
         results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh)
     from deepfusion.pages.report import lines, write_report

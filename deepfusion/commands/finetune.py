@@ -60,7 +60,9 @@ def finetune(
     """
     with working("loading JAX", quiet=as_json):
         from fusion_core.runs.finetune import CHECKPOINT, Finetuning, load_settings, settings_from
+        from fusion_core.train.compiled import keep_compiled
 
+    keep_compiled(notes)
     fresh = False
     if resume is not None:
         check_only_resume(context)

@@ -42,6 +42,9 @@ def train(
     start_timeout: Annotated[
         float, typer.Option(help="Seconds to wait for the other processes to start.", min=1.0)
     ] = 300.0,
+    compile_cache: Annotated[
+        bool, typer.Option(help="Keep compiled steps in the user's cache, and take them from there.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Run a plan: train and fuse its nodes, and report.
@@ -57,11 +60,14 @@ def train(
     with working("loading JAX and reading the plan"):
         from fusion_core.runs import read_plan
         from fusion_core.train import initialize_distributed
+        from fusion_core.train.compiled import keep_compiled
         from fusion_core.train.distributed import finish, leave
 
         read = read_plan(plan)
         if seeds is not None:
             read = dataclasses.replace(read, seeds=_numbers(seeds))
+    if compile_cache:
+        keep_compiled(notes)
     check_finite("--tflops", tflops)
     several = initialize_distributed(
         coordinator, processes, process, detect=distributed, start_timeout=start_timeout, note=notes

@@ -13,12 +13,11 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, normalizers
 from tokenizers.models import Unigram
 
 from fusion_core.errors import InputError
@@ -26,6 +25,7 @@ from fusion_core.seeds import seed32
 from fusion_core.text import spiece
 from fusion_core.text.encoding import check_characters, check_pointer
 from fusion_core.text.json_files import LARGE, read_json
+from fusion_core.text.words import WordByWord, t5_pipeline
 
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
 SMALLEST = 3 + 256 + 1  # pieces of a vocabulary: the special tokens, the bytes, and one more
@@ -101,9 +101,15 @@ class Tokenizer:
         self.special.check_sentinels()
         return self.special.sentinels[i]
 
+    @functools.cached_property
+    def _words(self) -> WordByWord | None:
+        return WordByWord.of(self.backend)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text as the tokenizer gives them; T5's ends each text with the end token."""
         try:
+            if self._words is not None:
+                return self._words.encode(texts)
             return [np.asarray(e.ids, np.int32) for e in self.backend.encode_batch_fast(list(texts))]
         except TypeError:
             for i, text in enumerate(texts, start=1):
@@ -182,16 +188,9 @@ def special_names(folder: pathlib.Path) -> dict[str, str]:
 def _unigram(vocab: Sequence[tuple[str, float]], unknown: int, byte_fallback: bool) -> tokenizers.Tokenizer:
     """Return T5's tokenizer around a vocabulary: words from white space, an end token after each text."""
     backend = tokenizers.Tokenizer(Unigram(list(vocab), unk_id=unknown, byte_fallback=byte_fallback))
-    metaspace: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always", "split": True}
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace)]
-    )
-    backend.decoder = decoders.Metaspace(**metaspace)
+    t5_pipeline(backend, "</s>", EOS)
     if byte_fallback:
-        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(**metaspace)])
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
-    )
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), backend.decoder])
     return backend
 
 

@@ -71,7 +71,7 @@ def test_a_second_run_neither_reads_nor_tokenizes(tmp_path, text, packages, monk
     first, notes, _ = made(tmp_path / "1", text, **changes)
     assert notes == ["reading the text", "training the tokenizer, 320 pieces", "tokenizing"]
     for owner, name in (
-        (prepared, "read_documents"), (corpus, "_docstrings"), (prepared, "train_tokenizer"), (prepared, "write_tokens")
+        (prepared, "read_documents"), (corpus, "documentation_of"), (prepared, "train_tokenizer"), (prepared, "write_tokens")
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, fail)
     second, notes, cached = made(tmp_path / "2", text, **changes)
