@@ -113,6 +113,7 @@ def test_the_facts_of_a_node_and_the_files_of_a_run(copy, refused):
     plan, folder = copy
     file = folder / "nodes" / "a" / "done.json"
     known = json.loads(file.read_text())
+    del known["sha256"]  # else the sum is noticed first
     for name, value in (
         ("step", "20"),
         ("step", -1),
