@@ -56,6 +56,9 @@ def diff(
     print_table(("", "largest", "mean"), cells, title=f"On {found.tokens:,} {kind}:", text=("",))
     print(f"Both prefer the same token at {found.agreement:.1%} of the positions.")
     print(f"Loss, nats a token: {found.losses[0]:.4f} and {found.losses[1]:.4f}.")
+    for folder, constant in zip((a, b), found.constant, strict=True):
+        if constant:
+            print(f"All logits of {folder} are equal: what they say of it proves nothing.")
     _print_tensors(found, a, b)
 
 
