@@ -27,6 +27,7 @@ from fusion_core.runs.settings import OptimizerSettings, Whole
 from fusion_core.seeds import node_seed
 from fusion_core.text.json_files import read_json
 from fusion_core.text.span_corruption import target_length
+from fusion_core.timings import Timings
 from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.store import Checkpoints
@@ -71,6 +72,7 @@ class RunContext:
       note: called with sentences for the user.
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
+      timings: of the parts of the run up to its first step.
     """
 
     plan: Plan
@@ -82,6 +84,7 @@ class RunContext:
     note: Callable[[str], None]
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -305,6 +308,7 @@ def training_of(
         note=context.note,
         pinned=pinned,
         position=position,
+        timings=context.timings,
     )
 
 

@@ -26,6 +26,7 @@ from fusion_core.text.json_files import parse
 from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
+from fusion_core.timings import Timings
 from fusion_core.train.devices import barrier, first_process, processes
 
 SMALL = 4 << 20  # bytes of a text that is tokenized in a second
@@ -71,6 +72,7 @@ class RunData:
       folder: of tokens and tokenizer; if they are there, the text itself is not read. A streamed text is; its files are
         known by the sums that the folder has of them.
       note: called with a line before what takes time.
+      timings: of the parts; if None, they are not kept.
 
     Attributes:
       tokenizer: text to ids.
@@ -80,22 +82,34 @@ class RunData:
       InputError: the text cannot be read, it is not the one that the run was begun with, or a file of the folder is damaged.
     """
 
-    def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int,
+        folder: pathlib.Path,
+        note: Callable[[str], None],
+        timings: Timings | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
         self._files = _known_files(settings.text, folder / FILES) if settings.stream else []
         if first_process():
-            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
+            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note, timings)
             if self._files and not (folder / FILES).exists():
                 atomic.write_text(folder / FILES, json.dumps(self._files, indent=1) + "\n")
         barrier("the text is tokenized")
+        with (timings or Timings()).part("loading tokens and tokenizer"):
+            self._load(folder)
+
+    def _load(self, folder: pathlib.Path) -> None:
+        """Read tokens and tokenizer, and take their sum."""
         self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self._ids = {} if settings.stream else read_tokens(folder)
+        self._ids = {} if self.settings.stream else read_tokens(folder)
         content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
         for ids in self._ids.values():
             content.update(np.ascontiguousarray(ids).data)
-        if settings.stream:
+        if self.settings.stream:
             content.update(self._text.part(False).fingerprint().encode())
         self.digest = content.hexdigest()[:16]
 

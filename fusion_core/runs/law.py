@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import tempfile
@@ -14,7 +13,7 @@ from fusion_core.errors import InputError
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import resolve
 from fusion_core.runs.law_cases import case_of
-from fusion_core.runs.plan import Plan
+from fusion_core.runs.plan import Plan, plan_values
 from fusion_core.runs.run import PLAN, RESULTS
 from fusion_core.schedule import SavedLaw, fit_law, run_curves
 from fusion_core.text.json_files import LARGE, read_json
@@ -79,7 +78,7 @@ def _results(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     read = lambda name: read_json(folder / name, longest=LARGE, finite=False)
     try:
         ran, results = read(PLAN), read(RESULTS)
-        said = json.loads(json.dumps(dataclasses.asdict(plan)))
+        said = plan_values(plan)
         differ = [key for key, value in said.items() if key not in NOT_COMPARED and ran.get(key) != value]
         if not differ:
             return {"seeds": results["seeds"], "nodes": results["nodes"]}
