@@ -1,23 +1,25 @@
 r"""Modified fields of concrete formulas: sympy in, sympy out.
 
-Elementary differentials are contracted from cached partial derivatives. Polynomial fields with rational coefficients
-are computed in sympy's polynomial rings (always expanded, so zero is zero), all others as expressions.
+Elementary differentials are contracted from cached partial derivatives, in one of sympy's polynomial rings with a letter
+for each function (:mod:`bea.symbolic.rings`). Only what is returned becomes an expression again.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import sympy as sp
-from sympy.polys.polyerrors import CoercionFailed, GeneratorsError, PolynomialError
 
 from bea.symbolic.brackets import combine
+from bea.symbolic.compact import divisors_of
 from bea.symbolic.equation import MEMORY_LIMIT, check_order, modified_equation, with_symmetry
 from bea.symbolic.methods import Method, RungeKutta, Step, steps_of
+from bea.symbolic.rings import Element, Ring
 from bea.trees import Tree, count_trees
 
 NON_SMOOTH = (
@@ -83,80 +85,94 @@ def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matr
     return (sp.Matrix(g).jacobian(x) * sp.Matrix(f) - sp.Matrix(f).jacobian(x) * sp.Matrix(g)).applyfunc(sp.expand)
 
 
-class _Differentials:
-    """Elementary differentials F(t) of coloured trees for given fields, with every partial derivative taken once."""
+class Differentials:
+    """Elementary differentials F(t) of coloured trees for given fields, as elements of one ring.
 
-    def __init__(self, fields: Sequence[Sequence[sp.Expr]], symbols: Symbols):
-        self.symbols = list(symbols)
-        self.zero: Any = sp.Integer(0)
-        self.fields: list[list[Any]] = [list(field) for field in fields]
-        self.variables: list[Any] = self.symbols
-        self.ring = None
-        others = set().union(*(e.free_symbols for field in fields for e in field)) - set(symbols)
-        try:
-            self.ring, *generators = sp.ring([*self.symbols, *sorted(others, key=str)], sp.QQ)
-            self.fields = [[self.ring.from_expr(e) for e in field] for field in fields]
-            self.variables, self.zero = generators[: len(self.symbols)], self.ring.zero
-        except (PolynomialError, CoercionFailed, GeneratorsError, ValueError):
-            self.ring = None
-        self._partials: dict[tuple, Any] = {}
+    Args:
+      fields: the components of each field.
+      symbols: the parameters.
+      order: the largest order of trees that are asked for; the result can then be differentiated once.
+    """
+
+    def __init__(self, fields: Sequence[Components], symbols: Symbols, order: int):
+        self.ring = Ring([e for field in fields for e in field], symbols, order)
+        read = [[self.ring.read(e) for e in field] for field in fields]
+        self.bottom = math.lcm(*(e.bottom for field in read for e in field))
+        self._partials = {(c, i, ()): e.top * (self.bottom // e.bottom)
+                          for c, field in enumerate(read) for i, e in enumerate(field)}  # fmt: skip
         self._known: dict[Tree, list[Any]] = {}
+        self._products: dict[tuple[Tree, ...], dict[tuple[int, ...], Any]] = {(): {(): self.ring.integers.one}}
 
-    def partial(self, colour: int, component: int, index: tuple[int, ...]) -> Any:
-        if not index:
-            return self.fields[colour][component]
+    @cached_property
+    def divisors(self) -> list[Any]:
+        """Factors of the fields, which their differentials often have too."""
+        return divisors_of(top for (_, _, index), top in self._partials.items() if not index)
+
+    def field(self) -> list[Element]:
+        """Return the components of the first field."""
+        return [Element(self.ring, self._partials[0, i, ()], self.bottom) for i in range(len(self.ring.symbols))]
+
+    def _partial(self, colour: int, component: int, index: tuple[int, ...]) -> Any:
         key = (colour, component, index)
         if key not in self._partials:
-            self._partials[key] = self.partial(colour, component, index[:-1]).diff(self.variables[index[-1]])
+            self._partials[key] = self.ring.diff(self._partial(colour, component, index[:-1]), index[-1])
         return self._partials[key]
 
+    def _product(self, trees: tuple[Tree, ...]) -> dict[tuple[int, ...], Any]:
+        """Return Σ Π F(t_j)_{i_j} over the index tuples i that are the same when sorted, by sorted tuple."""
+        if trees not in self._products:
+            last, found = self(trees[-1]), {}
+            for index, value in self._product(trees[:-1]).items():
+                for i, component in enumerate(last):
+                    key = tuple(sorted((*index, i)))
+                    found[key] = found.get(key, self.ring.integers.zero) + value * component
+            self._products[trees] = found
+        return self._products[trees]
+
     def __call__(self, tree: Tree) -> list[Any]:
+        """Return F(t) times d^|t| m^(|t| − 1), for the fields' common denominator d and the ring's scale m."""
         if tree not in self._known:
-            inner, dimension = [self(child) for child in tree.children], len(self.symbols)
-            total = [self.zero] * dimension
-            for index in itertools.product(range(dimension), repeat=len(inner)):
-                factor = sp.Integer(1) if self.ring is None else self.ring.one
-                for vector, i in zip(inner, index, strict=True):
-                    factor = factor * vector[i]
-                if factor == 0:
-                    continue
-                for c in range(dimension):
-                    total[c] = total[c] + factor * self.partial(tree.colour, c, tuple(sorted(index)))
-            self._known[tree] = total
+            self._known[tree] = self._sum({tree: 1})
         return self._known[tree]
 
-    def combination(self, series: Mapping[Tree, Fraction]) -> sp.Matrix:
-        """Return Σ c(t) F(t) with rational c(t), as expressions."""
-        total = [self.zero] * len(self.symbols)
+    def _sum(self, series: Mapping[Tree, int]) -> list[Any]:
+        """Return Σ c(t) F(t): the trees whose roots have one colour and as many children share the root's derivatives."""
+        total = [self.ring.integers.zero] * len(self.ring.symbols)
+        shared: dict[tuple[int, int], dict[tuple[int, ...], Any]] = {}
         for tree, value in series.items():
-            if value:
-                number = sp.Rational(value.numerator, value.denominator)
-                scale = number if self.ring is None else sp.QQ(value.numerator, value.denominator)
-                total = [x + scale * y for x, y in zip(total, self(tree), strict=True)]
-        return sp.Matrix([x if self.ring is None else x.as_expr() for x in total])
+            group = shared.setdefault((tree.colour, len(tree.children)), {})
+            for index, product in self._product(tree.children).items():
+                group[index] = group.get(index, self.ring.integers.zero) + product * value
+        for (colour, _), group in shared.items():
+            for index, value in group.items():
+                for i in range(len(total)):
+                    total[i] = total[i] + value * self._partial(colour, i, index)
+        return total
 
+    def combination(self, series: Mapping[Tree, Fraction]) -> list[Element]:
+        """Return the components of Σ c(t) F(t), for rational c(t) and trees of one order."""
+        common = math.lcm(*(value.denominator for value in series.values()))
+        order = max(tree.order for tree in series)
+        total = self._sum({tree: int(value * common) for tree, value in series.items() if value})
+        bottom = common * self.bottom**order * self.ring.scale ** (order - 1)
+        return [Element(self.ring, top, bottom) for top in total]
 
-MOST_FACTORED = 50
-"""Largest number of terms of a polynomial that is factored: high degrees in several symbols take minutes."""
-MOST_SIMPLIFIED = 20
-"""Largest number of operations for which sympy's ``simplify`` is used: it can take minutes on long expressions."""
+    def shown(self, components: Sequence[Element], simplify: bool = True) -> sp.Matrix:
+        """Return the components as formulas, compact or multiplied out."""
+        return sp.Matrix([e.compact(self.divisors) if simplify else e.expanded() for e in components])
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
-    """Return the shortest of a few equal expressions: factored (with functions as letters), or simplified."""
-    if expr.is_polynomial(*expr.free_symbols):
-        return sp.factor(expr) if len(sp.Add.make_args(expr)) <= MOST_FACTORED else expr
-    if expr.count_ops() <= MOST_SIMPLIFIED:
-        return sp.simplify(expr)
-    letters = {f: sp.Dummy() for f in expr.atoms(sp.Function, sp.exp)}
-    letters |= {f: sp.Dummy() for f in expr.atoms(sp.Pow) if not f.exp.is_Integer and f not in letters}
-    names = {letter: f for f, letter in letters.items()}
-    back = lambda e: e.xreplace(names).xreplace(names)
-    plain = expr.xreplace(letters)
-    candidates = [expr, sp.factor_terms(expr)]
-    if plain.is_polynomial(*plain.free_symbols):
-        candidates.append(back(sp.factor(plain)))
-    return min(candidates, key=sp.count_ops)
+    """Return the expression as a person would write it: multiplied out, then factored, with functions as letters."""
+    return Ring([expr]).read(expr).compact()
+
+
+def by_order(table: Differentials, method: Method, order: int) -> list[list[Element]]:
+    r"""Return the corrections :math:`c_1, \dots, c_p` of a method for one field, as elements of the table's ring."""
+    if any(step.field for step in steps_of(method)):
+        raise ValueError("corrections are those of one field: give compose() the phases of several")
+    series = with_symmetry(modified_equation(method, order))
+    return [table.combination({t: c for t, c in series.items() if t.order == q}) for q in range(1, order + 1)]
 
 
 def corrections(
@@ -176,12 +192,8 @@ def corrections(
         or needs too much memory.
     """
     (f,) = _checked([field], symbols, order)
-    if any(step.field for step in steps_of(method)):
-        raise ValueError("corrections are those of one field: give compose() the phases of several")
-    table = _Differentials([f], symbols)
-    series = with_symmetry(modified_equation(method, order))
-    found = [table.combination({t: c for t, c in series.items() if t.order == q}) for q in range(1, order + 1)]
-    return [c.applyfunc(tidy if simplify else sp.expand) for c in found]
+    table = Differentials([f], symbols, order)
+    return [table.shown(c, simplify) for c in by_order(table, method, order)]
 
 
 def modified_field(
@@ -262,14 +274,14 @@ def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: 
         if steps.is_number and not (steps.is_Integer and steps >= 1):
             raise ValueError(f"a phase has a whole number of steps, at least 1, or a symbol, not {steps}")
     series = phase_series([(p.step, p.steps, p.method) for p in phases], order)
-    table = _Differentials(fields, symbols)
+    table = Differentials(fields, symbols, order)
     total = sp.zeros(len(symbols), 1)
     by_coefficient: dict[sp.Expr, dict[Tree, Fraction]] = {}
     for tree, value in series.items():
         number, rest = value.as_coeff_Mul()
         by_coefficient.setdefault(rest, {})[tree] = Fraction(int(number.p), int(number.q))
     for coefficient, part in by_coefficient.items():
-        total += coefficient * table.combination(part).applyfunc(tidy if simplify else sp.expand)
+        total += coefficient * table.shown(table.combination(part), simplify)
     return total
 
 

@@ -9,32 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
 import sympy as sp
-from sympy.core.function import AppliedUndef
+from sympy.core.mul import _keep_coeff
 
 from bea.symbolic.equation import modified_equation, with_symmetry
 from bea.symbolic.fields import (
+    Differentials,
     Symbols,
     _checked,
-    _Differentials,
+    by_order,
     check_expression,
     check_symbols,
-    corrections,
     gradient_field,
     tidy,
 )
 from bea.symbolic.methods import Method, Step
+from bea.symbolic.rings import Element
 from bea.trees import Tree
 
 MOST_BATCHES = 6
 """Largest number of minibatches, whose orders are averaged one by one (6! = 720)."""
 
 
+Curl = dict[tuple[int, int], Element]
+"""The entries (i, j), j < i, of the antisymmetric part of a Jacobian that are not identically zero."""
+
+
 class NotAGradient(ValueError):
     """The modified field is not a gradient from some order on, so no modified loss exists.
+
+    The field and its antisymmetric part become formulas when they are asked for.
 
     Attributes:
       field: the modified field through the requested order, a sympy column.
@@ -45,22 +53,39 @@ class NotAGradient(ValueError):
     """
 
     def __init__(
-        self,
-        field: sp.Matrix,
-        antisymmetric: sp.Matrix,
-        leading: sp.Matrix,
-        order: int,
-        loss: sp.Expr,
-        step: sp.Expr,
+        self, table: Differentials, corrections: list[list[Element]], curls: list[Curl], loss: sp.Expr, step: sp.Expr
     ):
-        self.field, self.antisymmetric, self.leading = field, antisymmetric, leading
-        self.order, self.loss = order, loss
-        i, j = next((i, j) for i in range(leading.rows) for j in range(i) if leading[i, j] != 0)
+        self._table, self._corrections, self._step, self.loss = table, corrections, step, loss
+        self.order = len(curls)
+        (i, j), first = next(iter(curls[-1].items()))
         super().__init__(
-            f"no modified loss of order {order} exists: the {step}^{order - 1} term of the modified field is not a "
-            f"gradient, its Jacobian has the antisymmetric part {_short(leading[i, j])} at ({i + 1}, {j + 1}); "
-            f"ask for order {order - 1}, or take modified_field"
+            f"no modified loss of order {self.order} exists: the {step}^{self.order - 1} term of the modified field is not "
+            f"a gradient, its Jacobian has the antisymmetric part {_short(_shown(table, i, j, first))} at "
+            f"({i + 1}, {j + 1}); ask for order {self.order - 1}, or take modified_field"
         )
+
+    @cached_property
+    def field(self) -> sp.Matrix:
+        columns = map(self._table.shown, self._corrections)
+        return sum((c * self._step**k for k, c in enumerate(columns)), sp.zeros(len(self._table.ring.symbols), 1))
+
+    @cached_property
+    def leading(self) -> sp.Matrix:
+        return self._antisymmetric(self.order)
+
+    @cached_property
+    def antisymmetric(self) -> sp.Matrix:
+        orders = range(self.order + 1, len(self._corrections) + 1)
+        rest = (self._antisymmetric(p) * self._step ** (p - 1) for p in orders)
+        return sum(rest, self.leading * self._step ** (self.order - 1))
+
+    def _antisymmetric(self, order: int) -> sp.Matrix:
+        size = len(self._table.ring.symbols)
+        found = sp.zeros(size)
+        for (i, j), element in curl(self._corrections[order - 1]).items():
+            found[i, j] = _shown(self._table, i, j, element)
+            found[j, i] = -found[i, j]
+        return found
 
 
 def _short(expr: sp.Expr) -> str:
@@ -68,34 +93,32 @@ def _short(expr: sp.Expr) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def is_zero(expr: sp.Expr) -> bool:
-    """Return whether the expression is identically zero; raise ValueError if sympy cannot decide.
+def curl(field: Sequence[Element]) -> Curl:
+    """Return the antisymmetric part (J − Jᵀ)/2 of the Jacobian J of a field, without what is zero."""
+    ring, bottom = field[0].ring, field[0].bottom
+    found: Curl = {}
+    for i in range(len(field)):
+        for j in range(i):
+            top = ring.diff(field[i].top, j) - ring.diff(field[j].top, i)
+            if not ring.is_zero(top):
+                found[i, j] = Element(ring, top, 2 * bottom * ring.scale)
+    return found
 
-    A value other than zero at one rational point, to 30 digits, decides against it without any rewriting. Undefined
-    functions and their derivatives count as independent letters.
-    """
-    abstract = expr.atoms(sp.Derivative, AppliedUndef)
-    expr = sp.expand(expr.xreplace({atom: sp.Dummy() for atom in abstract}))
-    if expr == 0:
-        return True
-    if expr.is_polynomial(*expr.free_symbols):
-        return False
-    point = {x: sp.Rational(2 * k + 3, 3 * k + 7) for k, x in enumerate(sorted(expr.free_symbols, key=str))}
-    value = expr.subs(point).evalf(30, chop=False)
-    if value.is_number and value.is_finite and abs(value) > sp.Rational(1, 10**20):
-        return False
-    if sp.simplify(expr) == 0:
-        return True
-    answer = expr.equals(0)
-    if answer is None:
-        raise ValueError(f"cannot decide whether this is identically zero: {expr}")
-    return bool(answer)
+
+def _shown(table: Differentials, i: int, j: int, element: Element) -> sp.Expr:
+    """Return the entry (i, j) of an antisymmetric part: it often vanishes where the two parameters are equal, or opposite."""
+    x, y = (table.ring.integers.gens[k] for k in sorted((i, j)))
+    return element.compact([*table.divisors, x - y, x + y])
 
 
 def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
     """Return (J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
-    jacobian = sp.Matrix(field).jacobian(sp.Matrix(list(symbols)))
-    return ((jacobian - jacobian.T) / 2).applyfunc(lambda e: sp.Integer(0) if is_zero(e) else tidy(e))
+    components = [sp.sympify(e) for e in field]
+    table, found = Differentials([components], symbols, 1), sp.zeros(len(components))
+    for (i, j), element in curl(table.field()).items():
+        found[i, j] = _shown(table, i, j, element)
+        found[j, i] = -found[i, j]
+    return found
 
 
 def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
@@ -103,10 +126,25 @@ def potential(field: sp.MatrixBase, symbols: Symbols) -> sp.Expr:
 
     For polynomial fields φ(x) = ∫₀¹ x · field(sx) ds, a division by the degree; for others one coordinate after another.
     """
-    if all(e.is_polynomial(*symbols) for e in field):
-        radial = sp.Poly(sp.expand(sum(x * e for x, e in zip(symbols, field, strict=True))), *symbols)
-        return sp.Add(*(c * sp.prod([x**k for x, k in zip(symbols, powers, strict=True)]) / max(sum(powers), 1)
-                        for powers, c in radial.terms()))  # fmt: skip
+    components = [sp.sympify(e) for e in field]
+    radial = _radial(Differentials([components], symbols, 1).field())
+    return radial.expanded() if radial else _integral(components, symbols)
+
+
+def _radial(field: Sequence[Element]) -> Element | None:
+    """Return the potential of a polynomial field, None if it is not polynomial in the parameters."""
+    ring, bottom = field[0].ring, field[0].bottom
+    count = len(ring.symbols)
+    if any(not letter.expr.free_symbols.isdisjoint(ring.symbols) for letter in ring.letters):
+        return None
+    work = sum((x * e.top for x, e in zip(ring.integers.gens, field, strict=False)), ring.integers.zero)
+    common = math.lcm(*(sum(m[:count]) for m in work))
+    found = ring.integers.from_dict({m: v * (common // sum(m[:count])) for m, v in work.items()})
+    return Element(ring, found, bottom * common)
+
+
+def _integral(field: Sequence[sp.Expr], symbols: Symbols) -> sp.Expr:
+    """Return the potential of a field by integrals, one coordinate after another."""
     found: sp.Expr = sp.Integer(0)
     for x, component in zip(symbols, field, strict=True):
         found += sp.integrate(sp.expand(component - sp.diff(found, x)), x)
@@ -139,20 +177,31 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
     loss = check_expression(loss, "the loss")
     check_symbols(symbols, [loss], "the loss", [step], all_occur=True)
     h = sp.sympify(step)
-    found = corrections(gradient_field(loss, symbols), symbols, order, method=method)
+    (field,) = _checked([gradient_field(loss, symbols)], symbols, order)
+    table = Differentials([field], symbols, order)
+    found = by_order(table, method, order)
     total = loss
+    curls: list[Curl] = [{}]  # of the gradient itself
     for k, correction in enumerate(found[1:], 1):
-        leading = antisymmetric_part(correction, symbols)
-        if any(leading):
-            whole = sum((c * h**j for j, c in enumerate(found)), sp.zeros(len(symbols), 1))
-            rest = (antisymmetric_part(c, symbols) * h**j for j, c in enumerate(found[k + 1 :], k + 1))
-            raise NotAGradient(whole, sum(rest, leading * h**k), leading, k + 1, total, h)
+        curls.append(curl(correction))
+        if curls[-1]:
+            raise NotAGradient(table, found, curls, total, h)
         if k == 1:  # known for every loss, so nothing has to be integrated: f'f = ∇|∇E|²/2
-            second = _second_coefficient(method)
-            total += h * tidy(-second / 2 * sum(sp.diff(loss, x) ** 2 for x in symbols))
+            total += h * squared(table, found[0], _second_coefficient(method) / -2)
+        elif radial := _radial(correction):
+            total -= h**k * radial.compact(table.divisors)
         else:
-            total += h**k * tidy(potential(-correction, symbols))
+            total -= h**k * tidy(_integral([e.expanded() for e in correction], symbols))
     return total
+
+
+def squared(table: Differentials, field: Sequence[Element], factor: sp.Rational) -> sp.Expr:
+    """Return a number times the squared length of a field: as a product, or as a sum of squares if that is shorter."""
+    top = sum((e.top**2 for e in field), table.ring.integers.zero) * int(factor.p)
+    product = Element(table.ring, top, field[0].bottom ** 2 * int(factor.q)).compact(table.divisors)
+    gradient = table.shown([Element(e.ring, -e.top, e.bottom) for e in field])
+    squares = _keep_coeff(factor, sp.Add(*(e**2 for e in gradient)))
+    return min(product, squares, key=sp.count_ops)
 
 
 def _second_coefficient(method: Method) -> sp.Rational:
@@ -184,9 +233,9 @@ def minibatch_field(losses: Sequence[Any], symbols: Symbols, step: Any, order: i
     check_symbols(symbols, losses, "the losses", [step], all_occur=True)
     series = averaged_over_orders(m, order)
     fields = _checked([list(gradient_field(e, symbols)) for e in losses], symbols, order)
-    table, h = _Differentials(fields, symbols), sp.sympify(step)
+    table, h = Differentials(fields, symbols, order), sp.sympify(step)
     parts = [table.combination({t: c for t, c in series.items() if t.order == q}) for q in range(1, order + 1)]
-    return sum((h**k * part.applyfunc(tidy) / m for k, part in enumerate(parts)), sp.zeros(len(symbols), 1))
+    return sum((h**k * table.shown(part) / m for k, part in enumerate(parts)), sp.zeros(len(symbols), 1))
 
 
 def averaged_over_orders(batches: int, order: int) -> dict[Tree, Fraction]:

@@ -19,7 +19,8 @@ from typing import Any
 import sympy as sp
 
 from bea.symbolic.equation import MEMORY_LIMIT, check_order, with_symmetry
-from bea.symbolic.fields import Symbols, _checked, _Differentials, check_expression, check_symbols, gradient_field, tidy
+from bea.symbolic.fields import Differentials, Symbols, _checked, check_expression, check_symbols, gradient_field
+from bea.symbolic.losses import squared
 from bea.symbolic.methods import exact
 from bea.trees import Tree, trees
 
@@ -113,10 +114,10 @@ def momentum_field(field: Any, symbols: Symbols, step: Any, beta: Any, order: in
     """
     (f,) = _checked([field], symbols, order)
     check_symbols(symbols, f, "the field", [step])
-    table, h, total = _Differentials([f], symbols), sp.sympify(step), sp.zeros(len(symbols), 1)
+    table, h, total = Differentials([f], symbols, order), sp.sympify(step), sp.zeros(len(symbols), 1)
     for tree, value in with_symmetry(momentum_equation(beta, order)).items():
         scale = sp.factor(sp.sympify(value) * (1 - sp.sympify(beta)))
-        total += scale * h ** (tree.order - 1) * table.combination({tree: Fraction(1)}).applyfunc(tidy)
+        total += scale * h ** (tree.order - 1) * table.shown(table.combination({tree: Fraction(1)}))
     return total
 
 
@@ -131,5 +132,6 @@ def momentum_loss(loss: Any, symbols: Symbols, step: Any, beta: Any) -> sp.Expr:
     check_symbols(symbols, [loss], "the loss", [step], all_occur=True)
     series = momentum_equation(beta, 2)
     first, second = (sp.sympify(series[Tree(t)]) for t in ("[]", "[[]]"))
-    gradient = gradient_field(loss, symbols)
-    return loss + sp.factor(-second / first / 2) * sp.sympify(step) * tidy(gradient.dot(gradient))
+    table = Differentials([gradient_field(loss, symbols)], symbols, 1)
+    square = squared(table, table.field(), sp.Integer(1))
+    return loss + sp.factor(-second / first / 2) * sp.sympify(step) * square

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import sympy as sp
@@ -26,13 +27,18 @@ class Derivation:
 
     Attributes:
       text: the result as lines of plain text.
-      latex: the result as LaTeX.
+      write_latex: writes the result as LaTeX.
       data: the result ready for JSON; formulas and rationals are texts that ``parse_formula`` reads.
     """
 
     text: str
-    latex: str
+    write_latex: Callable[[], str]
     data: dict[str, Any]
+
+    @cached_property
+    def latex(self) -> str:
+        """The result as LaTeX, written when it is asked for."""
+        return self.write_latex()
 
 
 def present_loss(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, order: int, method: str) -> Derivation:
@@ -44,29 +50,31 @@ def present_loss(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, 
     except NotAGradient as stop:
         return _no_loss(stop, parameters, step, order, data)
     data |= {"exists": True, "modified_loss": str(found)}
-    return Derivation(f"modified loss through order {order}:  {found}", rf"\tilde E = {sp.latex(found)}", data)
+    text = f"modified loss through order {order}:  {data['modified_loss']}"
+    return Derivation(text, lambda: rf"\tilde E = {sp.latex(found)}", data)
 
 
 def _no_loss(
     stop: NotAGradient, parameters: Sequence[sp.Symbol], step: sp.Expr, order: int, data: dict[str, Any]
 ) -> Derivation:
-    antisymmetric = stop.leading.tolist()
+    data |= {"exists": False, "fails_at_order": stop.order, "modified_loss": str(stop.loss)}
+    data |= {"field": _texts(stop.field), "antisymmetric": [_texts(row) for row in stop.leading.tolist()]}
     text = [
         f"no modified loss of order {stop.order}: from there on the modified field is not a gradient",
-        f"modified loss through order {stop.order - 1}:  {stop.loss}",
+        f"modified loss through order {stop.order - 1}:  {data['modified_loss']}",
         f"modified field through order {order}:",
-        *_components(parameters, stop.field),
+        *_components(parameters, data["field"]),
         f"antisymmetric part of the Jacobian of its {step}^{stop.order - 1} term:",
-        *(f"  {row}" for row in antisymmetric),
+        *(f"  [{', '.join(row)}]" for row in data["antisymmetric"]),
     ]
-    tex = [
-        rf"\tilde E = {sp.latex(stop.loss)} + O({sp.latex(step ** (stop.order - 1))})",
-        rf"\tilde f = {sp.latex(stop.field)}",
-        rf"\frac{{J - J^T}}{{2}} = {sp.latex(stop.leading)}",
-    ]
-    data |= {"exists": False, "fails_at_order": stop.order, "modified_loss": str(stop.loss)}
-    data |= {"field": _texts(stop.field), "antisymmetric": [_texts(row) for row in antisymmetric]}
-    return Derivation("\n".join(text), "\n".join(tex), data)
+    tex = lambda: "\n".join(
+        [
+            rf"\tilde E = {sp.latex(stop.loss)} + O({sp.latex(step ** (stop.order - 1))})",
+            rf"\tilde f = {sp.latex(stop.field)}",
+            rf"\frac{{J - J^T}}{{2}} = {sp.latex(stop.leading)}",
+        ]
+    )
+    return Derivation("\n".join(text), tex, data)
 
 
 def present_momentum(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Expr, beta: sp.Expr) -> Derivation:
@@ -76,7 +84,7 @@ def present_momentum(loss: sp.Expr, parameters: Sequence[sp.Symbol], step: sp.Ex
     data = {"kind": "modified loss with momentum", "loss": str(loss), "beta": str(beta), "modified_loss": str(found)}
     time = step / (1 - beta)
     text = f"modified loss on the slow manifold (one step is its flow for the time {time}):  {found}"
-    return Derivation(text, rf"\tilde E = {sp.latex(found)}", data)
+    return Derivation(text, lambda: rf"\tilde E = {sp.latex(found)}", data)
 
 
 def present_field(
@@ -86,8 +94,8 @@ def present_field(
     check_work(components, parameters, order, gradient=False)
     found = modified_field(components, parameters, step, order, method=method)
     data = {"kind": "modified field", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
-    lines = [f"modified field through order {order}:", *_components(parameters, found)]
-    return Derivation("\n".join(lines), rf"\tilde f = {sp.latex(found)}", data)
+    lines = [f"modified field through order {order}:", *_components(parameters, data["field"])]
+    return Derivation("\n".join(lines), lambda: rf"\tilde f = {sp.latex(found)}", data)
 
 
 def present_method(method: str, order: int, trees: bool) -> Derivation:
@@ -95,7 +103,7 @@ def present_method(method: str, order: int, trees: bool) -> Derivation:
     found = modified_equation(method, order)
     text = f"modified equation of {method} through order {order}, h f~ =\n{printing.text(found)}"
     data = {"kind": "modified equation"} | _table(found, ["f"])
-    return Derivation(text, printing.latex(found, trees=trees, align=True), data)
+    return Derivation(text, lambda: printing.latex(found, trees=trees, align=True), data)
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def present_phases(phases: Sequence[NamedPhase], order: int, method: str, trees:
     if exists < order:
         lines.append(f"a modified loss exists for all losses through order {exists} only")
     kind: Literal["field", "loss"] = "field" if trees else "loss"
-    tex = printing.expression(series, distinct, kind=kind, trees=trees, left="F", align=True)
+    tex = lambda: printing.expression(series, distinct, kind=kind, trees=trees, left="F", align=True)
     data = {
         "kind": "phases",
         "phases": [{"loss": p.name, "step": str(p.step), "steps": str(p.steps)} for p in phases],
@@ -162,9 +170,10 @@ def present_phases_of(
         Phase(list(gradient_field(losses[phase.name], parameters)), phase.step, phase.steps, method) for phase in phases
     ]
     found = compose(runs, parameters, order)
-    lines = [f"field whose flow for time one is all phases, through order {order}:", *_components(parameters, found)]
     data = {"kind": "phases", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
-    return Derivation("\n".join(lines), f"F = {sp.latex(found)}", data)
+    lines = [f"field whose flow for time one is all phases, through order {order}:"]
+    lines += _components(parameters, data["field"])
+    return Derivation("\n".join(lines), lambda: f"F = {sp.latex(found)}", data)
 
 
 def _merged(series: Mapping[Tree, Any], colours: Sequence[int]) -> dict[Tree, Any]:
@@ -180,7 +189,7 @@ def _texts(values: Any) -> list[str]:
     return list(map(str, values))
 
 
-def _components(parameters: Sequence[sp.Symbol], field: Any) -> list[str]:
+def _components(parameters: Sequence[sp.Symbol], field: Sequence[str]) -> list[str]:
     return [f"  d{x}/dt = {e}" for x, e in zip(parameters, field, strict=True)]
 
 

@@ -8,8 +8,13 @@ from collections.abc import Sequence
 
 import sympy as sp
 
-MOST_PRODUCTS, MOST_ROOTED = 20_000_000, 50_000
-"""Largest number of products of terms, about, of polynomials, and with functions or roots: seconds."""
+from bea.symbolic.fields import gradient_field
+from bea.symbolic.rings import Ring
+
+MOST_PRODUCTS = 20_000_000
+"""Largest number of products of terms, about: ten seconds."""
+MOST_READ = 20_000
+"""Largest number of terms of a formula, or of its derivative, that is multiplied out to count them."""
 _TWO_TERMS = (sp.tan, sp.tanh)  # whose derivatives are 1 ± f²
 _HUGE = 10**18
 
@@ -17,26 +22,36 @@ _HUGE = 10**18
 def check_work(formulas: Sequence[sp.Expr], symbols: Sequence[sp.Symbol], order: int, gradient: bool = True) -> None:
     """Raise ValueError if the corrections of these losses, or fields, have too many terms to be multiplied out.
 
-    With T terms in a component of the field and at most D in the corrections before, the last one takes about p d² D T
-    products in d dimensions: D is T to the power p − 1, and for polynomials at most the number of monomials of its degree.
+    With T terms in a component of the field and R in a row of its Jacobian, the correction of order p − 1 has about
+    :math:`D = T R^{p-2}` terms in each of d dimensions, and for polynomials at most the number of monomials of its degree.
+    The next one takes d D R products, and :math:`T^{p-1}` for each of the symmetric index tuples of p − 1 parameters.
     """
-    d = len(symbols)
-    whole = [terms(e) for e in formulas]
-    field = max(slopes(e) if gradient else terms(e) for e in formulas)
-    before = min(field ** (max(order, 2) - 1), _HUGE)
-    polynomial = all(e.is_polynomial(*symbols) for e in formulas)
-    most = MOST_PRODUCTS if polynomial else MOST_ROOTED
-    if polynomial:
-        degree = max(sum_degree(e) for e in formulas) * max(order - 1, 1)
-        before = min(before, math.comb(d + degree, d) if degree < 10_000 else _HUGE)
-    products = max(order, 2) * d**2 * before * field
-    if max(products, max(whole)) > most:
+    d, p = len(symbols), max(order, 2)
+    whole = max(map(terms, formulas))
+    products = _HUGE
+    if max(whole, *(slopes(e) if gradient else 0 for e in formulas)) <= MOST_READ:
+        fields = [gradient_field(e, symbols) for e in formulas] if gradient else [formulas]
+        field, row = map(max, zip(*(_sizes(list(f), symbols) for f in fields), strict=True))
+        before = field * row ** (p - 2)
+        if all(e.is_polynomial(*symbols) for e in formulas):
+            degree = max(sum_degree(e) for e in formulas) * (p - 1)
+            before = min(before, math.comb(d + degree, d) if degree < 10_000 else _HUGE)
+        products = p * d * (before * row + math.comb(d + p - 2, p - 1) * field ** (p - 1))
+    if products > MOST_PRODUCTS:
         size = lambda number: f"{number:,}" if number < _HUGE else "more than 10^18"
         raise ValueError(
-            f"multiplied out, the formula has {size(max(whole))} terms, and its corrections through order {order} take about "
-            f"{size(min(products, _HUGE))} products of terms, above the limit of {most:,}: take a lower power, fewer "
+            f"multiplied out, the formula has {size(whole)} terms, and its corrections through order {order} take about "
+            f"{size(min(products, _HUGE))} products of terms, above the limit of {MOST_PRODUCTS:,}: take a lower power, fewer "
             "parameters, or a lower order"
         )
+
+
+def _sizes(field: Sequence[sp.Expr], symbols: Sequence[sp.Symbol]) -> tuple[int, int]:
+    """Return the most terms of a component of the field, and of a row of its Jacobian."""
+    ring = Ring(field, symbols, 1)
+    tops = [ring.read(e).top for e in field]
+    rows = (sum(len(ring.diff(top, j)) for j in range(len(symbols))) for top in tops)
+    return max(map(len, tops)), max(rows)
 
 
 @functools.cache

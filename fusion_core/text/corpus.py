@@ -19,6 +19,7 @@ TEXT_SUFFIXES = (".rst", ".md")
 
 MOST_TEXT = 1 << 30  # characters that are held in memory
 LONGEST_WORD = 1 << 20  # characters without white space
+SHORT = 64  # characters that a shorter document counts as, for it takes as much memory
 MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
 
 
@@ -115,7 +116,7 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
     size = 0
     for _, file in files:
         for text, _ in read_file(file):
-            size += len(text)
+            size += max(len(text), SHORT)
             if size > MOST_TEXT:
                 raise InputError(
                     f"the text up to {file} has more than {MOST_TEXT:,} characters; stream it, or give less"

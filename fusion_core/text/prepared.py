@@ -101,9 +101,12 @@ def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
       InputError: the file is damaged.
     """
     try:
-        with np.load(folder / TOKENS, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+        with (folder / TOKENS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("train", "validation")}
+        if any(ids.dtype != np.int32 or ids.ndim != 1 for ids in found.values()):
+            raise ValueError("it holds no ids of tokens")
+        return found
+    except Exception as error:  # there is no end of ways in which a damaged archive fails
         raise InputError(f"{folder / TOKENS} cannot be read ({error}); remove {folder}, it is made again") from None
 
 

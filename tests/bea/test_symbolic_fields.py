@@ -25,7 +25,7 @@ from bea.symbolic import (
     potential,
 )
 from bea.symbolic.brackets import is_gradient_series
-from bea.symbolic.losses import is_zero
+from bea.symbolic.rings import is_zero
 from bea.trees import Tree
 from tests.strategies.symbolic import as_sympy, polynomial_fields
 
