@@ -2,7 +2,7 @@
 
 Both sides read the same JSON lines, train a unigram tokenizer of as many pieces, tokenize every document with an end token
 after it, join the tokens, and draw the first batch of span corruption. Ours: ``RunData``. nanoT5's pieces: ``tokenizers``'
-``UnigramTrainer``, ``datasets``' JSON reader and ``map`` with a process a core (its cache is the second run's), tokens joined
+``UnigramTrainer``, ``datasets``' JSON reader and ``map`` (its cache is the second run's), in batches on all cores; tokens joined
 and cut into windows as its ``tokenize_function`` does. Its tokenizer is a downloaded one, which takes no time: its row
 without the training is given too. The masks of a batch are ours on both sides.
 
@@ -108,9 +108,7 @@ def nanot5(text: pathlib.Path, folder: pathlib.Path, sizes: dict[str, int], trai
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": [found.ids for found in backend.encode_batch(batch["text"])]}
 
-    tokens = read.map(
-        tokenize, batched=True, remove_columns=read.column_names, num_proc=CORES if len(read) > 100 else None
-    )
+    tokens = read.map(tokenize, batched=True, remove_columns=read.column_names)
     joined = np.concatenate([np.asarray(ids, np.int32) for ids in tokens.with_format("arrow")["input_ids"].to_pylist()])
     source = SpanCorruption.from_documents([joined], Tokenizer(backend), sizes["length"], 0)
     return first_batches(source, sizes["batch"], 1)[0]

@@ -21,7 +21,6 @@ def test_the_benchmark_puts_both_sides_in_ratio(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         first_step, "first_steps", lambda *arguments: {"first": steps}
     )  # ``--timings`` is tested elsewhere
-    monkeypatch.setattr(first_step, "CORES", 1)
     path, text = tmp_path / "first.json", tmp_path / "text.txt"
     text.write_text("\n\n\n".join(documents(seed=0, n=60)))
     assert first_step.main(["--smoke", "--text", str(text), "--json", str(path)]) == 0
