@@ -2,25 +2,18 @@
 
 Most of the suite's time is compiling, of networks so small that the compiled code hardly runs. XLA therefore optimizes
 nothing here, which halves the time, and each test process keeps what it has compiled for its later files and for the
-processes that they start. Between two files the test processes exchange what they have, by hard links, since JAX writes its
-entries in place: whole ones only, as a test may have killed what wrote them.
+processes that they start, in a folder that goes away with it.
 """
 
 import atexit
-import contextlib
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 # before JAX is imported
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 _compiled = tempfile.mkdtemp(prefix="deepfusion-compiled-")
 atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
-COMMON = "DEEPFUSION_TESTS_COMPILED"  # of all test processes; the first one, whose children the others are, removes it
-if COMMON not in os.environ:
-    os.environ[COMMON] = tempfile.mkdtemp(prefix="deepfusion-compiled-")
-    atexit.register(shutil.rmtree, os.environ[COMMON], ignore_errors=True)
 os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": _compiled,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -29,7 +22,6 @@ os.environ |= {
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src.compilation_cache import decompress_executable  # noqa: E402
 
 # files that take longest, begun first so that no worker is left with one of them at the end
 LONG = ("test_runs_killed", "test_growth_operators", "test_demo", "test_runs", "test_rates", "test_symbolic_equation")
@@ -49,33 +41,11 @@ def cache_of_its_own(tmp_path_factory):
         yield
 
 
-def exchange_compiled():
-    """Give the common folder the entries of this process, and this process those of the common folder."""
-    common, own = Path(os.environ[COMMON]), Path(_compiled)
-    for path in own.glob("*-cache"):
-        if not (common / path.name).exists() and whole(path):
-            with contextlib.suppress(OSError):  # another process was first
-                os.link(path, common / path.name)
-    for path in common.glob("*-cache"):
-        with contextlib.suppress(OSError):  # it is there
-            os.link(path, own / path.name)
-
-
-def whole(path):
-    """Whether a compiled program can be unpacked."""
-    try:
-        return bool(decompress_executable(path.read_bytes()))
-    except Exception:  # the packages that may have packed it have their own
-        return False
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
     """Compiled programs stay in memory as long as JAX remembers them, gigabytes by the end of a run."""
-    exchange_compiled()
     yield
     jax.clear_caches()
-    exchange_compiled()
 
 
 @pytest.fixture
