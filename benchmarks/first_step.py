@@ -2,7 +2,7 @@
 
 Both sides read the same JSON lines, train a unigram tokenizer of as many pieces, tokenize every document with an end token
 after it, join the tokens, and draw the first batch of span corruption. Ours: ``RunData``. nanoT5's pieces: ``tokenizers``'
-``UnigramTrainer``, ``datasets``' JSON reader and ``map`` (its cache is the second run's) in batches on all cores; tokens are joined
+``UnigramTrainer``, ``datasets``' JSON reader and ``map`` (its cache is the second run's) in batches on all cores, tokens joined
 and cut into windows as its ``tokenize_function`` does. Its tokenizer is a downloaded one, which takes no time: its row
 without the training is given too. The masks of a batch are ours on both sides.
 
