@@ -64,7 +64,9 @@ class Table:
             found = rows.get(kind.name, [])
             hit = sum(bool(fault["where"]) for fault in found)
             good = sum(not fault["lost"] for fault in found)
-            lines.append(f"| {kind.name} | {', '.join(kind.commands)} | {len(found)} | {hit} | {good} |")
+            counts = collections.Counter(fault["command"] for fault in found)
+            of = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+            lines.append(f"| {kind.name} | {of or 'none yet'} | {len(found)} | {hit} | {good} |")
         lost = len(self.losses())
         lines += [
             "",
