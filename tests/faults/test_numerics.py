@@ -10,7 +10,7 @@ import pytest
 
 import bea
 import fusion_core as fc
-from bea.pytrees import norm
+from bea.pytrees import axpy, inner, norm
 from fusion_core.models.mlp import MLPConfig, init
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -125,12 +125,11 @@ def test_nothing_is_no_point_and_arrays_without_entries_are():
 
 
 def test_ten_thousand_arrays_are_one_vector():
-    params = [np.float64(i / 1e4) for i in range(10_000)]
-    loss = lambda p: 0.5 * jnp.vdot(jnp.stack(p), jnp.stack(p))
+    params = list(jnp.arange(10_000.0) / 1e4)
     x = np.array(params)
-    found = bea.predicted_decrease(loss, params, [-0.25 * v for v in params])
-    assert float(found) == pytest.approx(0.25 * x @ x - 0.5 * 0.25**2 * x @ x)
     assert float(norm(params)) == pytest.approx(np.sqrt(x @ x))
+    moved = axpy(-0.25, params, params)
+    assert float(inner(moved, params)) == pytest.approx(0.75 * x @ x)
 
 
 # growth
@@ -162,13 +161,13 @@ def test_twenty_sources_one_wide_are_their_mean(dtype):
     each = np.stack([outputs(params, x) for params, _ in networks])
     size = np.abs(each).max()
     found = outputs(fused, x)
-    assert np.abs(found - np.einsum("s,sbo->bo", weights, each)).max() <= float(jnp.finfo(dtype).eps) * size
+    assert np.abs(found - np.einsum("s,sbo->bo", weights, each)).max() <= 4 * float(jnp.finfo(dtype).eps) * size
     assert {leaf.dtype for leaf in jax.tree.leaves(fused)} == {jnp.dtype(dtype)}
     bias = np.asarray(fused["layers"][-1]["bias"], np.float64)
     exact = sum(
         w * np.asarray(p["layers"][-1]["bias"], np.float64) for w, (p, _) in zip(weights, networks, strict=True)
     )
-    np.testing.assert_allclose(bias, exact, atol=float(jnp.finfo(dtype).eps) * np.abs(exact).max())
+    np.testing.assert_allclose(bias, exact, atol=2 * float(jnp.finfo(dtype).eps) * np.abs(exact).max())
 
 
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
