@@ -208,4 +208,6 @@ def test_a_committed_record_is_of_its_plan_and_small(name):
     again = record_of(name, record.path_of(name, "toml"), [path])
     assert again.seeds == record.load_record(name).seeds
     assert path.stat().st_size < 500_000
-    assert compare_arms([next(iter(again.seeds.values()))], None)["arms"]
+    nodes = next(iter(again.seeds.values()))
+    measured = [node for node in nodes.values() if node["kind"] != "train" and "theory" in node]
+    assert compare_arms([nodes], None)["arms"] or len(measured) > 1  # arms that end, or events that were measured
