@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fusion_core.checked import checked
 from fusion_core.checkpoints.checkpoint import Checkpoint
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS, GrowthMap, Rule, fusion_map, growth_map
@@ -32,7 +33,7 @@ from fusion_core.growth.rates import UPDATES, rate_terms
 from fusion_core.models.registry import architecture, check_depth, config_from_json, layouts
 from fusion_core.models.units import Config, by_name
 from fusion_core.provenance import versions
-from fusion_core.text.json_files import LARGE, read_json
+from fusion_core.text.json_files import LARGE, read_json, short
 
 GROWTH = "growth.json"
 FORMAT = 1
@@ -130,11 +131,50 @@ class GrowthRecord:
             raise InputError(f"{GROWTH}: {odd} is not a tensor of both the event and the list; grow the sources again")
 
         def scaled(rule: Rule, name: str) -> Rule:
-            pairs = zip(rule.blocks, self.tensors[name]["scales"], strict=True)
+            scales = self.tensors[name]["scales"]
+            if len(scales) != len(rule.blocks):
+                raise InputError(
+                    f"{GROWTH}: {name} has {len(scales)} scales, and {len(rule.blocks)} parts; grow the sources again"
+                )
+            pairs = zip(rule.blocks, scales, strict=True)
             return dataclasses.replace(rule, blocks=tuple(block._replace(scale=scale) for block, scale in pairs))
 
         rules = [scaled(rule, name) for name, rule in named.items()]
         return dataclasses.replace(mapping, rules=jax.tree.unflatten(jax.tree.structure(mapping.rules), rules))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    shape: list[int]
+    scales: list[float]
+    N: float | None
+    a: float | None
+    rho: float | None
+    factors: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    name: str
+    config: dict[str, Any]
+    sha256: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    kept: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """The types of what a ``growth.json`` holds."""
+
+    format: int
+    deepfusion: str
+    event: Event
+    sources: list[_Source]
+    rates: _Rates
+    tensors: dict[str, _Tensor]
 
 
 def growth_record(
@@ -247,10 +287,11 @@ def read_growth(path: str | pathlib.Path) -> GrowthRecord:
             f"{file} has the format {values.get('format')!r}; {FORMAT} can be read, grow the sources again"
         )
     try:
-        event = Event(**(values["event"] | {"weights": tuple(values["event"]["weights"])}))
-        tensors = values["tensors"]
-        for facts in tensors.values():
-            _ = [facts["shape"], facts["scales"], *(facts["factors"][update] + 0.0 for update in UPDATES)]
-        return GrowthRecord(event, tuple(values["sources"]), values["rates"]["kept"], tensors)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error!r}); copy it again, or grow the sources again") from None
+        found = checked(_Contents, values)
+        if any(facts.factors.keys() != UPDATES.keys() for facts in found.tensors.values()):
+            raise ValueError(f"a tensor has other factors than those of {', '.join(UPDATES)}")
+        if found.event.operator not in (None, *GROWTH_OPERATORS):
+            raise ValueError(f"there is no growth operator {short(found.event.operator)}")
+        return GrowthRecord(found.event, tuple(values["sources"]), found.rates.kept, values["tensors"])
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); copy it again, or grow the sources again") from None

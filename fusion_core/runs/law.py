@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import resolve
@@ -82,7 +83,8 @@ def _results(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
         said = json.loads(json.dumps(dataclasses.asdict(plan)))
         differ = [key for key, value in said.items() if key not in NOT_COMPARED and ran.get(key) != value]
         if not differ:
-            return {"seeds": results["seeds"], "nodes": results["nodes"]}
+            found = {"seeds": results["seeds"], "nodes": results["nodes"]}
+            return checked(dict[str, dict[str, dict[str, Any]]], found)
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no finished run ({error.filename} is missing); finish it first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

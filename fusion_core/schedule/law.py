@@ -179,6 +179,8 @@ class SavedLaw:
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
             law, facts = bea.GrowthLaw.from_json(values["law"]), checked(LawFacts, values["facts"])
+            if unknown := facts.training.keys() - ROLES.keys():
+                raise ValueError(f"there is no role {min(unknown)[:100]!r}; there are {', '.join(ROLES)}")
             points = checked(dict[str, float | None], values["points"])
             if not (unit := checked(float, values["unit"])) > 0:
                 raise ValueError(f"its unit is {unit}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from fusion_core.errors import InputError
 from fusion_core.runs.compare import arms_of
 from fusion_core.runs.finetune import SCORES, Finetuning, load_settings, settings_from
 from fusion_core.runs.run import RESULTS
+from fusion_core.text.json_files import LARGE, read_json
 from fusion_core.text.tasks import named_task
 from paper_figures.experiments.record import rounded
 
@@ -51,7 +51,7 @@ def finetune_arms(
       InputError: the run is not finished, or a file is missing.
     """
     try:
-        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        results = read_json(run / RESULTS, longest=LARGE, finite=False)
     except FileNotFoundError:
         raise InputError(f"{run} is no finished run: it has no {RESULTS}; run its plan first") from None
     for seed, nodes in (results["seeds"] or {"0": results["nodes"]}).items():
@@ -83,7 +83,7 @@ def scores_in(out: pathlib.Path, *, bag_of_words: bool = True) -> dict[str, Any]
     found: dict[str, Any] = {}
     for file in sorted(out.glob(f"seed-*/*/*/{SCORES}")):
         seed, arm, name = file.parts[-4].removeprefix("seed-"), file.parts[-3], file.parts[-2]
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file, finite=False)
         metric = named_task(name).metrics[0]
         if name not in found:
             settings = load_settings(file.parent)

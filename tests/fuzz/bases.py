@@ -215,7 +215,7 @@ def demo_settings() -> tuple[bytes, ...]:
 
 
 RECORD = {
-    "format": 1, "name": "x", "plan": "name = 'x'", "seeds": {"0": {"a": {"kind": "train", "inputs": []}}}, "text": {},
+    "format": 1, "name": "x", "plan": "name = 'x'", "seeds": {"0": {"a": {"kind": "train", "inputs": []}}}, "text": "abc",
     "provenance": [{"commit": None}], "scores": {},
 }  # fmt: skip
 

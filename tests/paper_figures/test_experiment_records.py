@@ -91,7 +91,7 @@ def test_the_command_merges_and_says_where(folder, tmp_path, capsys):
     [
         (lambda v: {"nodes": {"x": {}, "s15": {}}}, r"is of another plan: the plan has no x; give the plan file"),
         (lambda v: {"x": 1}, "has no nodes; give the results.json of a finished run"),
-        (lambda v: [v], "holds a list"),
+        (lambda v: [v], "holds no JSON object"),
         (lambda v: {"format": 9}, "has the record format 9, but this version reads 1"),
         (lambda v: {"format": 1, "name": "x"}, "is no record: it has no plan, seeds, text, provenance"),
         (lambda v: without(v, "s15"), "nodes that go on from s15, but not s15 itself"),
