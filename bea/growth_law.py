@@ -40,7 +40,6 @@ LARGEST_ERROR = 0.1  # of the loss that a law foretells, if it is to plan
 GAIN = (
     0.002  # of the loss by which growing at best has to be below another end to beat it: near the ends it is that end
 )
-ROUNDING = 1e-4  # by which a parameter in a file may be beyond its range
 GRID = 200  # shares of a budget among which the best one is searched
 
 # per law: names of the parameters that are fitted, lowest and highest value, starts; losses D and steps are in units of the
@@ -273,37 +272,30 @@ class GrowthLaw:
         """Read what ``to_json`` returned.
 
         Raises:
-          ValueError: a field is missing or no number of its kind, or parameters are not within the law's ranges.
+          ValueError: a field is missing, or the parameters are not finite, not those of the law, or outside of its ranges.
         """
         try:
             fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            if fields["kind"] not in GROWTH_LAWS:
+            if fields["kind"] not in RANGES:
                 raise ValueError(f"there is no law {fields['kind']!r}; there are {', '.join(GROWTH_LAWS)}")
             width = len(RANGES[fields["kind"]])
             theta = np.asarray(fields["theta"], float)
             draws, shorter = (np.asarray(fields[name], float).reshape(-1, width) for name in ("draws", "shorter"))
-            low, high = (np.array([limits[i] for limits in RANGES[fields["kind"]]]) for i in (1, 2))
-            within = lambda part: ((part > low - ROUNDING) & (part < high + ROUNDING)).all()
-            if theta.shape != (width,) or not all(map(within, (theta, draws, shorter))):
-                raise ValueError(f"the law {fields['kind']} has {width} parameters, each within its range")
-            for name, least in (("unit", 1e-300), ("level", 1e-300), ("scatter", 0.0), ("drift", 0.0)):
-                value = fields[name]
-                if (name, value) != ("drift", None) and not (_is_number(value) and least <= value < 1e300):
-                    raise ValueError(f"{name} is {value!r:.100}, and has to be a number from {least:g} on")
-            if not all(_is_number(fields[name]) for name in ("points", "runs")):
-                raise ValueError("points and runs are numbers")
-            if len(fields["has"]) != 3:
-                raise ValueError(f"has is {fields['has']!r:.100}, and says for three curves whether they are known")
+            if theta.shape != (width,) or not all(np.isfinite(part).all() for part in (theta, draws, shorter)):
+                raise ValueError(f"the law {fields['kind']} has {width} finite parameters")
+            least, most = np.array([range_[1:3] for range_ in RANGES[fields["kind"]]], float).T
+            for part in (theta, draws, shorter):
+                if not ((part >= least - 1e-5) & (part <= most + 1e-5)).all():
+                    raise ValueError(f"parameters of the law {fields['kind']} are outside of what is fitted")
+            scales = {name: float(fields[name]) for name in ("unit", "level", "scatter")}
+            if not (min(scales["unit"], scales["level"]) > 0 and 0 <= scales["scatter"] < 100):
+                raise ValueError(f"its unit, level and scatter are {tuple(scales.values())}")
             return cls(**{
-                **fields, "theta": theta, "draws": draws, "shorter": shorter, "has": tuple(map(bool, fields["has"])),
+                **fields, **scales, "theta": theta, "draws": draws, "shorter": shorter, "has": tuple(map(bool, fields["has"])),
                 "drift": math.nan if fields["drift"] is None else float(fields["drift"]),
             })  # fmt: skip
         except (KeyError, TypeError) as error:
             raise ValueError(f"it has no field {error}") from None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def scaled_loss(kind: str, theta: Array, u1: Any, u2: Any) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 import time
 from collections.abc import Mapping
@@ -95,9 +96,8 @@ class Results:
             raise ResultsError(f"{path} does not exist: draw the figure first") from None
         except InputError as error:
             raise ResultsError(str(error)) from None
-        if record.get("format") != FORMAT:
-            found = short(record.get("format"))
-            raise ResultsError(f"{path} has results format {found}, but this version reads {FORMAT}: {remedy}")
+        if (found := record.get("format")) != FORMAT:
+            raise ResultsError(f"{path} has results format {short(found)}, but this version reads {FORMAT}: {remedy}")
         fields = {}
         for field in dataclasses.fields(cls):
             if field.name not in record:
@@ -133,5 +133,13 @@ def _encode(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "values": flat}
 
 
+NO_NUMBERS = ("nan", "inf", "-inf")
+
+
+def _refuse(value: Any) -> float:
+    raise ValueError(f"{short(value)} is no number")
+
+
 def _decode(record: dict[str, Any]) -> np.ndarray:
-    return np.array([float(v) for v in record["values"]], np.float64).reshape(record["shape"])
+    values = [float(v) if isinstance(v, int | float) or v in NO_NUMBERS else _refuse(v) for v in record["values"]]
+    return np.array(values, np.float64).reshape([operator.index(length) for length in record["shape"]])

@@ -111,11 +111,13 @@ def _run(
     import jax
 
     from deepfusion.view import run_shown
-    from fusion_core.lock import lock_names
+    from fusion_core.lock import check_free, lock_names
     from fusion_core.runs.run import PLAN
     from fusion_core.train.devices import barrier, first_process
     from fusion_core.train.metrics import TensorBoard
 
+    if first_process():
+        check_free(out)  # whose folder it is comes before what is in it
     begun = (out / PLAN).exists()
     if several:
         barrier("all have looked at the folder")

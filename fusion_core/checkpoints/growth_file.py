@@ -18,10 +18,11 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from pydantic import Field
 
 from fusion_core.checked import checked
 from fusion_core.checkpoints.checkpoint import Checkpoint
@@ -82,6 +83,31 @@ class Event:
         return growth_map(configs[0], self.operator, **self.sizes)
 
 
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Size = Annotated[int, Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """The types of what a file says of a tensor (``GrowthRecord.tensors``)."""
+
+    shape: tuple[_Size, ...]
+    scales: tuple[float, ...]
+    factors: dict[str, _Positive]
+    N: _Positive | None = None
+    a: _Positive | None = None
+    rho: _Positive | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The types of what a file says of a source (``GrowthRecord.sources``)."""
+
+    name: str
+    config: dict[str, Any]
+    sha256: dict[str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class GrowthRecord:
     """The contents of a ``growth.json``.
@@ -131,50 +157,11 @@ class GrowthRecord:
             raise InputError(f"{GROWTH}: {odd} is not a tensor of both the event and the list; grow the sources again")
 
         def scaled(rule: Rule, name: str) -> Rule:
-            scales = self.tensors[name]["scales"]
-            if len(scales) != len(rule.blocks):
-                raise InputError(
-                    f"{GROWTH}: {name} has {len(scales)} scales, and {len(rule.blocks)} parts; grow the sources again"
-                )
-            pairs = zip(rule.blocks, scales, strict=True)
+            pairs = zip(rule.blocks, self.tensors[name]["scales"], strict=True)
             return dataclasses.replace(rule, blocks=tuple(block._replace(scale=scale) for block, scale in pairs))
 
         rules = [scaled(rule, name) for name, rule in named.items()]
         return dataclasses.replace(mapping, rules=jax.tree.unflatten(jax.tree.structure(mapping.rules), rules))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    shape: list[int]
-    scales: list[float]
-    N: float | None
-    a: float | None
-    rho: float | None
-    factors: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    name: str
-    config: dict[str, Any]
-    sha256: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rates:
-    kept: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """The types of what a ``growth.json`` holds."""
-
-    format: int
-    deepfusion: str
-    event: Event
-    sources: list[_Source]
-    rates: _Rates
-    tensors: dict[str, _Tensor]
 
 
 def growth_record(
@@ -287,11 +274,13 @@ def read_growth(path: str | pathlib.Path) -> GrowthRecord:
             f"{file} has the format {values.get('format')!r}; {FORMAT} can be read, grow the sources again"
         )
     try:
-        found = checked(_Contents, values)
-        if any(facts.factors.keys() != UPDATES.keys() for facts in found.tensors.values()):
-            raise ValueError(f"a tensor has other factors than those of {', '.join(UPDATES)}")
-        if found.event.operator not in (None, *GROWTH_OPERATORS):
-            raise ValueError(f"there is no growth operator {short(found.event.operator)}")
-        return GrowthRecord(found.event, tuple(values["sources"]), found.rates.kept, values["tensors"])
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); copy it again, or grow the sources again") from None
+        event, tensors = checked(Event, values["event"]), values["tensors"]
+        if event.operator is not None and event.operator not in GROWTH_OPERATORS:
+            raise ValueError(f"there is no operator {short(event.operator)}")
+        checked(list[_Source], values["sources"])
+        for name, facts in checked(dict[str, _Tensor], tensors).items():
+            if facts.factors.keys() != UPDATES.keys():
+                raise ValueError(f"the factors of {name} are of {', '.join(facts.factors)}")
+        return GrowthRecord(event, tuple(values["sources"]), checked(str, values["rates"]["kept"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error!r}); copy it again, or grow the sources again") from None

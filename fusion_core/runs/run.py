@@ -20,19 +20,21 @@ from fusion_core.lock import locked
 from fusion_core.provenance import provenance
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
-from fusion_core.runs.context import NODES, RunContext, first_state, training_of
+from fusion_core.runs.context import MODEL, NODES, RunContext, first_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
 from fusion_core.runs.growing import grown_state
 from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode
+from fusion_core.sealed import read_sealed
 from fusion_core.text.json_files import LARGE, read_json
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
 from fusion_core.train.training import METRICS
 
 PLAN, RESULTS = "plan.json", "results.json"
+_REMOVE = "remove it, and that folder's theory.jsonl: they are made again"
 
 
 def run_plan(
@@ -71,6 +73,7 @@ def run_plan(
     nodes = {resolved.name: resolved for resolved in resolve(plan, jax.device_count())}
     if only is not None:
         plan.node(only)  # raises, and lists the nodes
+    atomic.check_apart(folder, map(pathlib.Path, filter(None, [*plan.data.text, plan.data.tokenizer])))
     mine = _names_of(plan, only)
     with locked(folder, mine) if first_process() else contextlib.nullcontext():
         if first_process():
@@ -231,12 +234,12 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
     for name, resolved in nodes.items():
         facts = context.done(name) or {}
         before = math.fsum(_spent(context, nodes, resolved.node.inputs).values())
-        folder = context.folder_of(name)
-        metrics = Metrics(folder / facts.get("work", ".") / METRICS)
+        context.check_model(name)
+        folder, metrics = context.folder_of(name), context.metrics(name)
         pick = lambda key, metrics=metrics: [(r["step"], r[key]) for r in metrics.records if key in r]
         validation = pick("validation_loss")
         found[name] = {
-            **facts,
+            **{key: value for key, value in facts.items() if key not in (METRICS, MODEL)},
             "arm": getattr(resolved.node, "arm", ""),
             "inputs": list(dict.fromkeys(resolved.node.inputs)),
             "d_model": resolved.config.d_model,
@@ -250,6 +253,6 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
             "input_wait": pick("input_wait"),
             "final": validation[-1][1] if validation else None,
             "theory": Metrics(folder / THEORY).records,
-            "greedy": read_json(folder / GREEDY, finite=False) if (folder / GREEDY).exists() else None,
+            "greedy": read_sealed(folder / GREEDY, _REMOVE) if (folder / GREEDY).exists() else None,
         }
     return found

@@ -130,7 +130,8 @@ class Tokenizer:
 
     def save(self, folder: pathlib.Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' ``AutoTokenizer`` reads."""
-        self.backend.save(str(folder / "tokenizer.json"))
+        # not by its own writer, whose errors are no OSErrors
+        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         named = {"pad_token": self.pad, "eos_token": self.end, "unk_token": "<unk>"}
         settings = {
             # T5Tokenizer would rebuild the tokenizer without its byte fallback; this class takes the file as it is

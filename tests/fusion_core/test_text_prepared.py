@@ -129,16 +129,19 @@ def test_what_makes_the_tokens_is_in_the_key(tmp_path, text, monkeypatch):
     assert not made(tmp_path / "3", text)[2]
 
 
-def test_a_run_keeps_its_text_without_the_cache_and_under_other_text(tmp_path, text, root):
+def test_a_run_keeps_its_tokens_without_cache_and_text_but_is_refused_under_other_text(tmp_path, text, root):
     data, _, _ = made(tmp_path / "1", text)
     shutil.rmtree(root)
-    write(text, TEXTS[::-1])
+    text.unlink()
     again, notes, _ = made(tmp_path / "1", text)
     assert notes == []
     assert again.digest == data.digest
     for one, other in zip(data.validation(16, 4), again.validation(16, 4), strict=True):
         np.testing.assert_array_equal(one["encoder_ids"], other["encoder_ids"])
-    # made again it is another text, which no checkpoint of the run agrees with
+    write(text, TEXTS[::-1])
+    with pytest.raises(fc.InputError, match=f"{text} has another content than the text that the run was begun with"):
+        made(tmp_path / "1", text)
+    # made anew it is another text, which no checkpoint of the run agrees with
     shutil.rmtree(tmp_path / "1")
     assert made(tmp_path / "1", text)[0].digest != data.digest
 

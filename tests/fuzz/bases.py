@@ -215,8 +215,8 @@ def demo_settings() -> tuple[bytes, ...]:
 
 
 RECORD = {
-    "format": 1, "name": "x", "plan": "name = 'x'", "seeds": {"0": {"a": {"kind": "train", "inputs": []}}}, "text": "abc",
-    "provenance": [{"commit": None}], "scores": {},
+    "format": 1, "name": "x", "plan": "name = 'x'", "text": None, "provenance": [{"commit": None}], "scores": {},
+    "seeds": {"0": {"a": {"kind": "train", "inputs": [], "step": 1, "validation_loss": [[1, 2.5]]}}},
 }  # fmt: skip
 
 

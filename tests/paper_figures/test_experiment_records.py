@@ -89,7 +89,11 @@ def test_the_command_merges_and_says_where(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda v: {"nodes": {"x": {}, "s15": {}}}, r"is of another plan: the plan has no x; give the plan file"),
+        (
+            lambda v: {"nodes": {"x": next(iter(v["seeds"]["0"].values()))}},
+            r"is of another plan: the plan has no x; give the plan file",
+        ),
+        (lambda v: {"nodes": {"x": {}}}, r"no results that can be read \(node x: kind is missing"),
         (lambda v: {"x": 1}, "has no nodes; give the results.json of a finished run"),
         (lambda v: [v], "holds no JSON object"),
         (lambda v: {"format": 9}, "has the record format 9, but this version reads 1"),
