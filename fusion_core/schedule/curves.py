@@ -94,8 +94,8 @@ def run_curves(
       scratch, small, grown: last nodes of large networks from scratch, of small ones alone, and of grown ones.
 
     Raises:
-      InputError: a seed lacks a node, or its facts are damaged, one of ``grown`` has no growth before it or one of the others
-        has, or a node has no validation loss or one that is not finite.
+      InputError: a seed lacks a node, one of ``grown`` has no growth before it or one of the others has, or a node has no
+        validation loss or one that is not finite.
     """
     if not scratch and not grown:
         raise InputError("there is no large network among the nodes; name the one from scratch, or grown ones")
@@ -105,19 +105,13 @@ def run_curves(
         for name in (*scratch, *small, *grown):
             if name not in nodes:
                 raise InputError(f"seed {seed} has no node {name}; name one of {', '.join(nodes)}")
-            try:
-                found.setdefault(name, []).append(_curve(nodes, name, name in grown))
-                if name not in small:
-                    units.add(float(nodes[name]["step_flops"]))
-            except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
-                why = f"node {name} or one before it has no facts of a run ({type(error).__name__}: {error!s:.200})"
-                raise InputError(f"seed {seed}: {why}; take the results of a finished run") from None
+            found.setdefault(name, []).append(_curve(nodes, name, name in grown))
+            if name not in small:
+                units.add(float(nodes[name]["step_flops"]))
     if len(units) != 1:
         raise InputError(f"steps of the large networks cost {sorted(units)} FLOPs; take networks of one size and batch")
     unit = units.pop()
-    if not (math.isfinite(unit) and unit > 0):
+    if not 0 < unit < math.inf:
         raise InputError(f"a step of the large networks costs {unit} FLOPs; take the results of a finished run")
     scaled = lambda names: tuple(np.stack([c[:, 0] / unit, c[:, 1]], axis=1) for n in names for _, c in found[n])
     after = [(n1 / unit, c) for name in grown for (n1, _), c in zip(found[name], scaled([name]), strict=True)]
@@ -128,8 +122,6 @@ def _curve(nodes: Nodes, last: str, grown: bool) -> tuple[float, np.ndarray]:
     """Return the FLOPs before the last growth, and the curve (FLOPs since then or since the random start, loss)."""
     chain = [last]
     while (inputs := nodes[chain[0]]["inputs"]) and nodes[inputs[0]]["kind"] == "train":
-        if inputs[0] in chain:
-            raise InputError(f"the node {last} comes from itself; take the results of a finished run")
         chain.insert(0, inputs[0])
     if grown != bool(inputs):
         has, remedy = ("no", "is from a random start") if grown else ("a", "is grown")
