@@ -272,7 +272,7 @@ class GrowthLaw:
         """Read what ``to_json`` returned.
 
         Raises:
-          ValueError: a field is missing, or the parameters are not finite or not those of the law.
+          ValueError: a field is missing, or the parameters are not finite, not those of the law, or outside of its ranges.
         """
         try:
             fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
@@ -283,8 +283,15 @@ class GrowthLaw:
             draws, shorter = (np.asarray(fields[name], float).reshape(-1, width) for name in ("draws", "shorter"))
             if theta.shape != (width,) or not all(np.isfinite(part).all() for part in (theta, draws, shorter)):
                 raise ValueError(f"the law {fields['kind']} has {width} finite parameters")
+            least, most = np.array([range_[1:3] for range_ in RANGES[fields["kind"]]], float).T
+            for part in (theta, draws, shorter):
+                if not ((part >= least - 1e-5) & (part <= most + 1e-5)).all():
+                    raise ValueError(f"parameters of the law {fields['kind']} are outside of what is fitted")
+            scales = {name: float(fields[name]) for name in ("unit", "level", "scatter")}
+            if not (min(scales["unit"], scales["level"]) > 0 and 0 <= scales["scatter"] < 100):
+                raise ValueError(f"its unit, level and scatter are {tuple(scales.values())}")
             return cls(**{
-                **fields, "theta": theta, "draws": draws, "shorter": shorter, "has": tuple(map(bool, fields["has"])),
+                **fields, **scales, "theta": theta, "draws": draws, "shorter": shorter, "has": tuple(map(bool, fields["has"])),
                 "drift": math.nan if fields["drift"] is None else float(fields["drift"]),
             })  # fmt: skip
         except (KeyError, TypeError) as error:

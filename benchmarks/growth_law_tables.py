@@ -127,15 +127,21 @@ def regret(name: str, budget: float, seeds: int, rows: Rows) -> str:
     lines = []
     for r in rows:
         if r["longest"] is None:
-            lines.append([r["rule"], "", "", "", number(r["free"]), "", number(r["charged"])])
+            lines.append([r["rule"], "", "", "", _regret(r, "free"), "", _regret(r, "charged")])
             continue
         steps = [step / budget for step in r["free_steps"]]
         said = f"{r['refused']}, {r['holds']} of {seeds}"
         lines.append([
-            r["rule"], f"{r['longest']:,.0f}", said, f"{min(steps):.0%} to {max(steps):.0%}", number(r["free"]),
-            f"{r['charged_cost'] / budget:.0%}", number(r["charged"]),
+            r["rule"], f"{r['longest']:,.0f}", said, f"{min(steps):.0%} to {max(steps):.0%}", _regret(r, "free"),
+            f"{r['charged_cost'] / budget:.0%}", _regret(r, "charged"),
         ])  # fmt: skip
     return f"{name}, {budget:,.0f} large steps, {seeds} seeds:\n\n{table(heads, lines)}"
+
+
+def _regret(row: Any, key: str) -> str:
+    """Return a regret with its interval over seeds, if there is one."""
+    between = row.get(f"{key}_interval")
+    return interval((row[key], *between), ".3f") if between else number(row[key])
 
 
 def laws(name: str, budget: float, rows: Rows) -> str:

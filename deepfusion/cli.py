@@ -88,7 +88,7 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
 
 def _fail(kind: str, message: str, code: int) -> None:
     """Print one line on stderr and exit with ``code``."""
-    kind = f"{kind}: "
+    kind, message = f"{kind}: ", plain.visible(message)
     with contextlib.suppress(OSError):  # there may be nobody to read it
         coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         print(

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import unicodedata
@@ -79,6 +80,11 @@ def os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = REMEDIES.get(error.errno or 0)
     return f"{where}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
+
+
+def visible(message: str) -> str:
+    """Return a message whose names of files neither break its line nor drive a terminal; lists of errors keep their lines."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]|\n(?!  )", lambda found: repr(found[0])[1:-1], message)
 
 
 def flush() -> None:

@@ -10,7 +10,9 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+
+from fusion_core.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 
@@ -74,6 +76,13 @@ def check_new(
         raise FileExistsError(f"{path} exists and is not an empty folder; {remedy}")
 
 
+def check_apart(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
+    """Raise InputError if what is written would lie in a folder that is read, or be it."""
+    for folder in inputs:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{out} is in {folder}, which is read; choose a folder outside of it")
+
+
 def sweep(folder: pathlib.Path) -> None:
     """Remove the temporary files and folders below ``folder`` that killed processes have left; no other may write there."""
     for place, folders, files in os.walk(folder):
@@ -107,6 +116,19 @@ def _hold(folder: pathlib.Path) -> int:
     return handle
 
 
+def own_folder(path: pathlib.Path) -> pathlib.Path:
+    """Make a temporary folder beside ``path``, this process's alone; those of processes that have ended are removed first.
+
+    It stays until it is removed, at the latest by the next process that asks for one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_beside(path)
+    temporary = _beside(path)
+    temporary.mkdir(0o700)
+    _hold(temporary)
+    return temporary
+
+
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside ``path``; renames it to ``path`` on success.
@@ -114,6 +136,8 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
     ``path`` must be absent or an empty folder. With ``replace`` it may be any folder: it is moved aside, and removed when
     the new one has its name. What killed processes have left beside ``path`` is removed first.
     """
+    if path.is_symlink():
+        path = path.resolve()  # a link stays one
     if not (replace and path.is_dir()):
         check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 # kinds of pydantic's errors -> what a value must be
 WANTED = {
@@ -36,6 +40,13 @@ def explained(error: Any, name: str) -> str:
     return f"{name} is {error['input']!r}; it must be {wanted}"
 
 
+@functools.lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # slow to import
+
+    return TypeAdapter(kind)
+
+
 def checked(kind: Any, values: Any) -> Any:
     """Return values of JSON as an object of a type, in which lists are tuples where the type says so, and nothing else changes.
 
@@ -46,14 +57,14 @@ def checked(kind: Any, values: Any) -> Any:
     Raises:
       ValueError: a field is missing, unknown to the dataclass, or of another type; the message has the first one.
     """
-    from pydantic import TypeAdapter, ValidationError  # slow to import
+    from pydantic import ValidationError
 
     if dataclasses.is_dataclass(kind) and isinstance(values, dict):
         known = {field.name for field in dataclasses.fields(kind)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"{unknown[0][:100]!r} is unknown; there are {', '.join(sorted(known))}")
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        return _adapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         first["input"] = repr(first["input"])[:100]

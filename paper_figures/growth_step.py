@@ -151,7 +151,7 @@ def draw(results: Results) -> Figure:
                     at.mean(), height, marker, color=f"C{2 + j}", markersize=8, markeredgecolor="white", label=text
                 )
         axes.set_xscale("function", functions=(root, lambda x: np.sign(x) * x**2))
-        axes.set_xlim(-0.0005, 1.03)
+        axes.set_xlim(-0.0005, 1.08)
         axes.set_xticks([0, 0.05, 0.15, 0.35, 0.65, 1])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_title(

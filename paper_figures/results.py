@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 import time
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from fusion_core.atomic import write_text
+from fusion_core.errors import InputError
 from fusion_core.provenance import provenance
+from fusion_core.text.json_files import LARGE, read_json, short
 
 FORMAT = 1
 
@@ -88,21 +91,20 @@ class Results:
         """
         remedy = "delete it and draw the figure again, or pass --force"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path, remedy, longest=LARGE)
         except FileNotFoundError:
             raise ResultsError(f"{path} does not exist: draw the figure first") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ResultsError(f"{path} is not JSON ({error}): {remedy}") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise ResultsError(f"{path} has results format {found!r}, but this version reads {FORMAT}: {remedy}")
+        except InputError as error:
+            raise ResultsError(str(error)) from None
+        if (found := record.get("format")) != FORMAT:
+            raise ResultsError(f"{path} has results format {short(found)}, but this version reads {FORMAT}: {remedy}")
         fields = {}
         for field in dataclasses.fields(cls):
             if field.name not in record:
                 raise ResultsError(f"{path} has no {field.name!r}: {remedy}")
             value, expected = record[field.name], _JSON_TYPES[field.name]
             if not isinstance(value, expected) or isinstance(value, bool):
-                raise ResultsError(f"{path} has {value!r} for {field.name!r}, which cannot be: {remedy}")
+                raise ResultsError(f"{path} has {short(value)} for {field.name!r}, which cannot be: {remedy}")
             fields[field.name] = value
         try:
             fields["arrays"] = {name: _decode(array) for name, array in fields["arrays"].items()}
@@ -131,5 +133,13 @@ def _encode(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "values": flat}
 
 
+NO_NUMBERS = ("nan", "inf", "-inf")
+
+
+def _refuse(value: Any) -> float:
+    raise ValueError(f"{short(value)} is no number")
+
+
 def _decode(record: dict[str, Any]) -> np.ndarray:
-    return np.array([float(v) for v in record["values"]], np.float64).reshape(record["shape"])
+    values = [float(v) if isinstance(v, int | float) or v in NO_NUMBERS else _refuse(v) for v in record["values"]]
+    return np.array(values, np.float64).reshape([operator.index(length) for length in record["shape"]])

@@ -13,12 +13,12 @@ steps to the left of the others, since the smallest network leads at the beginni
 from matplotlib.figure import Figure
 
 from paper_figures import arms
-from paper_figures.experiments.comparison import REFERENCE
+from paper_figures.experiments.comparison import FLOAT32, REFERENCE
 from paper_figures.results import Results
 
 SEED = 0
 DEPENDS = ("fusion_core",)
-RECORDS = ("t5_large", REFERENCE)
+RECORDS = ("t5_large", REFERENCE, FLOAT32)
 LABELS = {
     "m_m": "M + M",
     "m_self": "M with itself",

@@ -16,12 +16,12 @@ savings to the right of zero.
 from matplotlib.figure import Figure
 
 from paper_figures import arms
-from paper_figures.experiments.comparison import REFERENCE
+from paper_figures.experiments.comparison import FLOAT32, REFERENCE
 from paper_figures.results import Results
 
 SEED = 0
 DEPENDS = ("fusion_core",)
-RECORDS = ("t5_medium", REFERENCE)
+RECORDS = ("t5_medium", REFERENCE, FLOAT32)
 LABELS = {
     "two_zero": "two sources, zero blocks",
     "two_random": "two sources, random blocks",

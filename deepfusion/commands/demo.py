@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfusion.options import Json, check_only_resume, seed_option
+from deepfusion.options import STDIN, Json, check_only_resume, read_piped, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.checked import checked
 from fusion_core.errors import InputError, Interrupted, exit_code
-from fusion_core.lock import lock_names, locked
+from fusion_core.lock import check_free, lock_names, locked
+from fusion_core.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from fusion_core.runs import Plan
 
-SETTINGS = "settings.json"
+SETTINGS, PIPED = "settings.json", "data/piped.txt"
 PRESETS = {"default": "demo.toml", "smoke": "demo-smoke.toml"}
 EVALUATIONS = 20  # of an arm
 SMALLEST_BUDGET = 100  # steps of the large network: less makes no arms
@@ -102,7 +103,7 @@ def demo(
     preset: Annotated[str, typer.Option(help="'default', or 'smoke' (under a minute, to see that it works).")] = "default",
     text: Annotated[
         list[pathlib.Path] | None,
-        typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}). "
+        typer.Option(help="Files or folders of UTF-8 text, .gz or .jsonl ({\"text\": ...}); -: a pipe. "
                      "Default: the documentation of the installed scientific stack."),
     ] = None,
     seed: Annotated[int, seed_option("Decides everything that is random.")] = 0,
@@ -132,19 +133,24 @@ def demo(
     else:
         if not minutes > 0:
             raise InputError(f"--minutes is {minutes}; it must be positive")
-        missing = [path for path in text or () if not path.exists()]
+        missing = [path for path in text or () if path != STDIN and not path.exists()]
         if missing:
             raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
-        settings = DemoSettings(preset, tuple(str(p.resolve()) for p in text or ()), seed, vocab, batch, budget)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
+        paths = tuple(str((folder / PIPED if path == STDIN else path).resolve()) for path in text or ())
+        settings = DemoSettings(preset, paths, seed, vocab, batch, budget)
+        check_free(folder)
         atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=(*lock_names(folder), "data"))
     seconds = 60 * minutes if resume is None and budget is None and preset == "default" else None
     fresh = not folder.exists()
     with working("loading JAX", quiet=as_json):
-        import fusion_core.runs  # noqa: F401
+        from fusion_core.train.compiled import keep_compiled
+
+        keep_compiled(notes)
     with locked(folder):
-        results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh)
+        piped = STDIN in (text or ())
+        results = _run(settings, folder, seconds, begun, resumed=resume is not None, fresh=fresh, piped=piped)
     from deepfusion.pages.report import lines, write_report
 
     report = write_report(results, folder)
@@ -163,6 +169,7 @@ def _run(
     *,
     resumed: bool,
     fresh: bool,
+    piped: bool,
 ) -> dict[str, Any]:
     """Run the demo in its folder, which no other process works in; ``seconds`` are those that its budget is to fit."""
     from deepfusion.view import run_shown
@@ -170,6 +177,8 @@ def _run(
 
     trainers: dict[Any, Any] = {}
     try:
+        if piped:
+            read_piped(folder / PIPED, "--text")
         plan = settings.plan()
         resolve(plan)
         if seconds is not None:
@@ -177,7 +186,7 @@ def _run(
             plan = settings.plan()
             notes(f"Budget: {settings.budget} steps of the large network (--budget {settings.budget} repeats the run).")
         if not resumed:
-            atomic.write_text(folder / SETTINGS, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+            write_sealed(folder / SETTINGS, dataclasses.asdict(settings))
         results = run_shown(plan, folder, trainers=trainers)
     except (Interrupted, KeyboardInterrupt) as error:
         begin = (
@@ -204,13 +213,14 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
     Raises:
       InputError: the folder holds no run.
     """
-    from fusion_core.text.json_files import read_json
 
     file = folder / SETTINGS
     try:
-        return checked(DemoSettings, read_json(file))
+        values = read_sealed(file, "start a new run")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no demo run (no {SETTINGS}); give the folder that the run printed") from None
+    try:
+        return checked(DemoSettings, values)
     except ValueError as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, seed_option
+from deepfusion.options import Json, documents_of, seed_option
 from deepfusion.tables import print_table
 from deepfusion.terminal import working
 from fusion_core.errors import InputError
@@ -24,7 +24,8 @@ def diff(
     a: Annotated[pathlib.Path, typer.Argument(help="A checkpoint folder.")],
     b: Annotated[pathlib.Path, typer.Argument(help="Another one; it may have another size, but the same vocabulary.")],
     text: Annotated[
-        list[pathlib.Path] | None, typer.Option(help="Files or folders of text to run both on. Default: random tokens.")
+        list[pathlib.Path] | None,
+        typer.Option(help="Files or folders of text to run both on; -: a pipe. Default: random tokens."),
     ] = None,
     rows: Annotated[int, typer.Option(help="Windows of text at most.")] = 16,
     seed: Annotated[int, seed_option("Seed of the windows, and of random tokens.")] = 0,
@@ -40,10 +41,9 @@ def diff(
         raise InputError(f"--rows is {rows} and --seed {seed}; they must be at least 1 and 0")
     with working("loading JAX and running both", quiet=as_json):
         from fusion_core import checkpoints
-        from fusion_core.text import read_documents
 
         first, second = checkpoints.open_checkpoint(a), checkpoints.open_checkpoint(b)
-        found = checkpoints.compare(first, second, read_documents(text) if text else None, rows, seed)
+        found = checkpoints.compare(first, second, documents_of(text, "--text"), rows, seed)
     if as_json:
         print(json.dumps({"a": str(a), "b": str(b)} | dataclasses.asdict(found)))
         return
@@ -56,6 +56,9 @@ def diff(
     print_table(("", "largest", "mean"), cells, title=f"On {found.tokens:,} {kind}:", text=("",))
     print(f"Both prefer the same token at {found.agreement:.1%} of the positions.")
     print(f"Loss, nats a token: {found.losses[0]:.4f} and {found.losses[1]:.4f}.")
+    for folder, constant in zip((a, b), found.constant, strict=True):
+        if constant:
+            print(f"All logits of {folder} are equal: what they say of it proves nothing.")
     _print_tensors(found, a, b)
 
 

@@ -14,7 +14,7 @@ from deepfusion.options import Json, check_only_resume, seed_option
 from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, exit_code
-from fusion_core.lock import lock_names, locked
+from fusion_core.lock import check_free, lock_names, locked
 
 
 def finetune(
@@ -60,7 +60,9 @@ def finetune(
     """
     with working("loading JAX", quiet=as_json):
         from fusion_core.runs.finetune import CHECKPOINT, Finetuning, load_settings, settings_from
+        from fusion_core.train.compiled import keep_compiled
 
+    keep_compiled(notes)
     fresh = False
     if resume is not None:
         check_only_resume(context)
@@ -71,6 +73,7 @@ def finetune(
         settings = settings_from(
             {name: value for name, value in context.params.items() if name not in ("out", "resume", "as_json")} | paths
         )
+        check_free(folder)
         atomic.check_new(folder, f"choose another, or use --resume {folder}", besides=lock_names(folder))
         fresh = not folder.exists()
     run = Finetuning(settings, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfusion.options import Json, changes, seed_option
+from deepfusion.options import Json, changes, documents_of, seed_option
 from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
@@ -32,7 +32,7 @@ def fuse(
         ),
     ] = "plain",
     calibration_text: Annotated[
-        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to.")
+        list[pathlib.Path] | None, typer.Option(help="Text that --norm calibrated fits its factors to; -: a pipe.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the mean, such as 0.3,0.7. Default: equal.")] = None,
     noise: Annotated[
@@ -86,7 +86,6 @@ def fuse(
     work = "calibrating the norms" if calibration_text else "reading headers"
     with working(f"loading JAX and {work}", quiet=as_json):
         from fusion_core import atomic, checkpoints
-        from fusion_core.text import read_documents
 
         atomic.check_new(out)
         recipe = checkpoints.fusion_recipe(
@@ -95,7 +94,7 @@ def fuse(
             allow_different=[name.strip() for name in (allow_different or "").split(",") if name.strip()],
             dtype=dtype,
             norm=norm,
-            calibration=read_documents(calibration_text) if calibration_text else None,
+            calibration=documents_of(calibration_text, "--calibration-text"),
             noise=noise,
             seed=seed,
             largest_shard=largest,
@@ -123,9 +122,9 @@ def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: i
     """Choose the noise between the copies on text, and say it."""
     with working("loading JAX and choosing the noise", quiet=quiet):
         from fusion_core.schedule.noise import choose_noise_on_text
-        from fusion_core.text import read_documents
 
-        chosen = choose_noise_on_text(sources[0], read_documents(text), copies=len(sources), seed=seed)
+        documents = documents_of(text, "--noise-text") or []
+        chosen = choose_noise_on_text(sources[0], documents, copies=len(sources), seed=seed)
     notes(f"{chosen.reason[0].upper()}{chosen.reason[1:]}.")
     return chosen
 

@@ -62,7 +62,9 @@ def generate(
         from fusion_core.models.t5.decoding import Decoding
         from fusion_core.runs.answers import answer, open_network
         from fusion_core.text.examples import encode_texts
+        from fusion_core.train.compiled import keep_compiled
 
+        keep_compiled(notes)
         how = Decoding(
             max_length,
             "sample" if sample else "greedy" if beams is None else "beam",

@@ -11,7 +11,7 @@ import typer
 
 from deepfusion.commands.plan import PlanFile
 from deepfusion.options import Json
-from deepfusion.terminal import working
+from deepfusion.terminal import notes, working
 from fusion_core import atomic
 
 
@@ -42,7 +42,9 @@ def law(
     """
     with working("loading JAX and fitting", quiet=as_json):
         from fusion_core.runs import fit_runs, read_plan
+        from fusion_core.train.compiled import keep_compiled
 
+        keep_compiled(notes)
         atomic.check_new(out, "choose another")
         read = read_plan(plan)
         saved = fit_runs(read, runs, kind=kind, growth=growth, longest=longest)

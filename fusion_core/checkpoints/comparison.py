@@ -102,20 +102,26 @@ def deviation_from_mean(
     """
     batch = probe(fused.config, seed)
     found: dict[object, np.ndarray] = {}  # one checkpoint given twice is run once
-    mean = np.zeros(())
+    mean = np.zeros((), np.float64)
     for source, weight in zip(sources, weights, strict=True):
         if source.folder not in found:
             found[source.folder] = logits_of(source, batch)
         mean = mean + weight * found[source.folder]
     logits = logits_of(fused, batch)
     for name, values in (*found.items(), ("the fused network", logits)):
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"the logits of {name} on random tokens are not finite: its settings or weights are wrong, and so would be any "
-                "network made of it; mend it, or leave out the probe"
-            )
+        _check_finite(values, name, "and so would be any network made of it; mend it, or leave out the probe")
     difference = np.abs(logits - mean)
-    return Deviation(float(difference.max()), float(difference.mean()), float(mean.std()), int(batch["targets"].size))
+    spread = 0.0 if _all_equal(mean) else float(mean.std())
+    return Deviation(float(difference.max()), float(difference.mean()), spread, int(batch["targets"].size))
+
+
+def _check_finite(logits: np.ndarray, name: object, remedy: str) -> None:
+    if not np.isfinite(logits).all():
+        raise InputError(f"the logits of {name} are not finite: its settings or weights are wrong, {remedy}")
+
+
+def _all_equal(logits: np.ndarray) -> bool:
+    return bool(logits.min() == logits.max())
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -134,6 +140,7 @@ class Difference:
       logits_largest, logits_mean: largest and mean absolute difference of the logits.
       log_probabilities_largest, log_probabilities_mean: the same of the log-probabilities, in nats.
       agreement: share of positions at which both give the same token the largest logit.
+      constant: for each checkpoint whether all its logits are equal: then agreeing with it proves nothing.
       losses: mean cross-entropy of the targets for each checkpoint, in nats a token.
       equal: number of tensors of equal name, shape and values.
       different: name -> largest absolute difference of values, for tensors of equal shape.
@@ -148,6 +155,7 @@ class Difference:
     log_probabilities_largest: float
     log_probabilities_mean: float
     agreement: float
+    constant: tuple[bool, bool]
     losses: tuple[float, float]
     equal: int
     different: dict[str, float]
@@ -178,7 +186,8 @@ def compare(
       seed: seed of the windows, of their corrupted spans, and of random tokens.
 
     Raises:
-      InputError: vocabularies or tokenizers differ, there is no tokenizer for the text, or the text is too short.
+      InputError: logits are not finite, vocabularies or tokenizers differ, there is no tokenizer for the text, or the text
+        is too short.
     """
     check_same_tokenizer([a.folder, b.folder])
     if a.architecture is not b.architecture or a.config.vocab_size != b.config.vocab_size:
@@ -188,6 +197,8 @@ def compare(
         )
     batch = probe(a.config, seed) if texts is None else text_batch([a, b], texts, rows, seed)
     ours, theirs = logits_of(a, batch), logits_of(b, batch)
+    for checkpoint, logits in ((a, ours), (b, theirs)):
+        _check_finite(logits, checkpoint.folder, "or the network has diverged; compare others")
     logs = [log_probabilities(logits) for logits in (ours, theirs)]
     first, second = (
         float(-np.take_along_axis(log, batch["targets"][..., None].astype(np.int64), axis=-1).mean()) for log in logs
@@ -211,6 +222,7 @@ def compare(
         log_probabilities_largest=float(log_off.max()),
         log_probabilities_mean=float(log_off.mean()),
         agreement=float((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).mean()),
+        constant=(_all_equal(ours), _all_equal(theirs)),
         losses=(first, second),
         equal=equal,
         different=dict(sorted(different.items(), key=lambda pair: -pair[1])),

@@ -28,10 +28,12 @@ def check_recipe(recipe: Recipe, out: pathlib.Path) -> dict[str, Any]:
     """Check all that can be known before a tensor is read, and return the values of the new ``config.json``.
 
     Raises:
-      InputError: the configuration has no form in Hugging Face's files, or there is no room, or no right, to write.
+      InputError: ``out`` is in a source, the configuration has no form in Hugging Face's files, or there is no room, or no
+        right, to write.
       FileExistsError: ``out`` exists and is not an empty folder.
     """
     atomic.check_new(out)
+    atomic.check_apart(out, [source.folder for source in recipe.sources])
     files = architecture(recipe.config).files
     assert files is not None
     values = files.write_config(recipe.config) | {"dtype": TORCH_NAMES[next(iter(recipe.dtypes))]}

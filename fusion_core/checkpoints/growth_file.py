@@ -18,11 +18,13 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from pydantic import Field
 
+from fusion_core.checked import checked
 from fusion_core.checkpoints.checkpoint import Checkpoint
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS, GrowthMap, Rule, fusion_map, growth_map
@@ -32,7 +34,7 @@ from fusion_core.growth.rates import UPDATES, rate_terms
 from fusion_core.models.registry import architecture, check_depth, config_from_json, layouts
 from fusion_core.models.units import Config, by_name
 from fusion_core.provenance import versions
-from fusion_core.text.json_files import LARGE, read_json
+from fusion_core.text.json_files import LARGE, read_json, short
 
 GROWTH = "growth.json"
 FORMAT = 1
@@ -79,6 +81,31 @@ class Event:
         if self.operator is None:
             return fusion_map(configs, self.weights)
         return growth_map(configs[0], self.operator, **self.sizes)
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Size = Annotated[int, Field(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """The types of what a file says of a tensor (``GrowthRecord.tensors``)."""
+
+    shape: tuple[_Size, ...]
+    scales: tuple[float, ...]
+    factors: dict[str, _Positive]
+    N: _Positive | None = None
+    a: _Positive | None = None
+    rho: _Positive | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The types of what a file says of a source (``GrowthRecord.sources``)."""
+
+    name: str
+    config: dict[str, Any]
+    sha256: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +274,13 @@ def read_growth(path: str | pathlib.Path) -> GrowthRecord:
             f"{file} has the format {values.get('format')!r}; {FORMAT} can be read, grow the sources again"
         )
     try:
-        event = Event(**(values["event"] | {"weights": tuple(values["event"]["weights"])}))
-        tensors = values["tensors"]
-        for facts in tensors.values():
-            _ = [facts["shape"], facts["scales"], *(facts["factors"][update] + 0.0 for update in UPDATES)]
-        return GrowthRecord(event, tuple(values["sources"]), values["rates"]["kept"], tensors)
-    except (AttributeError, KeyError, TypeError) as error:
+        event, tensors = checked(Event, values["event"]), values["tensors"]
+        if event.operator is not None and event.operator not in GROWTH_OPERATORS:
+            raise ValueError(f"there is no operator {short(event.operator)}")
+        checked(list[_Source], values["sources"])
+        for name, facts in checked(dict[str, _Tensor], tensors).items():
+            if facts.factors.keys() != UPDATES.keys():
+                raise ValueError(f"the factors of {name} are of {', '.join(facts.factors)}")
+        return GrowthRecord(event, tuple(values["sources"]), checked(str, values["rates"]["kept"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error!r}); copy it again, or grow the sources again") from None

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from fusion_core import atomic
 from fusion_core.checkpoints.checkpoint import open_checkpoint
@@ -19,6 +18,7 @@ from fusion_core.checkpoints.ranges import INDEX, WEIGHTS, Reader
 from fusion_core.errors import InputError
 from fusion_core.models.registry import MODEL_TYPES, architecture, layouts
 from fusion_core.models.units import by_name, nested
+from fusion_core.tensor_file import write_tensors
 
 
 def load_pretrained(path: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
@@ -60,7 +60,7 @@ def _contents(params: dict[str, Any], config: Any) -> tuple[dict[str, Any], dict
 
 
 def _write(folder: pathlib.Path, values: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fusion_core.checkpoints.ranges import INDEX, WEIGHTS, Reader
 from fusion_core.checkpoints.stream import GrownTensor
+from fusion_core.tensor_file import header
 
 
 def split_into_shards(tensors: Sequence[GrownTensor], largest: int) -> dict[str, list[GrownTensor]]:
@@ -29,19 +30,6 @@ def split_into_shards(tensors: Sequence[GrownTensor], largest: int) -> dict[str,
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
-
-
-def header(tensors: Sequence[GrownTensor]) -> bytes:
-    """Return the first bytes of a safetensors file, its length included; tensors begin at a multiple of 8."""
-    facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for tensor in tensors:
-        end = start + tensor.nbytes
-        facts[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(facts, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _write(handle: int, data: Any, position: int) -> None:
@@ -87,7 +75,7 @@ def write_shards(
         for file, tensors in shards.items():
             handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, handle)
-            first = header(tensors)
+            first = header(((t.name, t.dtype, t.shape, t.nbytes) for t in tensors), {"format": "pt"})
             _write(handle, first, 0)
             ends = itertools.accumulate((tensor.nbytes for tensor in tensors), initial=len(first))
             jobs += [(handle, tensor, start) for tensor, start in zip(tensors, ends, strict=False)]

@@ -24,13 +24,16 @@ from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
 from fusion_core.runs.settings import OptimizerSettings, Whole
+from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.seeds import node_seed
-from fusion_core.text.json_files import read_json
+from fusion_core.text.cache import file_sum
 from fusion_core.text.span_corruption import target_length
-from fusion_core.train import Ramp, Record, Trainer, TrainState, init_state, t5_loss
+from fusion_core.timings import Timings
+from fusion_core.train import Metrics, Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
+from fusion_core.train.metrics import NOT_OURS
 from fusion_core.train.store import Checkpoints
-from fusion_core.train.training import CHECKPOINTS, Training
+from fusion_core.train.training import CHECKPOINTS, METRICS, Training
 
 DONE, MODEL, NODES = "done.json", "model", "nodes"
 
@@ -71,6 +74,7 @@ class RunContext:
       note: called with sentences for the user.
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
+      timings: of the parts of the run up to its first step.
     """
 
     plan: Plan
@@ -82,6 +86,7 @@ class RunContext:
     note: Callable[[str], None]
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -97,7 +102,7 @@ class RunContext:
         if not file.exists():
             return None
         remedy = "remove it, the node is then finished again"
-        facts = read_json(file, remedy, finite=False)
+        facts = read_sealed(file, remedy)
         try:
             checked(
                 NodeFacts,
@@ -105,7 +110,32 @@ class RunContext:
             )
         except ValueError as error:
             raise InputError(f"{file} holds no facts of a node ({error}); {remedy}") from None
+        if (facts.pop("node", name), facts.pop("run_seed", self.seed)) != (name, self.seed):
+            raise InputError(f"{file} is of another node; {remedy}")
         return facts
+
+    def metrics(self, name: str) -> Metrics:
+        """Return the records of a finished node.
+
+        Raises:
+          InputError: the file is damaged, or it is not the one that the node was finished with.
+        """
+        facts, folder = self.done(name) or {}, self.folder_of(name)
+        found = Metrics(folder / facts.get("work", ".") / METRICS)
+        if facts.get(METRICS, found.sum()) != found.sum():
+            raise InputError(f"{found.path} {NOT_OURS}, or remove {folder}: the node is then trained again")
+        return found
+
+    def check_model(self, name: str) -> None:
+        """Raise InputError if a finished node's network is not the one that was written; one that was removed is not missed."""
+        folder = self.folder_of(name)
+        for file, expected in (self.done(name) or {}).get(MODEL, {}).items():
+            path = folder / MODEL / file
+            if path.parent.exists() and (not path.is_file() or file_sum(path) != expected):
+                raise InputError(
+                    f"{path} is not what the node was finished with; remove {folder / MODEL} and {folder / DONE}: they are "
+                    "written again"
+                )
 
     def seed_of(self, node: Node) -> int:
         """Return the seed of a node in this run."""
@@ -177,7 +207,9 @@ class RunContext:
             kind = {TrainNode: "train", FuseNode: "fuse", GrowNode: "grow"}[type(resolved.node)]
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
             done = {"step": int(state.step), "work": work, "parameters": parameters, "kind": kind, **facts}
-            atomic.write_text(folder / DONE, json.dumps(done, indent=2) + "\n")
+            done |= {"node": resolved.name, "run_seed": self.seed, METRICS: Metrics(folder / work / METRICS).sum()}
+            written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
+            write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
         barrier(f"node {resolved.name} is finished")
 
     def identity(self, resolved: Resolved) -> dict[str, Any]:
@@ -305,6 +337,7 @@ def training_of(
         note=context.note,
         pinned=pinned,
         position=position,
+        timings=context.timings,
     )
 
 

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from fusion_core import atomic
 from fusion_core.checked import checked
 from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.settings import DataSettings
+from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.text import Batch, DataSource, SpanCorruption, StreamedSpans, TextFiles, Tokenizer
 from fusion_core.text.corpus import read_documents, text_files
 from fusion_core.text.documents import LONGEST
 from fusion_core.text.files import read_file
-from fusion_core.text.json_files import parse
-from fusion_core.text.prepared import TOKENIZER, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
+from fusion_core.text.prepared import TOKENIZER, TOKENS, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
+from fusion_core.timings import Timings
 from fusion_core.train.devices import barrier, first_process, processes
 
 SMALL = 4 << 20  # bytes of a text that is tokenized in a second
-FILES = "files.json"  # of a streamed text, with their sums
+FILES = "files.json"  # of the text, with their sums, and the sum of what was made of them
 FRESH_SEED = 10**9  # added to the seeds of fresh batches: no node has such a seed
-
 
 _REMEDY = "put back what was there, or begin a new run"
 
@@ -47,19 +47,28 @@ def check_files(known: list[list[str]], now: TextFiles) -> None:
             raise InputError(f"{path} has {what} than the text that the run was begun with; {_REMEDY}")
 
 
-def _known_files(text: Sequence[str], file: pathlib.Path) -> list[list[str]]:
-    """Return (file, sum) of a streamed text, as the run has noted them; raises InputError if they have changed."""
-    now = TextFiles(text)
-    if not file.exists():
-        return [list(pair) for pair in zip(map(str, now.files), now.sums, strict=True)]
-    try:
-        known = checked(list[list[str]], parse(file.read_bytes()))
-        check_files(known, now)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file} cannot be read ({error}); remove it, if the text is still the same") from None
-    return known
+def _known(settings: DataSettings, file: pathlib.Path) -> dict[str, Any]:
+    """Return what the run has noted of its text: the sum of each file, and that of the prepared data once they are made.
+
+    Text in memory that is not there any more is not missed: the run has its tokens.
+
+    Raises:
+      InputError: the text has changed, or the file is damaged.
+    """
+    known: dict[str, Any] = {"files": None}
+    if file.exists():
+        known = read_sealed(file, "remove it, if the text is still the same")
+        try:
+            checked(list[list[str]], known.get("files"))
+        except ValueError as error:
+            raise InputError(f"{file} holds no sums of a text ({error}); remove it, if the text is the same") from None
+    if settings.text and (settings.stream or known["files"] is None or all(map(os.path.exists, settings.text))):
+        now = TextFiles(settings.text)
+        if known["files"] is None:
+            known["files"] = [list(pair) for pair in zip(map(str, now.files), now.sums, strict=True)]
+        else:
+            check_files(known["files"], now)
+    return known | {"files": known["files"] or []}
 
 
 class RunData:
@@ -68,9 +77,10 @@ class RunData:
     Args:
       settings: of text and tokenizer.
       seed: of the split and of the tokenizer.
-      folder: of tokens and tokenizer; if they are there, the text itself is not read. A streamed text is; its files are
-        known by the sums that the folder has of them.
+      folder: of tokens and tokenizer; if they are there, a text in memory is not read again. Its files, as those of a
+        streamed text, are known by the sums that the folder has of them.
       note: called with a line before what takes time.
+      timings: of the parts; if None, they are not kept.
 
     Attributes:
       tokenizer: text to ids.
@@ -80,24 +90,40 @@ class RunData:
       InputError: the text cannot be read, it is not the one that the run was begun with, or a file of the folder is damaged.
     """
 
-    def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int,
+        folder: pathlib.Path,
+        note: Callable[[str], None],
+        timings: Timings | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
-        self._files = _known_files(settings.text, folder / FILES) if settings.stream else []
+        known = _known(settings, folder / FILES)
+        self._files = known["files"]
         if first_process():
-            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
-            if self._files and not (folder / FILES).exists():
-                atomic.write_text(folder / FILES, json.dumps(self._files, indent=1) + "\n")
+            if not (folder / FILES).exists():  # before it is tokenized, which takes long
+                write_sealed(folder / FILES, known)
+            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note, timings)
         barrier("the text is tokenized")
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self._ids = {} if settings.stream else read_tokens(folder)
-        content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
-        for ids in self._ids.values():
-            content.update(np.ascontiguousarray(ids).data)
-        if settings.stream:
-            content.update(self._text.part(False).fingerprint().encode())
-        self.digest = content.hexdigest()[:16]
+        with (timings or Timings()).part("loading tokens and tokenizer"):
+            self.tokenizer = Tokenizer.load(folder / TOKENIZER)
+            self._ids = {} if settings.stream else read_tokens(folder)
+            content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
+            for ids in self._ids.values():
+                content.update(np.ascontiguousarray(ids).data)
+            if settings.stream:
+                content.update(self._text.part(False).fingerprint().encode())
+            self.digest = content.hexdigest()[:16]
+        if known.get("prepared", self.digest) != self.digest:
+            raise InputError(
+                f"{folder} does not hold the tokens and the tokenizer that the run was begun with; remove "
+                f"{'its folder tokenizer' if settings.stream else f'its {TOKENS}'}: they are made again"
+            )
+        if first_process() and "prepared" not in known:
+            write_sealed(folder / FILES, known | {"prepared": self.digest})
 
     def _source(self, held_out: bool, length: int, batch: int, seed: int) -> SpanCorruption | StreamedSpans:
         """Return the training or the validation batches of all processes."""

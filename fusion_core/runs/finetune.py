@@ -25,9 +25,9 @@ from fusion_core.models.t5.flops import step_flops
 from fusion_core.provenance import provenance
 from fusion_core.runs.answers import answer, open_network
 from fusion_core.runs.settings import FORBID, Count, Seed, Whole
+from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.text.cache import file_sum
 from fusion_core.text.examples import ExampleBatches, batches_by_length, encode_texts, padded, width_for
-from fusion_core.text.json_files import read_json
 from fusion_core.text.scores import NO_LABEL
 from fusion_core.text.tasks import custom_task, named_task
 from fusion_core.train import (
@@ -121,10 +121,12 @@ def load_settings(folder: pathlib.Path) -> FinetuneSettings:
     """Return the settings of an existing run. Raise InputError if the folder holds none."""
     file = folder / SETTINGS
     try:
-        return settings_from(read_json(file))
+        values = read_sealed(file, "start a new run")
     except FileNotFoundError:
         raise InputError(f"{folder} holds no fine-tuning run (no {SETTINGS}); give the folder of a run") from None
-    except ValueError as error:
+    try:
+        return settings_from(values)
+    except InputError as error:
         raise InputError(f"{file} cannot be read ({error}); start a new run") from None
 
 
@@ -140,8 +142,10 @@ def _checked_files(settings: FinetuneSettings, noted: pathlib.Path) -> dict[str,
     if not noted.exists():
         return found
     try:
-        known = checked(dict[str, str], read_json(noted))
+        known = checked(dict[str, str], read_sealed(noted, "start a new run"))
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{noted} cannot be read ({error}); start a new run") from None
     for path, expected in known.items():
         if found.get(path) != expected:
@@ -170,6 +174,7 @@ class Finetuning:
 
     def __init__(self, settings: FinetuneSettings, folder: pathlib.Path) -> None:
         self.settings, self.folder = settings, folder
+        atomic.check_apart(folder, [pathlib.Path(settings.checkpoint)])
         self.files = _checked_files(settings, folder / FILES)
         if settings.task == "custom":
             self.task = custom_task(settings.input_column or "", settings.target_column or "", settings.prefix)
@@ -303,11 +308,10 @@ class Finetuning:
     def _run(
         self, show: Callable[[Record], None], note: Callable[[str], None], begin: Callable[[str, int, int], None]
     ) -> dict[str, Any]:
+        if not (self.folder / SETTINGS).exists():  # first: with it alone the run can be resumed
+            write_sealed(self.folder / SETTINGS, dataclasses.asdict(self.settings))
         if not (self.folder / FILES).exists():
-            atomic.write_text(self.folder / FILES, json.dumps(self.files, indent=2) + "\n")
-        if not (self.folder / SETTINGS).exists():
-            content = json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n"
-            atomic.write_text(self.folder / SETTINGS, content)
+            write_sealed(self.folder / FILES, self.files)
         training = self.training(show, note)
         begin(training.name, max(training.checkpoints.steps(), default=0), self.settings.steps)
         state = training.to(self.start(), self.settings.steps)

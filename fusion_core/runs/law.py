@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import tempfile
@@ -14,7 +13,8 @@ from fusion_core.errors import InputError
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import resolve
 from fusion_core.runs.law_cases import case_of
-from fusion_core.runs.plan import Plan
+from fusion_core.runs.plan import Plan, plan_values
+from fusion_core.runs.results import of_seeds, read_results
 from fusion_core.runs.run import PLAN, RESULTS
 from fusion_core.schedule import SavedLaw, fit_law, run_curves
 from fusion_core.text.json_files import LARGE, read_json
@@ -57,8 +57,7 @@ def fit_runs(
     texts: dict[str, pathlib.Path] = {}
     for folder in folders:
         results = _results(plan, folder)
-        found = results["seeds"] or {str(plan.seed): results["nodes"]}
-        seeds |= {f"{folder}, {seed}": nodes for seed, nodes in found.items()}
+        seeds |= {f"{folder}, {seed}": nodes for seed, nodes in of_seeds(results, plan.seed).items()}
         texts[text_of(plan, folder=folder)] = folder
     if len(texts) > 1:
         raise InputError(
@@ -76,17 +75,13 @@ def fit_runs(
 
 def _results(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     """Return the results of a finished run of the plan, on whatever seeds and within whatever budget."""
-    read = lambda name: read_json(folder / name, longest=LARGE, finite=False)
+    remedy = "give the folder of a finished run"
     try:
-        ran, results = read(PLAN), read(RESULTS)
-        said = json.loads(json.dumps(dataclasses.asdict(plan)))
+        ran, results = read_json(folder / PLAN, remedy, longest=LARGE), read_results(folder / RESULTS, remedy)
+        said = plan_values(plan)
         differ = [key for key, value in said.items() if key not in NOT_COMPARED and ran.get(key) != value]
         if not differ:
-            return {"seeds": results["seeds"], "nodes": results["nodes"]}
+            return results
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no finished run ({error.filename} is missing); finish it first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} holds no results that can be read ({error}); give the folder of a finished run"
-        ) from None
     raise InputError(f"{folder} is of another plan: {', '.join(differ)} differ; give the plan that it was begun with")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 
 import jax
 
-from fusion_core import atomic
 from fusion_core.models.t5 import step_flops
 from fusion_core.runs.context import RunContext
 from fusion_core.runs.graph import Resolved
@@ -16,6 +14,7 @@ from fusion_core.runs.growing import event_of
 from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.separating import mean_loss
 from fusion_core.schedule import GrowthMeter, NetworkMeter, TrainedNetwork, greedy_decision
+from fusion_core.sealed import write_sealed
 from fusion_core.text.span_corruption import target_length
 from fusion_core.train import Metrics, rates_at
 from fusion_core.train.devices import first_process
@@ -65,9 +64,7 @@ def measure_growth(context: RunContext, growth: Resolved, sources: Mapping[str, 
     if first_process():
         rate = max(float(r) for r in jax.tree.leaves(rates_at(states[0], means=True)))
         decision = greedy_decision(records.records, rate, event.factors)
-        atomic.write_text(
-            context.folder_of(growth.name) / GREEDY, json.dumps(dataclasses.asdict(decision), indent=2) + "\n"
-        )
+        write_sealed(context.folder_of(growth.name) / GREEDY, dataclasses.asdict(decision))
 
 
 def measure_alone(context: RunContext, resolved: Resolved) -> None:

@@ -13,7 +13,9 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 import bea
 from bea import GrowthForecast, Interval
@@ -85,6 +87,27 @@ class LawPlan:
     holds: bool
     reason: str
     forecast: GrowthForecast
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Law:
+    """The types of what a file says of a ``bea.GrowthLaw``."""
+
+    kind: str
+    unit: _Positive
+    level: _Positive
+    theta: list[float]
+    draws: list[list[float]]
+    shorter: list[list[float]]
+    drift: Annotated[float, Field(ge=0, lt=100)] | None
+    scatter: Annotated[float, Field(ge=0)]
+    points: Annotated[int, Field(ge=0)]
+    runs: Annotated[int, Field(ge=0)]
+    has: tuple[bool, bool, bool]
+    parameters: dict[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +201,11 @@ class SavedLaw:
             values = read_json(path, longest=LARGE)
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
+            checked(_Law, values["law"])
             law, facts = bea.GrowthLaw.from_json(values["law"]), checked(LawFacts, values["facts"])
-            points = checked(dict[str, float | None], values["points"])
-            if not (unit := checked(float, values["unit"])) > 0:
-                raise ValueError(f"its unit is {unit}")
-            return cls(law, facts, unit, points)
+            return cls(
+                law, facts, checked(_Positive, values["unit"]), checked(dict[str, float | None], values["points"])
+            )
         except FileNotFoundError:
             raise InputError(f"there is no law {path}; {REMEDY}") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

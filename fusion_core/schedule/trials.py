@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,11 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 import bea
-from fusion_core import atomic
 from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.schedule.decision import GrowthDecision, Params, rate_sentence
-from fusion_core.text.json_files import read_json
+from fusion_core.sealed import read_sealed, write_sealed
 
 
 class Trial(NamedTuple):
@@ -218,7 +216,7 @@ class TrialRule:
         fields = dataclasses.asdict(self)
         for decision in fields["decisions"]:  # JSON has no nan
             decision |= {k: None for k, v in decision.items() if isinstance(v, float) and math.isnan(v)}
-        atomic.write_text(path, json.dumps(fields, indent=2) + "\n")
+        write_sealed(path, fields)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> TrialRule:
@@ -228,7 +226,7 @@ class TrialRule:
           InputError: the file is missing, or holds something else.
         """
         try:
-            fields = read_json(path)
+            fields = read_sealed(path, "start a new run")
             numbers = [
                 {k: math.nan if v is None and k != "step" else v for k, v in d.items()} for d in fields["decisions"]
             ]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
-import inspect
 import pathlib
 import sysconfig
-import tokenize
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from fusion_core.errors import InputError
+from fusion_core.text.docstrings import documentation_of
 from fusion_core.text.encoding import check_pointer
 from fusion_core.text.files import COMPRESSED, READABLE, read_file, readable
 
@@ -22,23 +19,8 @@ TEXT_SUFFIXES = (".rst", ".md")
 
 MOST_TEXT = 1 << 30  # characters that are held in memory
 LONGEST_WORD = 1 << 20  # characters without white space
+SHORT = 64  # characters that a shorter document counts as, for it takes as much memory
 MIN_CHARACTERS = 200  # shorter documents are one-line docstrings, licence headers and the like
-
-
-def _docstrings(source: str) -> str:
-    """Return all docstrings of a Python source, in order, as one text; of source that does not parse, an empty one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in strings
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return ""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
-            found.append((getattr(node, "lineno", 0), inspect.cleandoc(text)))
-    return "\n\n".join(text for _, text in sorted(found))
 
 
 def default_folders(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[pathlib.Path]:
@@ -80,18 +62,8 @@ def default_corpus(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[str]:
     Args:
       packages: to read beside the standard library; those that are not installed are left out.
     """
-    documents = []
-    for _, path in corpus_files(packages):
-        try:
-            if path.suffix == ".py":
-                with tokenize.open(path) as source:  # by the file's own encoding declaration
-                    text = _docstrings(source.read())
-            else:
-                text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, SyntaxError):
-            continue  # deliberately broken sources of tests, unreadable links
-        documents.append(text)
-    return deduplicate(documents)
+    texts = documentation_of([path for _, path in corpus_files(packages)])
+    return deduplicate(text for text in texts if text is not None)
 
 
 def deduplicate(documents: Iterable[str]) -> list[str]:
@@ -144,7 +116,7 @@ def read_documents(paths: Sequence[str | pathlib.Path]) -> list[str]:
     size = 0
     for _, file in files:
         for text, _ in read_file(file):
-            size += len(text)
+            size += max(len(text), SHORT)
             if size > MOST_TEXT:
                 raise InputError(
                     f"the text up to {file} has more than {MOST_TEXT:,} characters; stream it, or give less"

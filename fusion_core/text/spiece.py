@@ -38,6 +38,8 @@ class Model:
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if at >= len(data) or shift > 63:
+            raise ValueError(f"a number at byte {at} does not end")
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
@@ -77,10 +79,13 @@ def read_model(path: pathlib.Path) -> Model:
         library = sentencepiece.SentencePieceProcessor(model_proto=data)
         if not library.vocab_size():
             raise ValueError("it has no pieces")
+        kinds = [piece.get(3, NORMAL) for piece in _messages(data, 1)]
+        trainer, normalizer = ({k: v for part in _messages(data, n) for k, v in part.items()} for n in (2, 3))
+        charsmap = normalizer.get(2, b"")
+        if len(kinds) != library.vocab_size() or not isinstance(charsmap, bytes):
+            raise ValueError("its fields are not those of a model")
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a sentencepiece model ({error}); copy it again") from None
-    kinds = [piece.get(3, NORMAL) for piece in _messages(data, 1)]
-    trainer, normalizer = ({k: v for part in _messages(data, n) for k, v in part.items()} for n in (2, 3))
     if trainer.get(3, UNIGRAM) != UNIGRAM:
         raise InputError(
             f"{path} is not a unigram model, as T5's are; use its tokenizer.json (transformers' AutoTokenizer writes one)"
@@ -88,8 +93,6 @@ def read_model(path: pathlib.Path) -> Model:
     # dummy prefix, extra white space removed, white space escaped, and not put at the end of words
     if [normalizer.get(field, 1) for field in (3, 4, 5)] != [1, 1, 1] or trainer.get(24, 0):
         raise InputError(f"{path} treats white space unlike T5's tokenizers; use its tokenizer.json")
-    pieces = [(library.id_to_piece(i), library.get_score(i), int(kind)) for i, kind in enumerate(kinds)]
+    pieces = [(library.id_to_piece(i), library.get_score(i), kind) for i, kind in enumerate(kinds)]
     special = library.pad_id(), library.eos_id(), library.unk_id()
-    charsmap = normalizer.get(2, b"")
-    assert isinstance(charsmap, bytes)
     return Model(tuple(pieces), bool(trainer.get(35, 0)), special, charsmap)

@@ -66,18 +66,28 @@ def _of_json(path: pathlib.Path, lines: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _split(text: str) -> list[tuple[int, list[str]]]:
-    """Return (line, values) of all lines that are not blank. Quotes have a meaning only if all names of columns have them."""
+def _split(path: pathlib.Path, text: str) -> list[tuple[int, list[str]]]:
+    """Return (line, values) of all lines that are not blank. Quotes have a meaning only if all names of columns have them.
+
+    Raises:
+      InputError: a line's quotes are wrong.
+    """
     # texts may hold other line separators, at which splitlines would split
     lines = text.split("\n")
     if all(len(name) > 1 and name[0] == name[-1] == '"' for name in lines[0].split("\t")):
         reader = csv.reader(io.StringIO(text, newline="\n"), delimiter="\t")
-        return [(reader.line_num, values) for values in reader if any(values)]
+        try:
+            return [(reader.line_num, values) for values in reader if any(values)]
+        except csv.Error as error:
+            where = f"{path}, line {reader.line_num}"
+            raise InputError(
+                f"{where} is no line of a table with quotes ({error}); mend its quotes, or write none"
+            ) from None
     return [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _of_tabs(path: pathlib.Path, text: str, no_header: Sequence[str], broken: list[str] | None) -> list[Row]:
-    filled = _split(text)
+    filled = _split(path, text)
     if not filled:
         return []
     first = [name.strip() for name in filled[0][1]]

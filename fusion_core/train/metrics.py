@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from typing import Any
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.lock import check_held
 from fusion_core.text.json_files import parse
 
 Record = dict[str, Any]
+NOT_OURS = "does not hold the records that the run has written (their sum is known); put the file back"
 
 
 class Metrics:
@@ -43,7 +46,8 @@ class Metrics:
                 atomic.write_text(path, self._text())  # the next record begins a line of its own
 
     def write(self, record: Record) -> None:
-        """Append a record."""
+        """Append a record. Raise InputError if the run's folder was moved meanwhile."""
+        check_held()
         self.records.append(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
@@ -55,6 +59,10 @@ class Metrics:
         self.records = kept
         if self.path.exists():
             atomic.write_text(self.path, self._text())
+
+    def sum(self) -> str:
+        """Return the sum of all records: 16 hexadecimal digits of the SHA-256 of the file."""
+        return hashlib.sha256(self._text().encode()).hexdigest()[:16]
 
     def _text(self) -> str:
         return "".join(json.dumps(record) + "\n" for record in self.records)

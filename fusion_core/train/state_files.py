@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import pathlib
-import re
 import shutil
 from typing import Any, TypeVar
 
@@ -14,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.lock import check_held
+from fusion_core.tensor_file import write_tensors
 from fusion_core.text.json_files import parse
 
 Tree = TypeVar("Tree")
@@ -49,18 +49,19 @@ def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
     """Write a pytree of arrays, with ``facts`` (JSON values) and a checksum of all in the file's header.
 
     Raises:
-      InputError: the disk is full; an earlier file of this name is intact.
+      InputError: the disk is full, or the run's folder was moved; an earlier file of this name is intact.
     """
     names, leaves, _ = _names(state)
     # ascontiguousarray makes vectors of scalars: keep the shape
     tensors = {n: np.ascontiguousarray(x).reshape(np.shape(x)) for n, x in zip(names, leaves, strict=True)}
     text = json.dumps(facts)
     header = {"format": FORMAT, "facts": text, "sha256": _checksum(tensors, text)}
+    check_held()
     try:
         with atomic.new_file(path) as temporary:
-            safetensors.numpy.save_file(tensors, temporary, metadata=header)
-    except (OSError, safetensors.SafetensorError) as error:
-        if not _is_full(error):
+            write_tensors(temporary, tensors, header)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
         size = sum(array.nbytes for array in tensors.values())
         free = shutil.disk_usage(path.parent).free
@@ -68,12 +69,6 @@ def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
             f"there is no room for the checkpoint {path}: it takes {size:,} bytes, and {free:,} are free or "
             "allowed; those before it are intact: make room, then resume the run"
         ) from None
-
-
-def _is_full(error: Exception) -> bool:
-    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    code = re.search(r"(?:code: |os error )(\d+)", str(error))  # the writer is in Rust, whose errors are text
-    return getattr(error, "errno", None) in full or (code is not None and int(code.group(1)) in full)
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

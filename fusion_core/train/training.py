@@ -20,10 +20,11 @@ from pydantic.dataclasses import dataclass as checked
 from fusion_core.errors import InputError
 from fusion_core.text.prefetch import prefetch
 from fusion_core.text.sources import DataSource, merge_states
+from fusion_core.timings import Timings
 from fusion_core.train.devices import broadcast, first_process, gather, host_copy, processes, replicate
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
-from fusion_core.train.metrics import Metrics, Record
+from fusion_core.train.metrics import NOT_OURS, Metrics, Record
 from fusion_core.train.step import Ramp, TrainState, rates_at
 from fusion_core.train.store import Checkpoints
 
@@ -84,6 +85,7 @@ class Training:
       note: called with sentences for the user.
       pinned: steps with a checkpoint that is kept.
       position: of the data where the training begins; if None, its beginning.
+      timings: of the parts up to the first step.
     """
 
     name: str
@@ -102,10 +104,12 @@ class Training:
     note: Callable[[str], None] = lambda line: None
     pinned: Collection[int] = ()
     position: Any = None
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.cadence.check(self.trainer.steps_per_dispatch)
         self.metrics = Metrics(self.folder / METRICS)
+        self._sum: str | None = None  # of the records up to the checkpoint that was restored
         self.checkpoints = Checkpoints(
             self.folder / CHECKPOINTS,
             self.run,
@@ -124,7 +128,10 @@ class Training:
         step = broadcast(-1 if found is None else int(found[0].step))
         if not first_process() and step >= 0:
             found = self.checkpoints.restore(start, step)
-        return (start, self.position) if found is None else (found[0], found[1]["position"])
+        if found is None:
+            return start, self.position
+        self._sum = found[1].get("metrics")
+        return found[0], found[1]["position"]
 
     def to(self, start: TrainState, until: int) -> TrainState:
         """Train to step ``until``, from the newest checkpoint, or from ``start`` if there is none.
@@ -138,10 +145,13 @@ class Training:
         step = int(state.step)
         if first_process():
             self.metrics.keep(lambda record: record["step"] <= step)
+            if self._sum is not None and self._sum != self.metrics.sum():
+                raise InputError(f"{self.metrics.path} {NOT_OURS}, or remove it with {self.checkpoints.folder}")
         evaluated = [record for record in self.metrics.records if "learning_rate" not in record]
         stopped = bool(broadcast(bool(evaluated) and self.stop(evaluated[-1])))
         if self.evaluate is not None and not broadcast(bool(evaluated)):
-            stopped = self._evaluate(replicate(state, self.trainer.devices), step)
+            with self.timings.part("first evaluation"):
+                stopped = self._evaluate(replicate(state, self.trainer.devices), step)
         if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
@@ -151,7 +161,8 @@ class Training:
         pause = lambda step: saves(step) or evaluates(step)
         try:
             with prefetch(source, self.trainer.steps_per_dispatch) as feed:
-                for done in self.trainer.dispatches(state, feed, until, self.schedule, pause):
+                dispatches = self.trainer.dispatches(state, feed, until, self.schedule, pause)
+                for done in self.timings.first("first steps", dispatches):
                     meter.add(done)
                     if done.replicated is None:
                         continue
@@ -183,7 +194,7 @@ class Training:
 
     def _save(self, state: TrainState, position: Any) -> None:
         if first_process():
-            self.checkpoints.save(state, position=position)
+            self.checkpoints.save(state, position=position, metrics=self.metrics.sum())
 
     def _evaluate(self, replicated: TrainState, step: int) -> bool:
         """Record an evaluation; return whether the training ends here."""

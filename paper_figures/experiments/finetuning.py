@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.runs.compare import arms_of
 from fusion_core.runs.finetune import SCORES, Finetuning, load_settings, settings_from
+from fusion_core.runs.results import of_seeds, read_results
 from fusion_core.runs.run import RESULTS
+from fusion_core.text.json_files import read_json
 from fusion_core.text.tasks import named_task
 from paper_figures.experiments.record import rounded
 
@@ -51,11 +53,11 @@ def finetune_arms(
       InputError: the run is not finished, or a file is missing.
     """
     try:
-        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        results = read_results(run / RESULTS, "run its plan again")
     except FileNotFoundError:
         raise InputError(f"{run} is no finished run: it has no {RESULTS}; run its plan first") from None
-    for seed, nodes in (results["seeds"] or {"0": results["nodes"]}).items():
-        place = run / f"seed-{seed}" if results["seeds"] else run
+    for seed, nodes in of_seeds(results, 0).items():
+        place = run / f"seed-{seed}" if results.get("seeds") else run
         for arm, node in arms_of(nodes).items():
             for task in tasks if not arms or arm in arms else ():
                 folder = out / f"seed-{seed}" / arm / task
@@ -83,19 +85,24 @@ def scores_in(out: pathlib.Path, *, bag_of_words: bool = True) -> dict[str, Any]
     found: dict[str, Any] = {}
     for file in sorted(out.glob(f"seed-*/*/*/{SCORES}")):
         seed, arm, name = file.parts[-4].removeprefix("seed-"), file.parts[-3], file.parts[-2]
-        values = json.loads(file.read_text(encoding="utf-8"))
-        metric = named_task(name).metrics[0]
+        metric, remedy = named_task(name).metrics[0], "remove it, and score the network again"
+        values = read_json(file, remedy)
+        try:
+            rows = checked(int, values["examples"]["validation"])
+            score = checked(float, values["scores"][metric])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} holds no scores ({error!r}); {remedy}") from None
         if name not in found:
             settings = load_settings(file.parent)
             kept = {key: getattr(settings, key) for key in ("steps", "batch", "learning_rate", "source_length")}
             found[name] = {
                 "metric": metric,
-                "rows": values["examples"]["validation"],
+                "rows": rows,
                 "settings": kept,
                 **baselines(name, pathlib.Path(settings.train), pathlib.Path(settings.validation), bag_of_words),
                 "arms": {},
             }
-        found[name]["arms"].setdefault(arm, {})[seed] = values["scores"][metric]
+        found[name]["arms"].setdefault(arm, {})[seed] = score
     if not found:
         raise InputError(f"{out} has no seed-N/ARM/TASK/{SCORES}; give the folder of the fine-tuned networks")
     return rounded(found)

@@ -20,6 +20,7 @@ from fusion_core.runs import LawCase, law_cases, resolve
 from fusion_core.runs.plan_file import read_plan
 from fusion_core.schedule import LawFacts, RunCurves, fit_law, run_curves
 from paper_figures.experiments.record import load_record, path_of
+from paper_figures.experiments.statistics import estimate
 
 REFERENCE, SCRATCH, SMALL = "scratch_float32", "scratch_0p02_width", "small"
 JUDGED = ("growth_step", "growth_half", "growth_long")  # records; those that are not there are left out
@@ -41,7 +42,7 @@ class Judged:
       name: of the record.
       facts: what its laws hold for.
       curves: of all seeds; of each grown arm, seed after seed.
-      seeds: their number.
+      seeds: number of those with the most arms of the recipe; the others are left out.
       never: (length, loss) of the small network with the whole budget, of each seed; may be empty.
       budget: in large steps.
       widths: of the small and the large network.
@@ -71,10 +72,16 @@ class Judged:
         known = {n1: np.array(losses) for n1, losses in sorted(ends.items())}
         return {n1: losses for n1, losses in known.items() if len(losses) == self.seeds and np.isfinite(losses).all()}
 
+    def losses_at(self, n1: float, budget: float) -> np.ndarray:
+        """Return each seed's loss of growing at a step, interpolated between those that were measured."""
+        known = self.losses(budget)
+        if not known:
+            return np.full(self.seeds, math.nan)
+        return np.array([np.interp(n1, list(known), losses) for losses in np.array(list(known.values())).T])
+
     def loss_at(self, n1: float, budget: float) -> float:
-        """Return the mean loss of growing at a step, interpolated between those that were measured."""
-        known = {at: losses.mean() for at, losses in self.losses(budget).items()}
-        return float(np.interp(n1, list(known), list(known.values()))) if known else math.nan
+        """Return the mean loss of growing at a step over seeds, see ``losses_at``."""
+        return float(self.losses_at(n1, budget).mean())
 
     def best(self) -> tuple[float, float]:
         """Return the growth step with the lowest mean loss at the budget, and that loss."""
@@ -101,12 +108,14 @@ def judged(name: str, recipe: str = "") -> Judged | None:
     plan, known = read_plan(path_of(name, "toml")), read_plan(path_of(REFERENCE, "toml"))
     cases = [case for case in law_cases(plan, resolve(plan)) if all(arm.startswith(recipe) for arm in case.grown)]
     case = max(cases, key=lambda one: len(one.grown))
-    there = lambda names: tuple(node for node in names if all(node in nodes for nodes in record.seeds.values()))
+    most = max(sum(arm in nodes for arm in case.grown) for nodes in record.seeds.values())
+    having = {seed: nodes for seed, nodes in record.seeds.items() if sum(arm in nodes for arm in case.grown) == most}
+    there = lambda names: tuple(node for node in names if all(node in nodes for nodes in having.values()))
     case = dataclasses.replace(case, grown=there(case.grown), small=there(case.small), scratch=there(case.scratch))
     model = lambda name: json.loads(json.dumps(dataclasses.asdict(getattr(known.node(name), "model"))))  # noqa: B009
     alike = (model(SCRATCH), model(SMALL)) == (case.facts.large, case.facts.small)
-    same = alike and record.seeds.keys() <= reference.seeds.keys()
-    seeds = {seed: ({**reference.seeds[seed]} if same else {}) | nodes for seed, nodes in record.seeds.items()}
+    same = alike and having.keys() <= reference.seeds.keys()
+    seeds = {seed: ({**reference.seeds[seed]} if same else {}) | nodes for seed, nodes in having.items()}
     scratch = case.scratch or ((SCRATCH,) if same else ())
     curves = run_curves(seeds, scratch=scratch[:1], small=case.small[:1], grown=case.grown)
     whole = (
@@ -180,9 +189,10 @@ def choice(rule: str, curves: RunCurves, facts: LawFacts, longest: float, budget
 def regrets(found: Judged, fitted: Sequence[float]) -> list[dict[str, Any]]:
     """Return the regret of every rule on a record, its cost charged or not: final loss over that of the best measured step.
 
-    A rule sees the curves of one seed and answers for it; regrets are geometric means over the seeds.
+    A rule sees the curves of one seed and answers for it. Regrets are geometric means over the seeds, with Student's 95 %
+    interval of their logarithms (``free_interval``, ``charged_interval``); the best step is one for all seeds.
     """
-    best = found.best()[1]
+    best = found.losses_at(found.best()[0], found.budget)
     rows = []
     for longest in fitted:
         for rule in (*FEW, RULE, SURE):
@@ -192,18 +202,25 @@ def regrets(found: Judged, fitted: Sequence[float]) -> list[dict[str, Any]]:
                     choice(rule, found.of_seed(seed), found.facts, longest, found.budget, charged)
                     for seed in range(found.seeds)
                 ]
-                ends = [found.loss_at(one.n1, found.budget - one.cost) for one in made]
-                row |= {
-                    key: float(np.exp(np.mean(np.log(ends)))) / best, f"{key}_steps": [one.n1 for one in made],
-                    f"{key}_cost": float(np.mean([one.cost for one in made])),
+                ends = [found.losses_at(one.n1, found.budget - one.cost)[seed] for seed, one in enumerate(made)]
+                row |= _geometric(key, np.array(ends) / best) | {
+                    f"{key}_steps": [one.n1 for one in made], f"{key}_cost": float(np.mean([one.cost for one in made])),
                 }  # fmt: skip
                 if not charged:
                     row |= {"refused": sum(one.refused for one in made), "holds": sum(one.holds for one in made)}
             rows.append(row)
     for share in FIXED:
-        loss = found.loss_at(share * found.budget, found.budget)
-        rows.append({"rule": f"fixed at {share:.0%}", "longest": None, "free": loss / best, "charged": loss / best})
+        ratios = found.losses_at(share * found.budget, found.budget) / best
+        row = {"rule": f"fixed at {share:.0%}", "longest": None}
+        rows.append(row | _geometric("free", ratios) | _geometric("charged", ratios))
     return rows
+
+
+def _geometric(key: str, ratios: np.ndarray) -> dict[str, Any]:
+    """Return the geometric mean of ratios over seeds and its interval; NaN and None where they are not known."""
+    said = estimate(np.log(ratios).tolist())
+    between = [math.exp(end) for end in said.interval] if said and said.interval else None
+    return {key: math.exp(said.mean) if said else math.nan, f"{key}_interval": between}
 
 
 def foretold(found: Judged, kind: str, longest: float, draws: int, plateau: bool = False) -> Mapping[str, Any]:

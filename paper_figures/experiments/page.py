@@ -13,6 +13,7 @@ import textwrap
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from paper_figures.experiments import event_terms
 from paper_figures.experiments.tables import markdown
 from paper_figures.results import Results
 
@@ -36,6 +37,8 @@ def table_of(name: str) -> str:
     """
     from paper_figures.registry import FIGURES
 
+    if name == event_terms.NAME:
+        return event_terms.table()
     module = FIGURES.get(name)
     if module is not None and hasattr(module, "table"):
         return module.table(_results(name))

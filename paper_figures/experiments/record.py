@@ -28,12 +28,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_core import atomic
+from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.runs.compare import arms_of
 from fusion_core.runs.data import RunData
-from fusion_core.runs.plan import Plan, TrainNode
+from fusion_core.runs.plan import Plan, TrainNode, plan_values
 from fusion_core.runs.plan_file import read_plan
+from fusion_core.runs.results import REMEDY, check_results, of_seeds
 from fusion_core.runs.run import PLAN
+from fusion_core.text.json_files import LARGE, read_json
 
 FORMAT = 1
 HERE = pathlib.Path(__file__).parent
@@ -136,22 +139,18 @@ def read_record(path: pathlib.Path) -> Record:
     missing = [key for key in ("name", "plan", "seeds", "text", "provenance") if key not in values]
     if missing or not values["seeds"]:
         raise InputError(f"{path} is no record: it has no {', '.join(missing or ['seeds'])}; make it again")
-    name, plan, seeds, text, origin = (values[key] for key in ("name", "plan", "seeds", "text", "provenance"))
-    return Record(name, plan, seeds, text, tuple(origin), values.get("scores", {}))
+    check_results(values, path, "make it again", whole=False)
+    try:
+        return checked(Record, {key: value for key, value in values.items() if key != "format"})
+    except ValueError as error:
+        raise InputError(f"{path} is no record ({error}); make it again") from None
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, REMEDY, longest=LARGE, finite=False)
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}; give the results.json of a finished run, or a record") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path} holds a {type(values).__name__}; give the results.json of a finished run, or a record"
-        )
-    return values
+        raise InputError(f"there is no file {path}; {REMEDY}") from None
 
 
 def record_of(name: str, plan_file: pathlib.Path, files: Sequence[pathlib.Path]) -> Record:
@@ -223,8 +222,10 @@ def _contents(file: pathlib.Path, plan: Plan, text: str) -> tuple[dict[str, Any]
     wrong = f"{file} is of another plan: "
     record = read_record(file) if "format" in values else None
     if record is None and "nodes" not in values:
-        raise InputError(f"{file} has no nodes; give the results.json of a finished run, or a record")
-    found = record.seeds if record else values.get("seeds") or {str(plan.seed): values["nodes"]}
+        raise InputError(f"{file} has no nodes; {REMEDY}")
+    if record is None:
+        check_results(values, file, whole=False)
+    found = record.seeds if record else of_seeds(values, plan.seed)
     names = {name for nodes in found.values() for name in nodes}
     if unknown := sorted(names - {node.name for node in plan.nodes}):
         raise InputError(f"{wrong}the plan has no {', '.join(unknown)}; give the plan file that it was begun with")
@@ -234,7 +235,7 @@ def _contents(file: pathlib.Path, plan: Plan, text: str) -> tuple[dict[str, Any]
         return found, record.text, list(record.provenance)
     folder = file.parent
     if (folder / PLAN).exists():
-        differ = _differences(json.loads((folder / PLAN).read_text(encoding="utf-8")), plan)
+        differ = _differences(read_json(folder / PLAN, longest=LARGE), plan)
         if differ:
             raise InputError(f"{wrong}{', '.join(differ)} differ; give the plan file that it was begun with")
     data, digest = folder / "data", values.get("text")
@@ -251,7 +252,7 @@ def _other_settings(one: Mapping[str, Any], other: Mapping[str, Any], names: set
 
 def _differences(ran: Mapping[str, Any], plan: Plan) -> list[str]:
     """Return the fields in which the plan of a run differs from one; where files are does not count."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
+    wanted = plan_values(plan)
     for values in (ran, wanted):
         for key in ("text", "tokenizer"):
             values.get("data", {}).pop(key, None)

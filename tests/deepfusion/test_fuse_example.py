@@ -76,7 +76,9 @@ def test_the_fused_checkpoint_computes_in_transformers_what_fuse_computes_in_mem
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         shape = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-        config = transformers.T5Config(**shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+        config = transformers.T5Config(
+            **shape, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0
+        )
         model = transformers.T5ForConditionalGeneration(config)
         folders.append(tmp_path / name)
         model.save_pretrained(folders[-1], max_shard_size="5KB")

@@ -97,9 +97,13 @@ def test_a_fusion_whose_logits_are_not_finite_is_refused_and_zeros_prove_nothing
     arguments = ("fuse", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
     for number in (np.nan, np.inf):
         monkeypatch.setattr("fusion_core.checkpoints.comparison.logits_of", lambda *_, n=number: np.full((1, 2, 3), n))
-        refused(f"the logits of {tmp_path / 'a'} on random tokens are not finite", *arguments)
+        refused(f"the logits of {tmp_path / 'a'} are not finite", *arguments)
+        refused(f"the logits of {tmp_path / 'a'} are not finite", "diff", tmp_path / "a", tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    monkeypatch.setattr("fusion_core.checkpoints.comparison.logits_of", lambda *_: np.zeros((1, 2, 3)))
+    monkeypatch.setattr("fusion_core.checkpoints.comparison.logits_of", lambda *_: np.zeros((2, 12, 20)))
+    code, out, err = run("diff", tmp_path / "a", tmp_path / "b")
+    assert code == 0, err
+    assert out.count("are equal: what they say of it proves nothing") == 2
     code, out, err = run(*arguments)
     assert code == 0, err
     assert "The deviation from the mean says nothing here: all logits of the sources' mean are equal" in out

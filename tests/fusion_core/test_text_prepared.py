@@ -1,6 +1,7 @@
 """Tokens and tokenizer of a run: made once, kept in its folder and in the cache."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -13,6 +14,8 @@ import pytest
 import fusion_core as fc
 from fusion_core import atomic
 from fusion_core.runs.data import RunData
+from fusion_core.runs.plan import plan_values
+from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.settings import DataSettings
 from fusion_core.text import cache, corpus, prepared, train_tokenizer
 from fusion_core.text.prepared import TOKENIZER_FILES, TOKENS, read_tokens
@@ -71,7 +74,7 @@ def test_a_second_run_neither_reads_nor_tokenizes(tmp_path, text, packages, monk
     first, notes, _ = made(tmp_path / "1", text, **changes)
     assert notes == ["reading the text", "training the tokenizer, 320 pieces", "tokenizing"]
     for owner, name in (
-        (prepared, "read_documents"), (corpus, "_docstrings"), (prepared, "train_tokenizer"), (prepared, "write_tokens")
+        (prepared, "read_documents"), (corpus, "documentation_of"), (prepared, "train_tokenizer"), (prepared, "write_tokens")
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, fail)
     second, notes, cached = made(tmp_path / "2", text, **changes)
@@ -88,6 +91,7 @@ def test_a_second_run_neither_reads_nor_tokenizes(tmp_path, text, packages, monk
         {"seed": 1},
         {"validation_share": 0.06},
         {"tokenizer": "tokenizer"},
+        {"tokenizer_sample": 3000},
         {"texts": [*TEXTS[1:], TEXTS[0]]},  # of the same size, under the same name
         {"name": "b.txt"},
     ],
@@ -129,16 +133,19 @@ def test_what_makes_the_tokens_is_in_the_key(tmp_path, text, monkeypatch):
     assert not made(tmp_path / "3", text)[2]
 
 
-def test_a_run_keeps_its_text_without_the_cache_and_under_other_text(tmp_path, text, root):
+def test_a_run_keeps_its_tokens_without_cache_and_text_but_is_refused_under_other_text(tmp_path, text, root):
     data, _, _ = made(tmp_path / "1", text)
     shutil.rmtree(root)
-    write(text, TEXTS[::-1])
+    text.unlink()
     again, notes, _ = made(tmp_path / "1", text)
     assert notes == []
     assert again.digest == data.digest
     for one, other in zip(data.validation(16, 4), again.validation(16, 4), strict=True):
         np.testing.assert_array_equal(one["encoder_ids"], other["encoder_ids"])
-    # made again it is another text, which no checkpoint of the run agrees with
+    write(text, TEXTS[::-1])
+    with pytest.raises(fc.InputError, match=f"{text} has another content than the text that the run was begun with"):
+        made(tmp_path / "1", text)
+    # made anew it is another text, which no checkpoint of the run agrees with
     shutil.rmtree(tmp_path / "1")
     assert made(tmp_path / "1", text)[0].digest != data.digest
 
@@ -358,3 +365,10 @@ def test_damaged_tokens_of_a_run_are_refused(tmp_path, text):
     replaced(tmp_path / "1" / TOKENS)
     with pytest.raises(fc.InputError, match=r"tokens\.npz cannot be read .*; remove .*, it is made again"):
         made(tmp_path / "1", text)
+
+
+def test_the_plan_of_a_run_without_a_sample_is_that_of_earlier_versions():
+    plan = read_plan(ROOT / "examples" / "plans" / "tiny.toml")
+    assert "tokenizer_sample" not in plan_values(plan)["data"]
+    sampled = dataclasses.replace(plan, data=dataclasses.replace(plan.data, tokenizer_sample=1000))
+    assert plan_values(sampled)["data"] == plan_values(plan)["data"] | {"tokenizer_sample": 1000}

@@ -297,7 +297,7 @@ def test_what_fails_in_the_writer_is_raised_in_the_run(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr("fusion_core.train.state_files.write_tensors", full)
     store.save(state_at(10))
     with pytest.raises(fc.InputError, match=r"there is no room for the checkpoint .*step-10.* make room, then resume"):
         store.save(state_at(20))

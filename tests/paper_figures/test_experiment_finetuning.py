@@ -50,9 +50,12 @@ def test_a_folder_without_scores_and_a_run_that_is_not_finished_are_refused(tmp_
         finetuning.finetune_arms(tmp_path, tmp_path, tmp_path)
 
 
+NODE = {"kind": "train", "inputs": [], "step": 1, "validation_loss": []}
+
+
 def test_scores_are_kept_in_the_record(tuned, tmp_path):
     scores = finetuning.scores_in(tuned, bag_of_words=False)
-    made = record.Record("finetune", "name = 'x'", {"0": {"a": {"kind": "train"}}}, None, ({"created": "now"},), scores)
+    made = record.Record("finetune", "name = 'x'", {"0": {"a": NODE}}, None, ({"created": "now"},), scores)
     made.save(tmp_path / "r.json")
     assert record.read_record(tmp_path / "r.json") == made
     bare = record.Record("finetune", "", {}, None, ())

@@ -52,7 +52,7 @@ def change(**fields):
     ("edit", "message"),
     [
         (change(format=0), "has results format 0, but this version reads 1"),
-        (lambda record: [record], "has results format 'list'"),
+        (lambda record: [record], "holds no JSON object"),
         (lambda record: {k: v for k, v in record.items() if k != "seed"}, "has no 'seed'"),
         (change(seed="zero"), "has 'zero' for 'seed'"),
         (change(arrays={"x": {"shape": [2], "values": [1.0]}}), "has a garbled array"),
