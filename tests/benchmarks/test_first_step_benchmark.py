@@ -27,6 +27,7 @@ def test_the_benchmark_puts_both_sides_in_ratio(tmp_path, capsys, monkeypatch):
     result = json.loads(path.read_text())
     assert set(result["ratio"]) == {
         "nanoT5's / ours",
+        f"nanoT5's / {first_step.ALL}",
         "nanoT5's, tokenizer given / ours",
         "nanoT5's, again / ours, again",
     }
