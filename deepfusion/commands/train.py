@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -19,6 +20,7 @@ from deepfusion.terminal import notes, working
 from fusion_core import atomic
 from fusion_core.errors import InputError, Interrupted, TrainingDiverged, exit_code
 from fusion_core.seeds import check_seed
+from fusion_core.timings import Timings
 
 
 def train(
@@ -42,6 +44,7 @@ def train(
     start_timeout: Annotated[
         float, typer.Option(help="Seconds to wait for the other processes to start.", min=1.0)
     ] = 300.0,
+    timings: Annotated[bool, typer.Option("--timings", help="Print where the time up to the first step went.")] = False,
     compile_cache: Annotated[
         bool, typer.Option(help="Keep compiled steps in the user's cache, and take them from there.")
     ] = True,
@@ -57,7 +60,8 @@ def train(
     deepfusion train plan.toml --out runs/m --node a          one node, here; others elsewhere
     deepfusion train plan.toml --out runs/m --seeds 0,1,2     three runs; tables have means and standard errors
     """
-    with working("loading JAX and reading the plan"):
+    spent = Timings()
+    with working("loading JAX and reading the plan"), spent.part("loading JAX and reading the plan"):
         from fusion_core.runs import read_plan
         from fusion_core.train import initialize_distributed
         from fusion_core.train.compiled import keep_compiled
@@ -73,7 +77,7 @@ def train(
         coordinator, processes, process, detect=distributed, start_timeout=start_timeout, note=notes
     )
     try:
-        _run(read, out, resume, node, tflops, tensorboard, as_json, several)
+        _run(read, out, resume, node, tflops, tensorboard, as_json, several, spent if timings else None)
         finish()
     except (Interrupted, KeyboardInterrupt) as error:
         leave("interrupted", exit_code(error))
@@ -106,6 +110,7 @@ def _run(
     tensorboard: bool,
     as_json: bool,
     several: bool,
+    timings: Timings | None,
 ) -> None:
     """Run the plan once the processes have found each other, and print what came of it on the first of them."""
     import jax
@@ -128,24 +133,36 @@ def _run(
         atomic.check_new(out, "choose another", besides=lock_names(out))
     writers = [TensorBoard(out / "tensorboard")] if tensorboard and first_process() else []
     peak = None if tflops is None else tflops * 1e12 * jax.device_count()
-    results = run_shown(read, out, only=node, peak_flops=peak, writers=writers)
+    with contextlib.nullcontext() if timings is None else timings.compilations():
+        results = run_shown(read, out, only=node, peak_flops=peak, writers=writers, timings=timings)
     if first_process():
-        _report(results, read.name, out, as_json)
+        if timings is not None and not as_json:
+            _print_timings(timings)
+        more = {} if timings is None else {"timings": timings.record()}
+        _report(results, read.name, out, as_json, more)
 
 
-def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_json: bool) -> None:
+def _print_timings(timings: Timings) -> None:
+    rows = [(name, f"{value:.2f}", f"{timings.processor[name]:.2f}") for name, value in timings.seconds.items()]
+    rows += [("all", f"{sum(timings.seconds.values()):.2f}", f"{sum(timings.processor.values()):.2f}")]
+    rows += [(f"of these {name}", f"{value:.2f}", "") for name, value in timings.within.items()]
+    print_table(("up to the first step", "s", "processor s"), rows, title="Timings", text=("up to the first step",))
+    print()
+
+
+def _report(results: dict[str, Any] | None, name: str, out: pathlib.Path, as_json: bool, more: dict[str, Any]) -> None:
     """Write the page and print the table of a finished run; say what to do about an unfinished one."""
     if results is None:
         notes(f"Done here; other nodes of the plan are not finished yet. Go on with --resume in {out}.")
         if as_json:
-            print(json.dumps({"folder": str(out), "finished": False}))
+            print(json.dumps({"folder": str(out), "finished": False} | more))
         return
     from deepfusion.pages.report import lines, rows, write_report
 
     report, table = write_report(results, out), rows(results)
     if as_json:
         found = {"folder": str(out), "finished": True, "report": str(report), "nodes": table}
-        print(json.dumps(found | {"comparison": results["comparison"]}))
+        print(json.dumps(found | {"comparison": results["comparison"]} | more))
         return
     columns = ("node", "from", "parameters", "steps", "total FLOPs", "loss")
     cells = [

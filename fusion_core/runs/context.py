@@ -28,6 +28,7 @@ from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.seeds import node_seed
 from fusion_core.text.cache import file_sum
 from fusion_core.text.span_corruption import target_length
+from fusion_core.timings import Timings
 from fusion_core.train import Metrics, Ramp, Record, Trainer, TrainState, init_state, t5_loss
 from fusion_core.train.devices import barrier, first_process
 from fusion_core.train.metrics import NOT_OURS
@@ -73,6 +74,7 @@ class RunContext:
       note: called with sentences for the user.
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
+      timings: of the parts of the run up to its first step.
     """
 
     plan: Plan
@@ -84,6 +86,7 @@ class RunContext:
     note: Callable[[str], None]
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -334,6 +337,7 @@ def training_of(
         note=context.note,
         pinned=pinned,
         position=position,
+        timings=context.timings,
     )
 
 

@@ -26,6 +26,7 @@ from fusion_core.text.files import read_file
 from fusion_core.text.prepared import TOKENIZER, TOKENS, TextSettings, prepare_tokenizer, prepare_tokens, read_tokens
 from fusion_core.text.sources import first_batches
 from fusion_core.text.span_corruption import window_length
+from fusion_core.timings import Timings
 from fusion_core.train.devices import barrier, first_process, processes
 
 SMALL = 4 << 20  # bytes of a text that is tokenized in a second
@@ -79,6 +80,7 @@ class RunData:
       folder: of tokens and tokenizer; if they are there, a text in memory is not read again. Its files, as those of a
         streamed text, are known by the sums that the folder has of them.
       note: called with a line before what takes time.
+      timings: of the parts; if None, they are not kept.
 
     Attributes:
       tokenizer: text to ids.
@@ -88,7 +90,14 @@ class RunData:
       InputError: the text cannot be read, it is not the one that the run was begun with, or a file of the folder is damaged.
     """
 
-    def __init__(self, settings: DataSettings, seed: int, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int,
+        folder: pathlib.Path,
+        note: Callable[[str], None],
+        timings: Timings | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
@@ -97,16 +106,17 @@ class RunData:
         if first_process():
             if not (folder / FILES).exists():  # before it is tokenized, which takes long
                 write_sealed(folder / FILES, known)
-            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note)
+            (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note, timings)
         barrier("the text is tokenized")
-        self.tokenizer = Tokenizer.load(folder / TOKENIZER)
-        self._ids = {} if settings.stream else read_tokens(folder)
-        content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
-        for ids in self._ids.values():
-            content.update(np.ascontiguousarray(ids).data)
-        if settings.stream:
-            content.update(self._text.part(False).fingerprint().encode())
-        self.digest = content.hexdigest()[:16]
+        with (timings or Timings()).part("loading tokens and tokenizer"):
+            self.tokenizer = Tokenizer.load(folder / TOKENIZER)
+            self._ids = {} if settings.stream else read_tokens(folder)
+            content = hashlib.sha256(self.tokenizer.backend.to_str().encode())
+            for ids in self._ids.values():
+                content.update(np.ascontiguousarray(ids).data)
+            if settings.stream:
+                content.update(self._text.part(False).fingerprint().encode())
+            self.digest = content.hexdigest()[:16]
         if known.get("prepared", self.digest) != self.digest:
             raise InputError(
                 f"{folder} does not hold the tokens and the tokenizer that the run was begun with; remove "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import tempfile
@@ -14,7 +13,7 @@ from fusion_core.errors import InputError
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import resolve
 from fusion_core.runs.law_cases import case_of
-from fusion_core.runs.plan import Plan
+from fusion_core.runs.plan import Plan, plan_values
 from fusion_core.runs.results import of_seeds, read_results
 from fusion_core.runs.run import PLAN, RESULTS
 from fusion_core.schedule import SavedLaw, fit_law, run_curves
@@ -79,7 +78,7 @@ def _results(plan: Plan, folder: pathlib.Path) -> dict[str, Any]:
     remedy = "give the folder of a finished run"
     try:
         ran, results = read_json(folder / PLAN, remedy, longest=LARGE), read_results(folder / RESULTS, remedy)
-        said = json.loads(json.dumps(dataclasses.asdict(plan)))
+        said = plan_values(plan)
         differ = [key for key, value in said.items() if key not in NOT_COMPARED and ran.get(key) != value]
         if not differ:
             return results

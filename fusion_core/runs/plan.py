@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -372,3 +374,11 @@ class Plan:
             if node.name == name:
                 return node
         raise InputError(f"there is no node {name!r}; there are {', '.join(node.name for node in self.nodes)}")
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """Return a plan in JSON's types, as ``plan.json`` has it: a sample of all text is left out, as earlier versions had it."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
+    if not values["data"]["tokenizer_sample"]:
+        del values["data"]["tokenizer_sample"]
+    return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
@@ -26,9 +25,10 @@ from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flop
 from fusion_core.runs.growing import grown_state
 from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
-from fusion_core.runs.plan import FuseNode, Plan, TrainNode
+from fusion_core.runs.plan import FuseNode, Plan, TrainNode, plan_values
 from fusion_core.sealed import read_sealed
 from fusion_core.text.json_files import LARGE, read_json
+from fusion_core.timings import Timings
 from fusion_core.train import Metrics, Trainer
 from fusion_core.train.devices import first_process
 from fusion_core.train.training import METRICS
@@ -47,6 +47,7 @@ def run_plan(
     note: Callable[[str], None] = lambda line: None,
     begin: Callable[[str, int, int], None] = lambda name, step, until: None,
     trainers: dict[Any, Trainer] | None = None,
+    timings: Timings | None = None,
 ) -> dict[str, Any] | None:
     """Run a plan in a folder, or resume it; the processes of a run all call this, with a folder that all can read.
 
@@ -62,6 +63,7 @@ def run_plan(
       note: called with sentences for the user.
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps of an earlier run in this process, to be used again.
+      timings: of the parts of the run up to its first step; if None, they are not kept.
 
     Returns:
       The results (also in ``results.json``; ``fusion_core.runs.compare`` has their format); None if nodes are missing.
@@ -81,7 +83,18 @@ def run_plan(
                 folder
             ]:
                 atomic.sweep(place)
-        return _run_locked(plan, folder, nodes, only, peak_flops, show, note, begin, trainers)
+        return _run_locked(
+            plan,
+            folder,
+            nodes,
+            only,
+            peak_flops,
+            show,
+            note,
+            begin,
+            {} if trainers is None else trainers,
+            timings or Timings(),
+        )
 
 
 def _names_of(plan: Plan, only: str | None) -> tuple[str, ...]:
@@ -104,20 +117,20 @@ def _run_locked(
     show: Callable[[dict[str, Any]], None],
     note: Callable[[str], None],
     begin: Callable[[str, int, int], None],
-    trainers: dict[Any, Trainer] | None,
+    trainers: dict[Any, Trainer],
+    timings: Timings,
 ) -> dict[str, Any] | None:
     """Run a plan in a folder that no other process works in."""
     _check_folder(plan, folder)
-    data = RunData(plan.data, plan.seed, folder / "data", note)
+    data = RunData(plan.data, plan.seed, folder / "data", note, timings)
     data.check(resolved for name, resolved in nodes.items() if only in (None, name))
     for group in auto_groups(plan):
         planned_by_law(plan, nodes, group, data.digest)  # raises if the law is of other settings
-    trainers = {} if trainers is None else trainers
     found: dict[int, dict[str, Any]] = {}
     for seed, place in _places(plan, folder).items():
         if len(plan.seeds) > 1:
             note(f"seed {seed}")
-        context = RunContext(plan, seed, place, data, peak_flops, show, note, begin, trainers)
+        context = RunContext(plan, seed, place, data, peak_flops, show, note, begin, trainers, timings)
         _run(context, nodes, only)
         if all(context.done(name) is not None for name in nodes):
             found[seed] = collect(context, nodes)
@@ -177,7 +190,7 @@ def _measure(context: RunContext, nodes: dict[str, Resolved], group: AutoGroup) 
 
 def _check_folder(plan: Plan, folder: pathlib.Path) -> None:
     """Write the plan into a new folder, and compare it with the one in an old folder."""
-    said = json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
+    said = json.dumps(plan_values(plan), indent=2) + "\n"
     file = folder / PLAN
     if not file.exists():
         if first_process():

@@ -37,6 +37,7 @@ class DataSettings:
       documentation: read that documentation beside ``text`` too.
       tokenizer: folder with a ``tokenizer.json``; if empty, a tokenizer of ``vocab`` pieces is trained on the text.
       vocab: number of its pieces, without the sentinels.
+      tokenizer_sample: characters of lines, drawn from the text, on which it is trained; 0: all of the text.
       validation_share: share of the documents that are kept for validation.
       validation_batches: batches of every evaluation.
       stream: read the text as it is needed and never hold it whole; a trained tokenizer sees the beginning only.
@@ -48,6 +49,7 @@ class DataSettings:
     documentation: Flag = False
     tokenizer: Word = ""
     vocab: Annotated[int, Field(strict=True, ge=SMALLEST, le=LARGEST)] = 4096
+    tokenizer_sample: Whole = 0
     validation_share: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.05
     validation_batches: Count = 16
     stream: Flag = False

@@ -24,6 +24,7 @@ from fusion_core.text import cache
 from fusion_core.text.corpus import corpus_files, default_corpus, read_documents, split_documents, text_files
 from fusion_core.text.documents import Part, TextFiles
 from fusion_core.text.tokenizer import Tokenizer, train_tokenizer
+from fusion_core.timings import Timings
 
 TOKENS, TOKENIZER = "tokens.npz", "tokenizer"
 TOKENIZER_FILES = (f"{TOKENIZER}/tokenizer_config.json", f"{TOKENIZER}/tokenizer.json")
@@ -43,6 +44,7 @@ class TextSettings:
       validation_share: share of the documents that are for validation.
       seed: of the split and of the tokenizer's training.
       documentation: read that documentation beside ``text`` too.
+      tokenizer_sample: characters of the text that a trained tokenizer sees; 0: all.
     """
 
     text: tuple[str, ...]
@@ -52,6 +54,7 @@ class TextSettings:
     validation_share: float
     seed: int
     documentation: bool = False
+    tokenizer_sample: int = 0
 
     def key(self, content: str, tokenizer: Tokenizer | None) -> str:
         """Return the key in the cache, given the sum of the text that is read and the tokenizer, if one is given."""
@@ -61,9 +64,12 @@ class TextSettings:
             "packages": self.packages if self.documented else (),
             "documentation": self.documented,
             "vocab": self.vocab if tokenizer is None else None,
+            "tokenizer_sample": self.tokenizer_sample if tokenizer is None else 0,
             "format": FORMAT,
             "versions": [platform.python_version(), *map(importlib.metadata.version, ("sentencepiece", "tokenizers"))],
         }
+        if not facts["tokenizer_sample"]:
+            del facts["tokenizer_sample"]  # as before there were samples: the same text has the same key
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -104,37 +110,46 @@ def read_tokens(folder: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError(f"{folder / TOKENS} cannot be read ({error}); remove {folder}, it is made again") from None
 
 
-def prepare_tokens(settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+def prepare_tokens(
+    settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None], timings: Timings | None = None
+) -> None:
     """Write tokens and tokenizer of a text that is held in memory into ``folder``, unless they are there.
 
     Args:
       settings: of text and tokenizer.
       folder: of the files.
       note: called with a line before what takes time.
+      timings: of the parts; if None, they are not kept.
 
     Raises:
       InputError: the text cannot be read, or a tokenizer cannot be trained on it.
     """
     if (folder / TOKENS).exists():
         return
-    given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
-    files = text_files(settings.text) + (corpus_files(settings.packages) if settings.documented else [])
-    key = settings.key(_sum_of_files(files), given)
-    if cache.fetch(key, folder, note):
-        note(f"took the tokenized text from the cache ({key[:8]})")
-        return
+    timings = timings or Timings()
+    with timings.part("looking for the text in the cache"):
+        given = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
+        files = text_files(settings.text) + (corpus_files(settings.packages) if settings.documented else [])
+        key = settings.key(_sum_of_files(files), given)
+        if cache.fetch(key, folder, note):
+            note(f"took the tokenized text from the cache ({key[:8]})")
+            return
     note("reading the text")
-    documents = read_documents(settings.text) if settings.text else []
-    if settings.documented:
-        documents += default_corpus(settings.packages)
-    train, validation = split_documents(documents, settings.validation_share, settings.seed)
-    tokenizer = given or _trained(settings, train, note)
+    with timings.part("reading the text"):
+        documents = read_documents(settings.text) if settings.text else []
+        if settings.documented:
+            documents += default_corpus(settings.packages)
+        train, validation = split_documents(documents, settings.validation_share, settings.seed)
+    tokenizer = given or _trained(settings, train, note, timings)
     note("tokenizing")
-    write_tokens(folder, tokenizer, train, validation)
-    cache.store(key, folder, [*TOKENIZER_FILES, TOKENS], note)
+    with timings.part("tokenizing"):
+        write_tokens(folder, tokenizer, train, validation)
+        cache.store(key, folder, [*TOKENIZER_FILES, TOKENS], note)
 
 
-def prepare_tokenizer(settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None]) -> None:
+def prepare_tokenizer(
+    settings: TextSettings, folder: pathlib.Path, note: Callable[[str], None], timings: Timings | None = None
+) -> None:
     """Write the tokenizer of a text that is streamed into ``folder``, unless it is there.
 
     It is trained on the first ``LOOKED_AT`` training documents; otherwise as ``prepare_tokens``.
@@ -144,19 +159,22 @@ def prepare_tokenizer(settings: TextSettings, folder: pathlib.Path, note: Callab
     if settings.tokenizer:
         _save_tokenizer(folder, Tokenizer.load(settings.tokenizer))
         return
+    timings = timings or Timings()
     note("reading the text")
-    train = [text for text, _ in itertools.islice(settings.part(False).read(settings.seed, 0), LOOKED_AT)]
+    with timings.part("reading the text"):
+        train = [text for text, _ in itertools.islice(settings.part(False).read(settings.seed, 0), LOOKED_AT)]
     key = settings.key(_sum_of_texts(train), None)
     if cache.fetch(key, folder, note):
         note(f"took the tokenizer from the cache ({key[:8]})")
         return
-    _save_tokenizer(folder, _trained(settings, train, note))
+    _save_tokenizer(folder, _trained(settings, train, note, timings))
     cache.store(key, folder, TOKENIZER_FILES, note)
 
 
-def _trained(settings: TextSettings, train: Sequence[str], note: Callable[[str], None]) -> Tokenizer:
+def _trained(settings: TextSettings, train: Sequence[str], note: Callable[[str], None], timings: Timings) -> Tokenizer:
     note(f"training the tokenizer, {settings.vocab} pieces")
-    return train_tokenizer(train, settings.vocab, settings.seed)
+    with timings.part("training the tokenizer"):
+        return train_tokenizer(train, settings.vocab, settings.seed, settings.tokenizer_sample)
 
 
 def _save_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer) -> None:

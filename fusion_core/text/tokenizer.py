@@ -30,6 +30,7 @@ from fusion_core.text.words import WordByWord, t5_pipeline
 PAD, EOS, UNK = 0, 1, 2  # ids in the tokenizers that are trained here, and in T5's sentencepiece models
 SMALLEST = 3 + 256 + 1  # pieces of a vocabulary: the special tokens, the bytes, and one more
 SENTINELS = 100  # of those
+MOST_LINES = 200_000  # of a text on which a tokenizer is trained
 
 SENTINEL_PIECE = re.compile(r"<extra_id_\d+>")
 # files that name the special tokens; the first that does counts
@@ -215,13 +216,25 @@ def _from_sentencepiece(file: pathlib.Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokenizer:
+def sampled(lines: list[str], characters: int, seed: int) -> list[str]:
+    """Return lines drawn with the seed, in their order: as few as have so many ``characters``, at most ``MOST_LINES``.
+
+    If there are no more than that, or if ``characters`` is 0 and there are no more lines, all of them are returned.
+    """
+    lengths = np.fromiter(map(len, lines), np.int64, len(lines))
+    order = np.random.default_rng((seed, 5)).permutation(len(lines))
+    enough = int(np.searchsorted(np.cumsum(lengths[order]), characters)) + 1 if characters else len(lines)
+    return [lines[i] for i in np.sort(order[: min(enough, MOST_LINES)])]
+
+
+def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0, sample: int = 0) -> Tokenizer:
     """Train a unigram model (sentencepiece) with byte fallback.
 
     Args:
-      texts: documents to learn from; at most 200,000 of their lines, drawn with the seed, are used.
+      texts: documents to learn from; at most ``MOST_LINES`` of their lines, drawn with the seed, are used.
       pieces: vocabulary size without the sentinels: pad, end, unknown and the 256 bytes included.
       seed: of that draw.
+      sample: characters of the lines that are drawn; if 0, or if the text has no more, the text's.
 
     Raises:
       InputError: the text supports fewer pieces, or its characters need more.
@@ -229,7 +242,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
     if pieces < SMALLEST:
         raise InputError(f"a vocabulary of {pieces} is too small: special tokens and bytes alone are {SMALLEST}")
     lines = [" ".join(line.split()) for text in texts for line in text.split("\n")]
-    lines = [line for line in lines if line]
+    lines = sampled([line for line in lines if line], sample, seed)
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(seed32(seed))
     try:
@@ -246,7 +259,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int, seed: int = 0) -> Tokeniz
             pad_piece="<pad>",
             # whitespace is split by the pre-tokenizer; any other rule would need its table in tokenizer.json
             normalization_rule_name="identity",
-            input_sentence_size=200_000,
+            input_sentence_size=MOST_LINES,  # its own draw heeds no seed, and differs between processes
             shuffle_input_sentence=True,
             max_sentence_length=2**30,  # longer lines, in bytes, would be dropped without a word
             num_threads=1,  # sums in a fixed order: the same text gives the same vocabulary

@@ -15,6 +15,7 @@ import platform
 import shutil
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -41,7 +42,7 @@ def bound(folder: pathlib.Path, most_bytes: int = MOST_BYTES, most_entries: int 
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             found = path.stat()
             entries.append((max(found.st_atime, found.st_mtime), found.st_size, path))
-    size, kept = 0, []
+    size, kept = 0, list[pathlib.Path]()
     for _, each, path in sorted(entries, reverse=True):
         size += each
         if size > most_bytes or len(kept) >= most_entries:
@@ -66,7 +67,8 @@ def keep_compiled(note: Callable[[str], None] = lambda line: None, most_bytes: i
       Whether compiled programs are kept.
     """
     root = cache_folder()
-    if root is None or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # its settings are no attributes to a type checker
+    if root is None or config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return False
     folder = root / FOLDER / machine()
     try:
@@ -87,15 +89,18 @@ def keep_compiled(note: Callable[[str], None] = lambda line: None, most_bytes: i
         "jax_persistent_cache_min_compile_time_secs", 0.0
     )  # dozens of small programs take seconds together
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # their folder would be part of every key
-    jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **facts: _publish(event, own, folder))
+
+    def publish(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            _publish(own, folder)
+
+    jax.monitoring.register_event_duration_secs_listener(publish)
     atexit.register(_end, own, folder)
     return True
 
 
-def _publish(event: str, own: pathlib.Path, folder: pathlib.Path) -> None:
-    """Give what was compiled so far its name in the common folder, whenever something has been compiled."""
-    if not event.endswith("backend_compile_duration"):
-        return
+def _publish(own: pathlib.Path, folder: pathlib.Path) -> None:
+    """Give what was compiled so far its name in the common folder."""
     for path in own.glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError):  # it is there, or there is no room
             if path.stat().st_nlink == 1:
@@ -103,5 +108,5 @@ def _publish(event: str, own: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _end(own: pathlib.Path, folder: pathlib.Path) -> None:
-    _publish("backend_compile_duration", own, folder)
+    _publish(own, folder)
     shutil.rmtree(own, ignore_errors=True)

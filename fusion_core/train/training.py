@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked
 from fusion_core.errors import InputError
 from fusion_core.text.prefetch import prefetch
 from fusion_core.text.sources import DataSource, merge_states
+from fusion_core.timings import Timings
 from fusion_core.train.devices import broadcast, first_process, gather, host_copy, processes, replicate
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
@@ -84,6 +85,7 @@ class Training:
       note: called with sentences for the user.
       pinned: steps with a checkpoint that is kept.
       position: of the data where the training begins; if None, its beginning.
+      timings: of the parts up to the first step.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Training:
     note: Callable[[str], None] = lambda line: None
     pinned: Collection[int] = ()
     position: Any = None
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.cadence.check(self.trainer.steps_per_dispatch)
@@ -147,7 +150,8 @@ class Training:
         evaluated = [record for record in self.metrics.records if "learning_rate" not in record]
         stopped = bool(broadcast(bool(evaluated) and self.stop(evaluated[-1])))
         if self.evaluate is not None and not broadcast(bool(evaluated)):
-            stopped = self._evaluate(replicate(state, self.trainer.devices), step)
+            with self.timings.part("first evaluation"):
+                stopped = self._evaluate(replicate(state, self.trainer.devices), step)
         if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
@@ -157,7 +161,8 @@ class Training:
         pause = lambda step: saves(step) or evaluates(step)
         try:
             with prefetch(source, self.trainer.steps_per_dispatch) as feed:
-                for done in self.trainer.dispatches(state, feed, until, self.schedule, pause):
+                dispatches = self.trainer.dispatches(state, feed, until, self.schedule, pause)
+                for done in self.timings.first("first steps", dispatches):
                     meter.add(done)
                     if done.replicated is None:
                         continue

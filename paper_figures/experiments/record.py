@@ -32,7 +32,7 @@ from fusion_core.checked import checked
 from fusion_core.errors import InputError
 from fusion_core.runs.compare import arms_of
 from fusion_core.runs.data import RunData
-from fusion_core.runs.plan import Plan, TrainNode
+from fusion_core.runs.plan import Plan, TrainNode, plan_values
 from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.results import REMEDY, check_results, of_seeds
 from fusion_core.runs.run import PLAN
@@ -252,7 +252,7 @@ def _other_settings(one: Mapping[str, Any], other: Mapping[str, Any], names: set
 
 def _differences(ran: Mapping[str, Any], plan: Plan) -> list[str]:
     """Return the fields in which the plan of a run differs from one; where files are does not count."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(plan)))
+    wanted = plan_values(plan)
     for values in (ran, wanted):
         for key in ("text", "tokenizer"):
             values.get("data", {}).pop(key, None)

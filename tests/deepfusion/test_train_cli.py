@@ -10,11 +10,22 @@ import pytest
 
 from deepfusion.pages.report import rows
 from fusion_core.runs import costs, read_plan, resolve
+from fusion_core.timings import COMPILING
 from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.runs import environment
 from tests.strategies.texts import documents
 
 EXAMPLES = sorted((pathlib.Path(__file__).parent.parent.parent / "examples" / "plans").glob("*.toml"))
+TIMED = [
+    "loading JAX and reading the plan",
+    "looking for the text in the cache",
+    "reading the text",
+    "training the tokenizer",
+    "tokenizing",
+    "loading tokens and tokenizer",
+    "first evaluation",
+    "first steps",
+]
 PLAN = f"""
 name = "small"{HEAD}
 [node.a]
@@ -78,10 +89,17 @@ def test_a_bad_plan_is_one_clear_error(refused, plan):
 
 
 def test_train_runs_a_plan_resumes_it_and_reports(run, plan, monkeypatch):
+    monkeypatch.setenv("DEEPFUSION_CACHE", str(plan.parent / "cache"))  # that nothing is taken from others
     folder = plan.parent / "run"
-    code, out, err = run("train", plan, "--out", folder, "--node", "a", "--json")
+    code, out, err = run("train", plan, "--out", folder, "--node", "a", "--json", "--timings")
     assert code == 0, err
-    assert json.loads(out) == {"folder": str(folder), "finished": False}
+    found = json.loads(out)
+    timings = found.pop("timings")
+    assert found == {"folder": str(folder), "finished": False}
+    assert list(timings["seconds"]) == TIMED
+    assert list(timings["processor_seconds"]) == TIMED
+    assert set(timings["of_these_compiling"]) == set(COMPILING.values())
+    assert all(value >= 0 for part in timings.values() for value in part.values())
     assert "a: step 10/10, loss" in err
     code, _, err = run("train", plan, "--out", folder)
     assert code == 2
@@ -98,8 +116,9 @@ def test_train_runs_a_plan_resumes_it_and_reports(run, plan, monkeypatch):
     results = json.loads((folder / "results.json").read_text())
     assert json.loads(json.dumps(rows(results))) == found["nodes"]
     monkeypatch.setenv("COLUMNS", "60")
-    code, out, _ = run("train", plan, "--out", folder, "--resume")
+    code, out, _ = run("train", plan, "--out", folder, "--resume", "--timings")
     assert code == 0
+    assert out.index("loading JAX and reading the plan") < out.index("\nall ") < out.index("Report:")
     assert "Report:" in out
     assert "…" not in out
     assert f" {results['nodes']['a']['final']:.4f}" in out

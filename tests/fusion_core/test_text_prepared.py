@@ -1,6 +1,7 @@
 """Tokens and tokenizer of a run: made once, kept in its folder and in the cache."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -13,6 +14,8 @@ import pytest
 import fusion_core as fc
 from fusion_core import atomic
 from fusion_core.runs.data import RunData
+from fusion_core.runs.plan import plan_values
+from fusion_core.runs.plan_file import read_plan
 from fusion_core.runs.settings import DataSettings
 from fusion_core.text import cache, corpus, prepared, train_tokenizer
 from fusion_core.text.prepared import TOKENIZER_FILES, TOKENS, read_tokens
@@ -88,6 +91,7 @@ def test_a_second_run_neither_reads_nor_tokenizes(tmp_path, text, packages, monk
         {"seed": 1},
         {"validation_share": 0.06},
         {"tokenizer": "tokenizer"},
+        {"tokenizer_sample": 3000},
         {"texts": [*TEXTS[1:], TEXTS[0]]},  # of the same size, under the same name
         {"name": "b.txt"},
     ],
@@ -361,3 +365,10 @@ def test_damaged_tokens_of_a_run_are_refused(tmp_path, text):
     replaced(tmp_path / "1" / TOKENS)
     with pytest.raises(fc.InputError, match=r"tokens\.npz cannot be read .*; remove .*, it is made again"):
         made(tmp_path / "1", text)
+
+
+def test_the_plan_of_a_run_without_a_sample_is_that_of_earlier_versions():
+    plan = read_plan(ROOT / "examples" / "plans" / "tiny.toml")
+    assert "tokenizer_sample" not in plan_values(plan)["data"]
+    sampled = dataclasses.replace(plan, data=dataclasses.replace(plan.data, tokenizer_sample=1000))
+    assert plan_values(sampled)["data"] == plan_values(plan)["data"] | {"tokenizer_sample": 1000}

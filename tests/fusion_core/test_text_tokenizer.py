@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from fusion_core.text import Tokenizer, train_tokenizer
-from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, UNK
+from fusion_core.text.tokenizer import EOS, PAD, SENTINELS, UNK, sampled
 from tests.strategies import texts
 from tests.strategies.texts import sentences
 
@@ -69,6 +69,37 @@ def test_text_in_one_long_line_trains_as_well_as_in_many(tokenizer):
     one = train_tokenizer([" ".join(lines)], PIECES)
     assert one.vocab_size == PIECES + SENTINELS
     assert len(one.encode(lines[:1])[0]) <= 1.1 * len(tokenizer.encode(lines[:1])[0])
+
+
+def test_a_sample_is_lines_drawn_with_the_seed_in_their_order():
+    lines = [f"{i:03d}" * (i % 5 + 1) for i in range(200)]
+    characters = sum(map(len, lines))
+    for sample in (1, 300, characters - 1):
+        found = sampled(lines, sample, 0)
+        assert sample <= sum(map(len, found)) < sample + 15
+        assert found == sorted(found)
+        assert set(found) <= set(lines)
+        assert found == sampled(lines, sample, 0)
+    assert sampled(lines, 300, 0) != sampled(lines, 300, 1)
+    assert sampled(lines, characters, 0) == sampled(lines, 0, 0) == lines
+
+
+def test_a_tokenizer_is_trained_on_a_sample_if_the_text_is_longer(tokenizer):
+    lines = sentences(seed=0, n=300)
+    same = train_tokenizer(lines, PIECES, sample=sum(map(len, lines)))
+    assert same.backend.to_str() == tokenizer.backend.to_str()
+    other = train_tokenizer(lines, PIECES, sample=sum(map(len, lines)) // 2)
+    assert other.backend.to_str() != tokenizer.backend.to_str()
+    assert other.vocab_size == tokenizer.vocab_size
+
+
+def test_the_lines_of_a_long_text_are_drawn_with_the_seed_and_nothing_else(monkeypatch):
+    """sentencepiece's own draw heeds no seed, and differs between processes."""
+    monkeypatch.setattr("fusion_core.text.tokenizer.MOST_LINES", 150)
+    lines = sentences(seed=0, n=300)
+    assert len(sampled(lines, 0, 0)) == 150
+    found = [train_tokenizer(lines, PIECES, seed).backend.to_str() for seed in (0, 1)]
+    assert found[0] == train_tokenizer(sampled(lines, 0, 0), PIECES).backend.to_str() != found[1]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """Finished runs without training: a plan whose nodes have the losses of a law, in the folders that a law is fitted to."""
 
-import dataclasses
 import json
 
 from fusion_core.runs import read_plan, resolve
-from fusion_core.runs.plan import TrainNode
+from fusion_core.runs.plan import TrainNode, plan_values
 from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.texts import documents
 
@@ -69,6 +68,6 @@ def pretend_run(plan_file, folder):
             }  # fmt: skip
         seeds[str(seed)] = found
     folder.mkdir()
-    (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan_values(plan)), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps({"nodes": seeds["0"], "seeds": seeds}), encoding="utf-8")
     return folder
