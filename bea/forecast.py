@@ -145,6 +145,8 @@ def look_ahead(
     if not is_traced(steps) and not float(steps) >= 0:
         raise ValueError(f"steps is {float(steps)!r}, but a phase that ends before it begins has no forecast")
     point, unravel = ravel_pytree(params)
+    if point.dtype.itemsize < 4:
+        raise ValueError(f"params are of dtype {point.dtype}, too coarse for a forecast: convert them to float32")
     root, krylov = metric_root(metric, params), min(krylov, point.size)
     flatten: Callable[[Params], Array] = lambda tree: ravel_pytree(tree)[0]
     at = hessian(loss) if curvature is None else curvature

@@ -47,9 +47,14 @@ def lanczos(operator: Operator, start: Float[Array, " dim"], steps: int) -> Trid
       start: first vector of the Krylov space, of any length (a zero start gives zeros).
       steps: number of vectors m ≥ 1, static; memory is m vectors.
 
+    Returns:
+      V and T in float32 or the dtype of ``start``, if that is wider; products are with vectors of the dtype of ``start``.
+
     Source: Golub & Van Loan (2013), section 10.1.
     """
-    eps = jnp.finfo(start.dtype).eps
+    narrow, eps = start.dtype, jnp.finfo(start.dtype).eps
+    start = start.astype(jnp.promote_types(narrow, jnp.float32))
+    eps = eps.astype(start.dtype)
 
     def normalised(vector: Array, scale: Array) -> tuple[Array, Array]:
         length = jnp.sqrt(jnp.vdot(vector, vector))
@@ -59,7 +64,7 @@ def lanczos(operator: Operator, start: Float[Array, " dim"], steps: int) -> Trid
     def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
         basis, vector, scale = carry
         basis = basis.at[i].set(vector)
-        product = operator(vector)
+        product = operator(vector.astype(narrow)).astype(start.dtype)
         diagonal = jnp.vdot(vector, product)
         scale = jnp.maximum(scale, jnp.sqrt(jnp.vdot(product, product)))
         for _ in range(2):

@@ -21,6 +21,7 @@ from bea.pytrees import (
     checked,
     inner,
     is_traced,
+    number_in,
     subtract,
     weighted_sum,
 )
@@ -111,7 +112,7 @@ def modified_loss(
         if metric is not None:
             check_like(metric, params, what="metric")
             moved = jax.tree.map(jnp.multiply, metric, gradient)
-        return value + jnp.asarray(weight, value.dtype) * inner(gradient, moved).astype(value.dtype)
+        return value + number_in(weight, value.dtype) * inner(gradient, moved).astype(value.dtype)
 
     return modified
 

@@ -99,6 +99,11 @@ def _dtype(path: Any, leaf: Any) -> Any:
     return dtype
 
 
+def _positive(dtype: Any, eps: Number, eps_root: Number) -> bool:
+    """Return whether a zero gradient is divided by a positive number in a dtype."""
+    return any(float(jnp.asarray(value, dtype)) >= float(jnp.finfo(dtype).tiny) for value in (eps, eps_root))
+
+
 def adam_modified_field(
     loss: Loss, step_size: Number, *, b1: Number, b2: Number, eps: Number, eps_root: Number = 0.0
 ) -> Field:
@@ -128,7 +133,7 @@ def adam_modified_field(
 
     Raises:
       ValueError: step_size is not positive and finite, a decay is outside [0, 1), or eps and eps_root are negative or
-        both zero; when evaluated, an entry of params is not finite.
+        both zero; when evaluated, an entry of params is not finite, or both are too small for its dtype.
       TypeError: a leaf is not floating.
 
     Source: Cattaneo, Klusowski & Shigida (2024), On the implicit bias of Adam, whose correction with ε_r alone this is.
@@ -149,6 +154,12 @@ def adam_modified_field(
     def modified(params: Params) -> Params:
         check_params(params)
         gradient = jax.grad(loss)
+        for leaf in jax.tree.leaves(params):
+            if not is_traced(eps) and not is_traced(eps_root) and not _positive(jnp.result_type(leaf), eps, eps_root):
+                raise ValueError(
+                    f"eps is {float(eps)!r} and eps_root is {float(eps_root)!r}, which are 0 in {jnp.result_type(leaf)}: take "
+                    "larger ones, or convert params to float32"
+                )
         g = gradient(params)
         s = jax.tree.map(lambda x: jnp.sqrt(x * x + jnp.asarray(eps_root, x.dtype)), g)
         R = jax.tree.map(lambda x: x + jnp.asarray(eps, x.dtype), s)

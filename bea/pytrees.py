@@ -37,14 +37,24 @@ def norm(x: Params) -> Array:
     return jnp.sqrt(inner(x, x))
 
 
+def number_in(a: Number, dtype: Any) -> Array:
+    """Return a scalar in a floating dtype. Raises ValueError if it is known and finite, and infinite in that dtype."""
+    if not is_traced(a) and float(jnp.finfo(dtype).max) < abs(float(a)) < math.inf:
+        raise ValueError(
+            f"the number {float(a):.3g}, of step sizes or weights, is more than {jnp.dtype(dtype)} holds: take smaller ones, "
+            "or wider params"
+        )
+    return jnp.asarray(a, dtype)
+
+
 def scale(a: Number, x: Params) -> Params:
-    """Return a·x for a scalar a, in the dtypes of x."""
-    return jax.tree.map(lambda leaf: jnp.asarray(a, jnp.result_type(leaf)) * leaf, x)
+    """Return a·x for a scalar a, in the dtypes of x. Raises ValueError as ``number_in``."""
+    return jax.tree.map(lambda leaf: number_in(a, jnp.result_type(leaf)) * leaf, x)
 
 
 def axpy(a: Number, x: Params, y: Params) -> Params:
-    """Return a·x + y for a scalar a, in the dtypes of y."""
-    return jax.tree.map(lambda u, v: jnp.asarray(a, jnp.result_type(v)) * u + v, x, y)
+    """Return a·x + y for a scalar a, in the dtypes of y. Raises ValueError as ``number_in``."""
+    return jax.tree.map(lambda u, v: number_in(a, jnp.result_type(v)) * u + v, x, y)
 
 
 def subtract(x: Params, y: Params) -> Params:

@@ -214,7 +214,7 @@ def separation_rate(
     values, vectors = _within(tridiagonal).eigh()
     found = (vectors[:, ::-1][:, :directions].T @ tridiagonal.basis) * root
     lengths = jnp.sqrt(jnp.sum(found * found, axis=1, keepdims=True))
-    leading = root * (vectors[:, -1] @ tridiagonal.basis)
+    leading = (root * (vectors[:, -1] @ tridiagonal.basis)).astype(point.dtype)
     curvature = lambda at: jnp.vdot(leading, product(at, leading))
     drift = jax.jvp(curvature, (point,), (root * root * gradient(point),))[1]
     return Separation(
@@ -222,7 +222,7 @@ def separation_rate(
         uncertainty=jnp.abs(tridiagonal.remainder * vectors[-1, -1]),
         drift=drift,
         rates=values[::-1][:directions],
-        directions=jax.vmap(unravel)(found / jnp.where(lengths > 0, lengths, 1.0)),
+        directions=jax.vmap(unravel)((found / jnp.where(lengths > 0, lengths, 1.0)).astype(point.dtype)),
         products=steps,
     )
 

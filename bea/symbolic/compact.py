@@ -22,6 +22,8 @@ from sympy.polys.galoistools import gf_ddf_zassenhaus, gf_degree, gf_monic, gf_s
 
 MOST_FACTORED = 50
 """Largest number of terms of a polynomial that is factored: high degrees in several symbols take minutes."""
+PREFERENCE = 2
+"""Operations that a formula over one denominator may have more than one with several."""
 PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179)
 """Primes modulo which a polynomial is restricted to a line, one after another."""
 
@@ -145,7 +147,7 @@ def divisors_of(tops: Iterable[Any]) -> list[Any]:
 
 
 def compact(element: Any, divisors: Iterable[Any] = ()) -> sp.Expr:
-    """Return an element of a ring as the shortest of a few products: with inverses as letters, or one denominator.
+    """Return an element of a ring as a product, over one denominator unless it is much shorter with the inverses as letters.
 
     Args:
       element: a :class:`~bea.symbolic.rings.Element`.
@@ -156,7 +158,8 @@ def compact(element: Any, divisors: Iterable[Any] = ()) -> sp.Expr:
     if not any(letter.kind != "function" for letter in ring.letters):
         return plain
     top, below, number = ring.normal(element.top, squares=False)
-    return min(plain, _written(ring, top, sp.Rational(1, element.bottom * number), below, divisors), key=sp.count_ops)
+    fraction = _written(ring, top, sp.Rational(1, element.bottom * number), below, divisors)
+    return fraction if fraction.count_ops() <= plain.count_ops() + PREFERENCE else plain
 
 
 def _written(ring: Any, top: Any, scale: sp.Rational, below: dict[Any, int], divisors: list[Any]) -> sp.Expr:

@@ -98,8 +98,9 @@ class Differentials:
         self.ring = Ring([e for field in fields for e in field], symbols, order)
         read = [[self.ring.read(e) for e in field] for field in fields]
         self.bottom = math.lcm(*(e.bottom for field in read for e in field))
-        self._partials = {(c, i, ()): e.top * (self.bottom // e.bottom)
-                          for c, field in enumerate(read) for i, e in enumerate(field)}  # fmt: skip
+        self._partials: dict[tuple[int, int, tuple[int, ...]], Any] = {
+            (c, i, ()): e.top * (self.bottom // e.bottom) for c, field in enumerate(read) for i, e in enumerate(field)
+        }
         self._known: dict[Tree, list[Any]] = {}
         self._products: dict[tuple[Tree, ...], dict[tuple[int, ...], Any]] = {(): {(): self.ring.integers.one}}
 
@@ -121,7 +122,7 @@ class Differentials:
     def _product(self, trees: tuple[Tree, ...]) -> dict[tuple[int, ...], Any]:
         """Return Σ Π F(t_j)_{i_j} over the index tuples i that are the same when sorted, by sorted tuple."""
         if trees not in self._products:
-            last, found = self(trees[-1]), {}
+            last, found = self(trees[-1]), dict[tuple[int, ...], Any]()
             for index, value in self._product(trees[:-1]).items():
                 for i, component in enumerate(last):
                     key = tuple(sorted((*index, i)))

@@ -53,11 +53,17 @@ class NotAGradient(ValueError):
     """
 
     def __init__(
-        self, table: Differentials, corrections: list[list[Element]], curls: list[Curl], loss: sp.Expr, step: sp.Expr
+        self,
+        table: Differentials,
+        corrections: list[list[Element]],
+        entries: Curl,
+        order: int,
+        loss: sp.Expr,
+        step: sp.Expr,
     ):
-        self._table, self._corrections, self._step, self.loss = table, corrections, step, loss
-        self.order = len(curls)
-        (i, j), first = next(iter(curls[-1].items()))
+        self._table, self._corrections, self._curl, self._step = table, corrections, entries, step
+        self.order, self.loss = order, loss
+        (i, j), first = next(iter(entries.items()))
         super().__init__(
             f"no modified loss of order {self.order} exists: the {step}^{self.order - 1} term of the modified field is not "
             f"a gradient, its Jacobian has the antisymmetric part {_short(_shown(table, i, j, first))} at "
@@ -71,21 +77,12 @@ class NotAGradient(ValueError):
 
     @cached_property
     def leading(self) -> sp.Matrix:
-        return self._antisymmetric(self.order)
+        return _matrix(self._table, self._curl)
 
     @cached_property
     def antisymmetric(self) -> sp.Matrix:
-        orders = range(self.order + 1, len(self._corrections) + 1)
-        rest = (self._antisymmetric(p) * self._step ** (p - 1) for p in orders)
-        return sum(rest, self.leading * self._step ** (self.order - 1))
-
-    def _antisymmetric(self, order: int) -> sp.Matrix:
-        size = len(self._table.ring.symbols)
-        found = sp.zeros(size)
-        for (i, j), element in curl(self._corrections[order - 1]).items():
-            found[i, j] = _shown(self._table, i, j, element)
-            found[j, i] = -found[i, j]
-        return found
+        rest = (_matrix(self._table, curl(c)) for c in self._corrections[self.order :])
+        return sum((m * self._step**k for k, m in enumerate((self.leading, *rest), self.order - 1)), 0 * self.leading)
 
 
 def _short(expr: sp.Expr) -> str:
@@ -114,8 +111,13 @@ def _shown(table: Differentials, i: int, j: int, element: Element) -> sp.Expr:
 def antisymmetric_part(field: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
     """Return (J − Jᵀ)/2 of the Jacobian J of a field: zero exactly where the field is a gradient."""
     components = [sp.sympify(e) for e in field]
-    table, found = Differentials([components], symbols, 1), sp.zeros(len(components))
-    for (i, j), element in curl(table.field()).items():
+    table = Differentials([components], symbols, 1)
+    return _matrix(table, curl(table.field()))
+
+
+def _matrix(table: Differentials, entries: Curl) -> sp.Matrix:
+    found = sp.zeros(len(table.ring.symbols))
+    for (i, j), element in entries.items():
         found[i, j] = _shown(table, i, j, element)
         found[j, i] = -found[i, j]
     return found
@@ -147,7 +149,7 @@ def _integral(field: Sequence[sp.Expr], symbols: Symbols) -> sp.Expr:
     """Return the potential of a field by integrals, one coordinate after another."""
     found: sp.Expr = sp.Integer(0)
     for x, component in zip(symbols, field, strict=True):
-        found += sp.integrate(sp.expand(component - sp.diff(found, x)), x)
+        found += sp.integrate(sp.expand(component - sp.diff(found, x), power_exp=False), x)
     return found
 
 
@@ -181,11 +183,9 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
     table = Differentials([field], symbols, order)
     found = by_order(table, method, order)
     total = loss
-    curls: list[Curl] = [{}]  # of the gradient itself
     for k, correction in enumerate(found[1:], 1):
-        curls.append(curl(correction))
-        if curls[-1]:
-            raise NotAGradient(table, found, curls, total, h)
+        if k > 1 and (entries := curl(correction)):
+            raise NotAGradient(table, found, entries, k + 1, total, h)
         if k == 1:  # known for every loss, so nothing has to be integrated: f'f = ∇|∇E|²/2
             total += h * squared(table, found[0], _second_coefficient(method) / -2)
         elif radial := _radial(correction):

@@ -93,7 +93,12 @@ def present_field(
     """Derive the modified field of ``method`` on a field given by its components."""
     check_work(components, parameters, order, gradient=False)
     found = modified_field(components, parameters, step, order, method=method)
-    data = {"kind": "modified field", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
+    data: dict[str, Any] = {
+        "kind": "modified field",
+        "symbols": _texts(parameters),
+        "order": order,
+        "field": _texts(found),
+    }
     lines = [f"modified field through order {order}:", *_components(parameters, data["field"])]
     return Derivation("\n".join(lines), lambda: rf"\tilde f = {sp.latex(found)}", data)
 
@@ -170,7 +175,7 @@ def present_phases_of(
         Phase(list(gradient_field(losses[phase.name], parameters)), phase.step, phase.steps, method) for phase in phases
     ]
     found = compose(runs, parameters, order)
-    data = {"kind": "phases", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
+    data: dict[str, Any] = {"kind": "phases", "symbols": _texts(parameters), "order": order, "field": _texts(found)}
     lines = [f"field whose flow for time one is all phases, through order {order}:"]
     lines += _components(parameters, data["field"])
     return Derivation("\n".join(lines), lambda: f"F = {sp.latex(found)}", data)

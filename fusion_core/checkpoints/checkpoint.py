@@ -45,7 +45,11 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
     if (folder / INDEX).exists():
         index = folder / INDEX
         weight_map = read_json(index, longest=LARGE).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(name, str) for name in weight_map.values())
+        ):
             raise InputError(f"{index} has no weight_map of file names; it is damaged, copy it again")
         headers: dict[str, dict[str, Entry]] = {}
         for file in sorted(set(weight_map.values())):

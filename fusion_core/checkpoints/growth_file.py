@@ -157,7 +157,11 @@ class GrowthRecord:
             raise InputError(f"{GROWTH}: {odd} is not a tensor of both the event and the list; grow the sources again")
 
         def scaled(rule: Rule, name: str) -> Rule:
-            pairs = zip(rule.blocks, self.tensors[name]["scales"], strict=True)
+            scales = self.tensors[name]["scales"]
+            if len(scales) != len(rule.blocks):
+                why = f"{name} has {len(scales)} scales, but {len(rule.blocks)} parts"
+                raise InputError(f"{GROWTH}: {why}; grow the sources again")
+            pairs = zip(rule.blocks, scales, strict=True)
             return dataclasses.replace(rule, blocks=tuple(block._replace(scale=scale) for block, scale in pairs))
 
         rules = [scaled(rule, name) for name, rule in named.items()]

@@ -213,6 +213,16 @@ def check_params(i: int, params: Params, shapes: Params) -> None:
             raise InputError(f"network {i}: {name} has entries that are not finite; it is of a diverged run")
 
 
+def check_grown(params: Params) -> Params:
+    """Return grown parameters of finite sources. Raises InputError if an entry is known, and more than its dtype holds."""
+    for name, leaf in by_name(params).items():
+        if not isinstance(leaf, jax.core.Tracer) and not np.isfinite(np.asarray(leaf)).all():
+            raise InputError(
+                f"{name} of the grown network has entries that {leaf.dtype} cannot hold; grow it in float32, or with less noise"
+            )
+    return params
+
+
 def _check_noise(networks: Sequence[tuple[Params, Config]], off_diagonal: str, noise: float) -> None:
     if off_diagonal not in OFF_DIAGONAL:
         raise InputError(f"no off-diagonal blocks are called {off_diagonal!r}; there are {', '.join(OFF_DIAGONAL)}")
@@ -270,7 +280,7 @@ def fuse(
 
     Raises:
       InputError: there are fewer than two networks, their depths or vocabularies differ, shapes do not fit, an entry is
-        not finite, or options do not go together.
+        not finite, or would not be in its dtype, or options do not go together.
     Source: Mazzawi et al. (2024); docs/fusion.md.
     """
     configs = [config for _, config in networks]
@@ -290,4 +300,4 @@ def fuse(
     fused = mapping.grown([params for params, _ in networks])
     if off_diagonal != "zero":
         fused = with_noise(mapping, fused, off_diagonal, noise, seed)
-    return fused, config
+    return check_grown(fused), config

@@ -193,7 +193,10 @@ class Rule:
     ) -> Array:
         present = [array for array in arrays if array is not None]
         if not self.own:
-            return sum(f * array for f, array in zip(factors, arrays, strict=True) if array is not None)  # type: ignore[return-value]
+            dtype = jnp.result_type(*present)
+            wide = jnp.promote_types(dtype, jnp.float32)  # a sum of many in float16 would be rounded at every one
+            parts = [f * array.astype(wide) for f, array in zip(factors, arrays, strict=True) if array is not None]
+            return sum(parts[1:], parts[0]).astype(dtype)
         grown = jnp.zeros(self.shape, jnp.result_type(*present))
         for part, take, put, scale in self._placements(factors, divide, power):
             array = arrays[part]

@@ -12,7 +12,7 @@ noise of its own; the gradients of the copies separate as soon as the rows of bl
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,13 @@ def _between(rule: Rule, seed: int, array: int) -> np.ndarray:
     return drawn
 
 
+def _root_mean_square(array: Array, entries: Any) -> Array:
+    """Return √(Σ x² / entries), also where the squares of all entries are infinite or 0 in the array's dtype."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(array), initial=0.0))
+    small = jnp.ldexp(array, -exponent)  # exact
+    return jnp.ldexp(jnp.sqrt(jnp.sum(small * small) / entries), exponent)
+
+
 def with_noise(
     mapping: GrowthMap, grown: Params, kind: Literal["random", "antisymmetric"], noise: float, seed: int
 ) -> Params:
@@ -90,7 +97,7 @@ def noisy(rule: Rule, leaf: Array, i: int, kind: Literal["random", "antisymmetri
         return leaf
     drawn = _between(rule, seed, i) if reads is None or kind == "random" else _antisymmetric(rule, reads, seed, i)
     wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    size: Array = noise * jnp.sqrt(jnp.sum(wide * wide) / rule.filled)
+    size: Array = noise * _root_mean_square(wide, rule.filled)
     return (wide + size * jnp.asarray(drawn, wide.dtype)).astype(leaf.dtype)
 
 
@@ -114,5 +121,5 @@ def copy_noise(rule: Rule, array: Array, i: int, size: float, seed: int) -> Arra
     later = first_copies(selection.taken) != np.arange(len(selection.taken))
     drawn = np.moveaxis(np.moveaxis(rng.standard_normal(array.shape), number, -1) * later, -1, number)
     wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-    rms = jnp.sqrt(jnp.sum(wide * wide) / jnp.maximum(jnp.count_nonzero(wide), 1))
+    rms = _root_mean_square(wide, jnp.maximum(jnp.count_nonzero(wide), 1))
     return array + (size * rms).astype(array.dtype) * jnp.asarray(drawn, array.dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fusion_core.errors import InputError
 from fusion_core.growth import copying, depth, random
-from fusion_core.growth.fuse import check_params
+from fusion_core.growth.fuse import check_grown, check_params
 from fusion_core.growth.maps import GrowthMap
 from fusion_core.growth.options import Growth, Options
 from fusion_core.models.registry import architecture, parameter_shapes
@@ -263,14 +263,14 @@ def grow(
 
     Raises:
       InputError: the operator is unknown or does not take this architecture; a size, the seed or the noise is not valid;
-        the params do not fit the configuration, or are not finite.
+        the params do not fit the configuration, or are not finite, or the grown ones would not be in their dtype.
     Source: that of the operator, ``GROWTH_OPERATORS[operator].source``.
     """
     growth = growth_of(config, operator, Options(factor, width, depth, seed, noise))
     check_params(1, params, parameter_shapes(config))
     # floats of Python and NumPy arrays become arrays here, so that operators may index and update
     params = jax.tree.map(jnp.asarray, params)
-    return growth.apply(params), growth.config
+    return check_grown(growth.apply(params)), growth.config
 
 
 def growth_map(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.model import parameter_shapes
 from fusion_core.runs.graph import Resolved, budget_flops
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode
+from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.text.span_corruption import target_length
 
 FLOAT = 4  # bytes
@@ -68,6 +70,12 @@ def activation_bytes(config: T5Config, rows: int, source: int, target: int) -> i
     return FLOAT * rows * (config.num_layers * encoder + config.num_decoder_layers * decoder + logits)
 
 
+@functools.lru_cache(maxsize=64)
+def _state_bytes(optimizer: OptimizerSettings, config: T5Config) -> int:
+    """Return the bytes of an optimizer's state: shapes alone are traced, once for all nodes of a kind."""
+    return tree_bytes(jax.eval_shape(optimizer.build().init, parameter_shapes(config)))
+
+
 def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
     """Return the cost of one node on ``devices`` devices that each do ``flops_per_second`` of the model's own FLOPs."""
     shapes = parameter_shapes(resolved.config)
@@ -79,7 +87,6 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
         # sources plus result; fusing two equal networks about quadruples the hidden weights
         spent = resolved.flops or 0.0
         return Cost(*common, None, spent, spent / flops_per_second / 3600, 2 * bytes_of_params, 0, 0, 0)
-    state = jax.eval_shape(node.optimizer.build().init, shapes)
     rows = max(1, node.batch // (devices * node.accumulate))
     return Cost(
         *common,
@@ -87,7 +94,7 @@ def cost_of(resolved: Resolved, devices: int, flops_per_second: float) -> Cost:
         resolved.flops,
         None if resolved.flops is None else resolved.flops / flops_per_second / 3600,
         bytes_of_params,
-        tree_bytes(state) + (bytes_of_params if resolved.ramp == "entry" else 0),
+        _state_bytes(node.optimizer, resolved.config) + (bytes_of_params if resolved.ramp == "entry" else 0),
         bytes_of_params * (1 if node.accumulate == 1 else 2),
         activation_bytes(resolved.config, rows, node.length, target_length(node.length)),
     )

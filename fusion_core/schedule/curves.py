@@ -111,6 +111,8 @@ def run_curves(
     if len(units) != 1:
         raise InputError(f"steps of the large networks cost {sorted(units)} FLOPs; take networks of one size and batch")
     unit = units.pop()
+    if not 0 < unit < math.inf:
+        raise InputError(f"a step of the large networks costs {unit} FLOPs; take the results of a finished run")
     scaled = lambda names: tuple(np.stack([c[:, 0] / unit, c[:, 1]], axis=1) for n in names for _, c in found[n])
     after = [(n1 / unit, c) for name in grown for (n1, _), c in zip(found[name], scaled([name]), strict=True)]
     return RunCurves(unit, scaled(scratch), scaled(small), tuple(after))

@@ -54,7 +54,11 @@ class GrowthDecision:
           InputError: the file is missing, or holds something else.
         """
         try:
-            return checked(cls, read_json(path))
+            found = checked(cls, read_json(path))
+            positive = (*found.factors.values(), *(() if found.step is None else (found.learning_rate or 0.0,)))
+            if (found.step or 0) < 0 or not all(value > 0 for value in positive):
+                raise ValueError("its step is negative, or a rate or a factor is not above 0")
+            return found
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is no growth decision ({error}); let the run write it again") from None
 

@@ -203,6 +203,8 @@ class SavedLaw:
                 raise ValueError(f"its format is {values['format']!r}, this version reads {FORMAT}")
             checked(_Law, values["law"])
             law, facts = bea.GrowthLaw.from_json(values["law"]), checked(LawFacts, values["facts"])
+            if unknown := facts.training.keys() - ROLES.keys():
+                raise ValueError(f"there is no role {min(unknown)[:100]!r}; there are {', '.join(ROLES)}")
             return cls(
                 law, facts, checked(_Positive, values["unit"]), checked(dict[str, float | None], values["points"])
             )

@@ -82,7 +82,8 @@ def read_model(path: pathlib.Path) -> Model:
         kinds = [piece.get(3, NORMAL) for piece in _messages(data, 1)]
         trainer, normalizer = ({k: v for part in _messages(data, n) for k, v in part.items()} for n in (2, 3))
         charsmap = normalizer.get(2, b"")
-        if len(kinds) != library.vocab_size() or not isinstance(charsmap, bytes):
+        numbers = all(isinstance(kind, int) for kind in kinds)
+        if not numbers or len(kinds) != library.vocab_size() or not isinstance(charsmap, bytes):
             raise ValueError("its fields are not those of a model")
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a sentencepiece model ({error}); copy it again") from None
@@ -93,6 +94,6 @@ def read_model(path: pathlib.Path) -> Model:
     # dummy prefix, extra white space removed, white space escaped, and not put at the end of words
     if [normalizer.get(field, 1) for field in (3, 4, 5)] != [1, 1, 1] or trainer.get(24, 0):
         raise InputError(f"{path} treats white space unlike T5's tokenizers; use its tokenizer.json")
-    pieces = [(library.id_to_piece(i), library.get_score(i), kind) for i, kind in enumerate(kinds)]
+    pieces = [(library.id_to_piece(i), library.get_score(i), int(kind)) for i, kind in enumerate(kinds)]
     special = library.pad_id(), library.eos_id(), library.unk_id()
     return Model(tuple(pieces), bool(trainer.get(35, 0)), special, charsmap)

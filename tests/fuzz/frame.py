@@ -8,7 +8,6 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from unittest import mock
 
 from fusion_core.errors import InputError
 from tests.fuzz import bases, mutations
@@ -66,14 +65,18 @@ def target(
 def cases_in(folder: pathlib.Path) -> Iterator[None]:
     """Let targets use a folder; it is emptied for every case. Caches and temporary files are inside it too."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder / "temporary")
+    wanted = {"DEEPFUSION_CACHE": str(folder / "case" / "cache"), "COLUMNS": "100"}
+    outer = {name: os.environ.get(name) for name in wanted}
     _folder.append(folder / "case")
     for place in (folder / "case", folder / "temporary"):
         place.mkdir(exist_ok=True)
     (folder / "outside.safetensors").write_bytes(b"nobody may read this")
     try:
-        with mock.patch.dict(os.environ, {"DEEPFUSION_CACHE": str(folder / "case" / "cache"), "COLUMNS": "100"}):
-            yield
+        os.environ.update(wanted)
+        yield
     finally:
+        for name, value in outer.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
         tempfile.tempdir = before
         _folder.pop()
 

@@ -213,9 +213,9 @@ class Outcome:
 
 
 def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(OURS)] or list(frames)
-    return f"{os.path.relpath(own[-1].filename, ROOT)}:{own[-1].lineno}" if own else ""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [line for line in lines if line[0].startswith(OURS)] or lines
+    return f"{os.path.relpath(own[-1][0], ROOT)}:{own[-1][1]}" if own else ""
 
 
 def tried(

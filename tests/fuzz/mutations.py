@@ -56,7 +56,7 @@ def changed_value(rng: random.Random, value: Any) -> Any:
     """Return another value than ``value``: of another type, out of range, or almost the same."""
     if isinstance(value, bool) or rng.random() < 0.6:
         return copy.deepcopy(rng.choice(VALUES))
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and abs(value) < 1e300:
         others = -value, value + 1, value - 1, value * 2, value / 2, value * 10**6
         return rng.choice((*others, float(value), str(value), [value]))
     if isinstance(value, str):

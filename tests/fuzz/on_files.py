@@ -57,8 +57,9 @@ def config(data: bytes) -> None:
     record = architecture(read)
     assert record.files is not None
     assert record.files.model_type in MODEL_TYPES
-    again = json.loads(json.dumps(record.files.write_config(read), allow_nan=False))
-    assert record.files.write_config(config_from_json(dict(again))) == again
+    written = lambda config: json.loads(json.dumps(record.files.write_config(config), allow_nan=False))
+    again = written(read)
+    assert written(config_from_json(dict(again))) == again
 
 
 @target("checkpoint", lambda: folders(EVERY, ("config.json", "model.safetensors")), mutations.one_file(

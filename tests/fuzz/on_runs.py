@@ -65,7 +65,7 @@ def law_runs(data: bytes) -> None:
     here = str(path.parent).encode()
     folder = bases.written(path.parent / "run", {name: file.replace(bases.HERE, here) for name, file in files.items()})
     with mock.patch("fusion_core.runs.law.text_of", return_value="text"):
-        fit_runs(read_plan(path), [folder], draws=2)
+        fit_runs(read_plan(path), [folder], draws=1)
 
 
 def _run_files() -> list[bytes]:

@@ -1,18 +1,41 @@
 """The smallest input of every mistake that the fuzzer has found and this part of the tests has no better place for."""
 
+import functools
+import json
+
 import numpy as np
 import pytest
 
 from fusion_core.errors import InputError
+from fusion_core.schedule import run_curves
 from fusion_core.text import corpus, read_documents
 from fusion_core.text.prepared import TOKENS, read_tokens
 from fusion_core.text.tokenizer import Tokenizer
 from tests.fuzz import bases
 from tests.fuzz.cases import Cases
 from tests.fuzz.mutations import varint
+from tests.fuzz.on_runs import DECISION
 from tests.fuzz.targets import TARGETS
 
 MODEL = b"\x0a\x0e\x0a\x05<pad>\x15\x00\x00\x00\x00\x18\x03"  # the first piece of a sentencepiece model
+
+
+def changed(text, *place):
+    """A JSON file with another value, the last one, at a place."""
+    tree = json.loads(text)
+    inner = functools.reduce(lambda values, key: values[key], place[:-2], tree)
+    inner[place[-2]] = place[-1]
+    return json.dumps(tree).encode()
+
+
+def run_with(node, **facts):
+    """The results of a run, the second of its files, with other facts of a node."""
+    results = json.loads(bases.run_files()[1]["results.json"])
+    for nodes in (results["nodes"], *results["seeds"].values()):
+        nodes[node] |= facts
+    return b"\x01" + json.dumps(results).encode()
+
+
 FOUND = {
     # the file's fields are read here too, and the library reads them otherwise
     "a number that does not end": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80"),
@@ -23,6 +46,18 @@ FOUND = {
         lambda: bases.sentencepiece_model() + b"\x1a\x02\x10\x05",
     ),
     "a kind that is a text": ("sentencepiece", lambda: MODEL + b"\x0a\x06\x0a\x01a\x1a\x01b"),
+    # values of a right type that nobody would write
+    "a scale too few": (
+        "growth_json",
+        lambda: changed(bases.growth_file(), "tensors", "shared.weight", "scales", [1.0]),
+    ),
+    "a role that there is not": ("law_json", lambda: changed(bases.laws()[0], "facts", "training", "other", {})),
+    "a step of -1": ("decision_json", lambda: changed(json.dumps(DECISION), "step", -1)),
+    "a rate of -1": ("decision_json", lambda: changed(json.dumps(DECISION), "learning_rate", -1.0)),
+    "a factor of 0": ("decision_json", lambda: changed(json.dumps(DECISION), "factors", "q", 0.0)),
+    "an index of nothing": ("index", lambda: b'{"weight_map": {}}'),
+    "a node that comes from itself": ("law_runs", lambda: run_with("large", inputs=["large"])),
+    "a loss that is a pair too many": ("law_runs", lambda: run_with("large", validation_loss=[[0, 1.0, 2.0]])),
     # quotes that csv does not read
     "a line that ends within quotes": ("glue_stsb", lambda: b'"a"\n"b"c"\r"'),
     # tokens: a zip file, and arrays in it
@@ -57,3 +92,9 @@ def test_many_short_documents_count_as_the_memory_that_they_take(monkeypatch, tm
 def test_varints_of_models_are_read_up_to_64_bits(tmp_path):
     (tmp_path / "spiece.model").write_bytes(bases.sentencepiece_model() + varint(200 << 3) + varint(2**64 - 1))
     Tokenizer.load(tmp_path / "spiece.model")
+
+
+def test_a_network_whose_steps_cost_nothing_has_no_curve():
+    node = {"kind": "train", "inputs": [], "start": 0, "step": 1, "flops": 0.0, "step_flops": 0.0}
+    with pytest.raises(InputError, match=r"costs 0\.0 FLOPs"):
+        run_curves({"0": {"a": node | {"validation_loss": [(0, 1.0), (1, 1.0)]}}}, scratch=["a"])
