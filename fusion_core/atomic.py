@@ -15,15 +15,39 @@ from collections.abc import Collection, Iterable, Iterator
 from fusion_core.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
+held: dict[pathlib.Path, int] = {}
+"""The files of the locks that this process has -> their open files (``fusion_core.lock``)."""
+
+
+def check_held() -> None:
+    """Raise InputError if a folder that this process holds is not in its place any more: it would be begun anew there."""
+    for path, handle in list(held.items()):
+        try:
+            there = os.path.samestat(os.fstat(handle), os.stat(path))
+        except OSError:
+            there = False
+        if not there:
+            raise InputError(
+                f"{path.parent} was moved or removed while this process worked in it; put it back, or resume it where it is now"
+            )
 
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on failure.
+
+    What killed processes have left of earlier ones is removed first.
+
+    Raises:
+      InputError: a folder that this process holds was moved.
+    """
+    check_held()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    sweep_beside(path)
+    temporary, handle = _beside(path), None
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less what the umask takes
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes
+        _lock(handle)
         mode = temporary.stat().st_mode
         yield temporary
         _give_rights(temporary, mode)
@@ -32,6 +56,8 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
@@ -94,25 +120,30 @@ def sweep(folder: pathlib.Path) -> None:
 
 
 def sweep_beside(path: pathlib.Path) -> None:
-    """Remove the temporary folders for ``path`` whose processes have ended, and what was moved aside for it."""
+    """Remove the temporary files and folders for ``path`` whose processes have ended, and what was moved aside for it."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}(\.old)?")
     for other in path.parent.iterdir() if path.parent.is_dir() else ():
         match = pattern.fullmatch(other.name)
-        if match and other.is_dir() and (path.exists() or not match[1]):
+        if match and not other.is_symlink() and (path.exists() or not match[1]):
             with contextlib.suppress(OSError):  # it is another process's, which writes it now, or someone else's
                 handle = os.open(other, os.O_RDONLY)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(other, ignore_errors=True)
+                    shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink()
                 finally:
                     os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Show others that this process lives; where there are no locks, they do not see it, and leave what is not theirs."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _hold(folder: pathlib.Path) -> int:
     """Open a folder with a lock by which others see that its process lives; where there are no locks, without one."""
     handle = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    _lock(handle)
     return handle
 
 
@@ -136,6 +167,7 @@ def new_folder(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib
     ``path`` must be absent or an empty folder. With ``replace`` it may be any folder: it is moved aside, and removed when
     the new one has its name. What killed processes have left beside ``path`` is removed first.
     """
+    check_held()
     if path.is_symlink():
         path = path.resolve()  # a link stays one
     if not (replace and path.is_dir()):

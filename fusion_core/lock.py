@@ -12,12 +12,12 @@ import pathlib
 import socket
 from collections.abc import Iterator, Sequence
 
+from fusion_core import atomic
 from fusion_core.errors import InputError
 
 NAME = ".lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # file systems without locks
 _held: set[pathlib.Path] = set()  # by this process, whole
-_files: dict[pathlib.Path, int] = {}  # of the locks that this process has -> their open files
 
 
 def lock_names(folder: pathlib.Path) -> list[str]:
@@ -78,25 +78,12 @@ def _in_use(folder: pathlib.Path) -> InputError:
     )
 
 
-def check_held() -> None:
-    """Raise InputError if a folder that this process holds is not in its place any more: it would be begun anew there."""
-    for path, handle in list(_files.items()):
-        try:
-            there = os.path.samestat(os.fstat(handle), os.stat(path))
-        except FileNotFoundError:
-            there = False
-        if not there:
-            raise InputError(
-                f"{path.parent} was moved or removed while this process worked in it; put it back, or resume it where it is now"
-            )
-
-
 @contextlib.contextmanager
 def _flock(path: pathlib.Path, shared: bool, folder: pathlib.Path) -> Iterator[None]:
     handle = _taken(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     if handle is None:
         raise _in_use(folder)
-    _files[path] = handle
+    atomic.held[path] = handle
     try:
         if not shared:
             own = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
@@ -104,7 +91,7 @@ def _flock(path: pathlib.Path, shared: bool, folder: pathlib.Path) -> Iterator[N
             os.pwrite(handle, json.dumps(own).encode() + b"\n", 0)
         yield
     finally:
-        del _files[path]
+        del atomic.held[path]
         with contextlib.suppress(OSError):  # others share it, or the folder is gone
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -10,7 +10,6 @@ from typing import Any
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.lock import check_held
 from fusion_core.text.json_files import parse
 
 Record = dict[str, Any]
@@ -47,7 +46,7 @@ class Metrics:
 
     def write(self, record: Record) -> None:
         """Append a record. Raise InputError if the run's folder was moved meanwhile."""
-        check_held()
+        atomic.check_held()
         self.records.append(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:

@@ -16,7 +16,6 @@ import safetensors
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.lock import check_held
 from fusion_core.tensor_file import write_tensors
 from fusion_core.text.json_files import parse
 
@@ -56,7 +55,6 @@ def save_state(path: pathlib.Path, state: Any, **facts: Any) -> None:
     tensors = {n: np.ascontiguousarray(x).reshape(np.shape(x)) for n, x in zip(names, leaves, strict=True)}
     text = json.dumps(facts)
     header = {"format": FORMAT, "facts": text, "sha256": _checksum(tensors, text)}
-    check_held()
     try:
         with atomic.new_file(path) as temporary:
             write_tensors(temporary, tensors, header)

@@ -13,9 +13,10 @@ import safetensors.numpy
 from deepfusion import options, plain
 from fusion_core import atomic
 from fusion_core.errors import InputError
-from fusion_core.lock import check_held, locked
+from fusion_core.lock import locked
 from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.tensor_file import write_tensors
+from fusion_core.train import Metrics
 from fusion_core.train.state_files import save_state
 from tests.strategies.checkpoints import saved_t5
 from tests.strategies.texts import tokenizer
@@ -147,12 +148,29 @@ def test_a_fine_tuning_that_is_killed_before_its_first_step_is_resumed_by_its_se
 
 def test_a_folder_that_is_moved_while_it_is_used_is_not_begun_anew(tmp_path):
     with locked(tmp_path / "run"):
-        check_held()
+        atomic.check_held()
         (tmp_path / "run").rename(tmp_path / "moved")
-        with pytest.raises(InputError, match="was moved or removed"):
-            save_state(tmp_path / "run" / "nodes" / "s", {"a": np.zeros(2)})
+        for write in (
+            lambda: save_state(tmp_path / "run" / "nodes" / "s", {"a": np.zeros(2)}),
+            lambda: atomic.write_text(tmp_path / "run" / "done.json", "{}"),
+            lambda: atomic.new_folder(tmp_path / "run" / "model").__enter__(),
+            lambda: Metrics(tmp_path / "run" / "metrics.jsonl").write({"step": 1}),
+        ):
+            with pytest.raises(InputError, match="was moved or removed"):
+                write()
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
-    check_held()
+    atomic.check_held()
+
+
+def test_what_a_killed_process_has_left_of_a_file_is_swept_by_the_next_that_writes_it_and_a_living_ones_is_not(
+    tmp_path,
+):
+    dead, other = tmp_path / ".f.json.0123456789ab", tmp_path / ".g.json.0123456789ab"
+    dead.touch()
+    other.touch()
+    with atomic.new_file(tmp_path / "f.json") as living:
+        atomic.write_text(tmp_path / "f.json", "{}")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, other.name, "f.json"])
 
 
 def test_an_output_inside_of_an_input_is_refused(refused, plan, tmp_path):
