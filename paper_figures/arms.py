@@ -36,10 +36,7 @@ def name_of(found: Comparison, arm: str, labels: Mapping[str, str]) -> str:
     """Return the words for an arm."""
     if arm == TUNED:
         return f"from scratch, best rate ({rate_of(found.tuned())})"
-    few = (
-        "" if found.seeds_of(arm) == len(found.config["seeds"]) else f" ({found.seeds_of(arm)} of {seeds_words(found)})"
-    )
-    return labels.get(arm, "one small network" if arm == SMALL else label(arm)) + few
+    return labels.get(arm, "one small network" if arm == SMALL else label(arm)) + few_words(found, arm)
 
 
 def rate_of(arm: str) -> str:
@@ -135,6 +132,12 @@ def draw_table(results: Results, title: str, labels: Mapping[str, str], *, by_lo
 def short(found: Estimate | None) -> str:
     """Return a saving in few letters: ``31 %``, ``≤ 12 %`` for an upper bound, ``–`` for none."""
     return "–" if found is None else f"{'' if found.complete else '≤ '}{100 * found.mean:.0f} %"
+
+
+def few_words(found: Comparison, arm: str) -> str:
+    """Return `` (3 of 5 seeds)`` for an arm that was not run in all; nothing for one that was."""
+    ran = found.seeds_of(arm)
+    return "" if ran == len(found.config["seeds"]) else f" ({ran} of {seeds_words(found)})"
 
 
 def seeds_words(found: Comparison) -> str:

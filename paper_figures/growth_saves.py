@@ -98,7 +98,7 @@ def draw(results: Results) -> Figure:
         ends.append(
             (
                 mean[-1],
-                f"{text}  {mean[-1] if final is None else final.mean:.3f}"
+                f"{text}{arms.few_words(found, arm)}  {mean[-1] if final is None else final.mean:.3f}"
                 + (f"\nsaved {percent(saved)}" if saved else ""),
                 color,
             )
@@ -165,7 +165,14 @@ def table(results: Results) -> str:
             saved = [percent(found.saving(arm, kind, b)) for kind in kinds] or ["", ""]
             saved += [percent(found.saving_of_means(arm, kind, b)) for kind in kinds] or ["", ""]
             less = found.difference(arm, SMALL, b) if arm != SMALL and SMALL in found else None
-            cells = [budget, text, f"{at:.0%}" if at else "", number(found.loss(arm, b)), *saved, signed(less)]
+            cells = [
+                budget,
+                text + arms.few_words(found, arm),
+                f"{at:.0%}" if at else "",
+                number(found.loss(arm, b)),
+                *saved,
+                signed(less),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
             budget = ""
     return "\n".join(lines)
@@ -203,7 +210,7 @@ def finding(results: Results) -> str:
         saved = f", saved {percent(paid)} with sources paid" + (f", {percent(given)} given" if given != paid else "")
         at = found.step_of(arm)
         where = f" (after {at:.0%})" if at else ""
-        said.append(f"{text}{where} {number(found.loss(arm))}{saved if paid else ''}")
+        said.append(f"{text}{where}{arms.few_words(found, arm)} {number(found.loss(arm))}{saved if paid else ''}")
     return (
         f"At {arms.budget_words(found)} ({arms.seeds_words(found)}) the network from scratch at its best rate "
         f"({arms.rate_of(found.tuned())}) ends at {number(found.loss(TUNED))}; {'; '.join(said)}."

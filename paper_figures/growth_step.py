@@ -241,7 +241,7 @@ def _cells(found: Comparison, arm: str, b: int) -> str:
     if arm == TUNED:
         return f"{number(found.loss(arm, b))} |  |  | "
     saved = [found.saving(arm, "paid", b), found.saving(arm, "given", b), found.saving_of_means(arm, "paid", b)]
-    return f"{number(found.loss(arm, b))} | {' | '.join(map(percent, saved))}"
+    return f"{number(found.loss(arm, b))}{arms.few_words(found, arm)} | {' | '.join(map(percent, saved))}"
 
 
 def _rules(results: Results, b: int) -> str:

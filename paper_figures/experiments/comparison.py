@@ -66,10 +66,15 @@ def _on_cpu(record: Record) -> bool:
 
 
 def arms_of_records(records: Sequence[Record]) -> dict[str, dict[str, Path]]:
-    """Return the arms of the first record, and from the others those from scratch and the small one that it lacks."""
+    """Return the arms of the first record, and from the others those from scratch and the small one that it lacks.
+
+    They are of the first record's seeds alone, for everything is paired over seeds.
+    """
     found = statistics.arms_over_seeds(records[0].seeds)
     for record in records[1:]:
-        more = statistics.arms_over_seeds(record.seeds)
+        more = statistics.arms_over_seeds(
+            {seed: record.seeds[seed] for seed in record.seeds if seed in records[0].seeds}
+        )
         found |= {a: p for a, p in more.items() if a not in found and (a.startswith(SCRATCH) or a == SMALL)}
     return found
 
