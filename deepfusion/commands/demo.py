@@ -21,6 +21,7 @@ from fusion_core.checked import checked
 from fusion_core.errors import InputError, Interrupted, exit_code
 from fusion_core.lock import check_free, lock_names, locked
 from fusion_core.sealed import read_sealed, write_sealed
+from fusion_core.text.encoding import check_pointer
 
 if TYPE_CHECKING:
     from fusion_core.runs import Plan
@@ -136,6 +137,9 @@ def demo(
         missing = [path for path in text or () if path != STDIN and not path.exists()]
         if missing:
             raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
+        for path in text or ():  # the steps are compiled and timed before it is read
+            if path != STDIN and not path.is_dir():
+                check_pointer(path)
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         folder = out or pathlib.Path("runs") / f"demo-{stamp}"
         paths = tuple(str((folder / PIPED if path == STDIN else path).resolve()) for path in text or ())

@@ -27,7 +27,8 @@ def test_a_pipe_and_a_device_are_no_text(refused, pipe, tmp_path):
         for reader in (read_documents, TextFiles):
             with pytest.raises(InputError, match=f"{path} is {what}; only regular files are read"):
                 reader([path])
-        refused(f"{path} is {what}", "demo", "--preset", "smoke", "--text", path, "--out", tmp_path / "run")
+        for preset in ("smoke", "default"):
+            refused(f"{path} is {what}", "demo", "--preset", preset, "--text", path, "--out", tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["pipe.txt"]
 
 
