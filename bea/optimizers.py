@@ -101,7 +101,7 @@ def _dtype(path: Any, leaf: Any) -> Any:
 
 def _positive(dtype: Any, eps: Number, eps_root: Number) -> bool:
     """Return whether a zero gradient is divided by a positive number in a dtype."""
-    return any(float(jnp.asarray(value, dtype)) >= float(jnp.finfo(dtype).tiny) for value in (eps, eps_root))
+    return any(float(np.asarray(value).astype(dtype)) >= float(jnp.finfo(dtype).tiny) for value in (eps, eps_root))
 
 
 def adam_modified_field(

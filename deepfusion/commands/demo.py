@@ -20,8 +20,6 @@ from fusion_core import atomic
 from fusion_core.checked import checked
 from fusion_core.errors import InputError, Interrupted, exit_code
 from fusion_core.lock import check_free, lock_names, locked
-from fusion_core.sealed import read_sealed, write_sealed
-from fusion_core.text.encoding import check_pointer
 
 if TYPE_CHECKING:
     from fusion_core.runs import Plan
@@ -137,6 +135,8 @@ def demo(
         missing = [path for path in text or () if path != STDIN and not path.exists()]
         if missing:
             raise InputError(f"there is no file or folder {missing[0]}; check the path given to --text")
+        from fusion_core.text.encoding import check_pointer
+
         for path in text or ():  # the steps are compiled and timed before it is read
             if path != STDIN and not path.is_dir():
                 check_pointer(path)
@@ -178,6 +178,7 @@ def _run(
     """Run the demo in its folder, which no other process works in; ``seconds`` are those that its budget is to fit."""
     from deepfusion.view import run_shown
     from fusion_core.runs import resolve
+    from fusion_core.sealed import write_sealed
 
     trainers: dict[Any, Any] = {}
     try:
@@ -217,6 +218,7 @@ def load_settings(folder: pathlib.Path) -> DemoSettings:
     Raises:
       InputError: the folder holds no run.
     """
+    from fusion_core.sealed import read_sealed
 
     file = folder / SETTINGS
     try:

@@ -51,7 +51,7 @@ def many(what: str, kind: Kind) -> Kind:
 
 
 TINY = 1e-30  # positive numbers below it are 0 to float32, or their inverses infinite
-SIZE = whole("a positive integer", 1)
+SIZE = whole(f"a positive integer, at most {LARGEST:,}", 1)
 LAYERS = whole(f"a positive integer, at most {MOST_LAYERS:,}", 1, MOST_LAYERS)
 ID = whole("an id from 0 on", 0)
 IDS = Kind(

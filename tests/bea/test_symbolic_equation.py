@@ -27,7 +27,7 @@ from bea.symbolic import (
     without_symmetry,
 )
 from bea.symbolic.equation import fits_64_bits, log_functional, repeat_functional
-from bea.symbolic.fields import _Differentials
+from bea.symbolic.fields import Differentials
 from bea.symbolic.methods import steps_of
 from bea.trees import Tree, trees
 from tests.strategies.symbolic import as_sympy, evaluate, fractions, polynomial_fields, tableaux, tree_texts
@@ -142,12 +142,13 @@ def exact_displacement(field, methods, point, order):
 def series_displacement(fields, method, point, order):
     """[h⁰, h¹, …] coefficients of Σ h^|t| ω(t)/σ(t) F(t), from the trees."""
     symbols = sp.symbols("x y")
-    table = _Differentials([as_sympy(f, symbols) for f in fields], symbols)
+    table = Differentials([as_sympy(f, symbols) for f in fields], symbols, order)
     series = with_symmetry(modified_equation(method[0] if len(method) == 1 else method, order))
     at = dict(zip(symbols, [sp.Rational(p.numerator, p.denominator) for p in point], strict=True))
     result = [[Fraction(0)] * (order + 1) for _ in symbols]
     for q in range(1, order + 1):
-        part = table.combination({t: c for t, c in series.items() if t.order == q}).subs(at)
+        components = table.combination({t: c for t, c in series.items() if t.order == q})
+        part = table.shown(components, simplify=False).subs(at)
         for i, value in enumerate(part):
             result[i][q] = Fraction(int(value.p), int(value.q))
     return result

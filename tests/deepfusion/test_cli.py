@@ -290,11 +290,14 @@ def test_a_folder_without_a_run_cannot_be_resumed(refused, out):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"colour": 1}'])
-def test_damaged_settings_cannot_be_resumed(refused, out, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "holds no JSON object"), ('{"colour": 1}', "cannot be read")],
+)
+def test_damaged_settings_cannot_be_resumed(refused, out, content, message):
     out.mkdir()
     (out / "settings.json").write_text(content)
-    refused("settings.json cannot be read", "demo", "--resume", out)
+    refused(f"settings.json {message}", "demo", "--resume", out)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_a_folder_with_something_in_it_and_changes_to_a_resumed_run_are_refused(
     refused_with(run, "--steps cannot be changed by a resumed run", "finetune", "--resume", whole, "--steps", 9)
     refused_with(run, "the checkpoint cannot be changed", "finetune", folder / "small", "--resume", whole)
     refused_with(run, "holds no fine-tuning run", "finetune", "--resume", folder)
-    for text, message in (("{", "cannot be read"), ('{"speed": 1}', "speed is unknown; leave it out")):
+    for text, message in (("{", "is not JSON"), ('{"speed": 1}', "speed is unknown; leave it out")):
         (tmp_path / "settings.json").write_text(text)
         refused_with(run, message, "finetune", "--resume", tmp_path)
     refused_with(run, "give a checkpoint folder", "finetune", "--task", "sst2")
