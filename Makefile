@@ -24,7 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## Grow a T5 on real text and compare it at equal FLOPs (5 minutes and the install)
 	$(BIN)/deepfusion demo
 
-test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (15 minutes on 2 cores)
+test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (20 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
