@@ -58,6 +58,9 @@ FOUND = {
     "an index of nothing": ("index", lambda: b'{"weight_map": {}}'),
     "a node that comes from itself": ("law_runs", lambda: run_with("large", inputs=["large"])),
     "a loss that is a pair too many": ("law_runs", lambda: run_with("large", validation_loss=[[0, 1.0, 2.0]])),
+    # values of 10,000 letters, which a message would quote
+    "a pad token of 10,000 letters": ("tokenizer_config", lambda: json.dumps({"pad_token": "x" * 10_000}).encode()),
+    "a column's name of 10,000 letters": ("glue_sst2", lambda: b"hidden\t" + b"a" * 10_000 + b"\tb\nc\td\n"),
     # quotes that csv does not read
     "a line that ends within quotes": ("glue_stsb", lambda: b'"a"\n"b"c"\r"'),
     # tokens: a zip file, and arrays in it
