@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -144,6 +145,27 @@ def test_a_fine_tuning_that_is_killed_before_its_first_step_is_resumed_by_its_se
     with pytest.raises(Stopped):
         run.run()
     assert order == [SETTINGS, FILES]
+
+
+def test_a_network_of_a_fine_tuning_that_was_damaged_is_noticed_when_it_would_be_written_again(tmp_path):
+    from fusion_core.checkpoints.pretrained import load_pretrained
+    from fusion_core.runs.finetune import CHECKPOINT, FinetuneSettings, Finetuning
+
+    params, config = load_pretrained(saved_t5(tmp_path / "a"))
+    run = Finetuning.__new__(Finetuning)
+    run.folder, run.network = tmp_path / "run", types.SimpleNamespace(config=config)
+    run.settings = FinetuneSettings(str(tmp_path / "a"), "t", "v", "cola")
+    for _ in range(2):
+        run._write_checkpoint(params)
+    for file in (run.folder / CHECKPOINT).iterdir():
+        whole = file.read_bytes()
+        for damaged in (whole[:-1], whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]):
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=f"{file} is not what the run has written; remove {file.parent}"):
+                run._write_checkpoint(params)
+        file.write_bytes(whole)
+    run._write_checkpoint(params)
+    assert [path.name for path in run.folder.iterdir()] == [CHECKPOINT]
 
 
 def test_a_folder_that_is_moved_while_it_is_used_is_not_begun_anew(tmp_path):
