@@ -75,6 +75,7 @@ class RunContext:
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
       timings: of the parts of the run up to its first step.
+      finished: names of the nodes that this process has finished.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class RunContext:
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
+    finished: set[str] = dataclasses.field(default_factory=set)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -136,6 +138,15 @@ class RunContext:
                     f"{path} is not what the node was finished with; remove {folder / MODEL} and {folder / DONE}: they are "
                     "written again"
                 )
+
+    def check_checkpoint(self, resolved: Resolved) -> None:
+        """Raise InputError if the last checkpoint of a node that was finished before this process is not the node's.
+
+        Nodes that go on from it may be added to the plan. One that was removed is not missed.
+        """
+        facts = None if resolved.name in self.finished else self.done(resolved.name)
+        if facts and self.store(resolved, facts["work"]).path(facts["step"]).exists():
+            self.state_at(resolved, facts["step"], facts["work"])
 
     def seed_of(self, node: Node) -> int:
         """Return the seed of a node in this run."""
@@ -210,6 +221,7 @@ class RunContext:
             done |= {"node": resolved.name, "run_seed": self.seed, METRICS: Metrics(folder / work / METRICS).sum()}
             written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
             write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
+        self.finished.add(resolved.name)
         barrier(f"node {resolved.name} is finished")
 
     def identity(self, resolved: Resolved) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fusion_core.lock import locked
 from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.tensor_file import write_tensors
 from fusion_core.train import Metrics
-from fusion_core.train.state_files import save_state
+from fusion_core.train.state_files import _read, save_state
 from tests.strategies.checkpoints import saved_t5
 from tests.strategies.texts import tokenizer
 
@@ -73,6 +73,17 @@ def test_a_bit_that_flips_in_a_finished_run_is_noticed_and_its_file_named(refuse
     one_bit(copy[1] / name, word)
     said = str(copy[1]) if name == "plan.json" else str(copy[1] / name)
     refused(said, "train", copy[0], "--out", copy[1], "--resume")
+
+
+def test_a_checkpoint_of_a_finished_run_that_was_damaged_or_is_of_another_seed_is_noticed(refused, copy):
+    file = copy[1] / "nodes" / "a" / "checkpoints" / "step-20.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(f"the checkpoint {file} cannot be read", "train", copy[0], "--out", copy[1], "--resume")
+    file.write_bytes(whole)
+    tensors, facts = _read(file)
+    save_state(file, tensors, **facts | {"run": facts["run"] | {"seed": 7}})
+    refused(f"the checkpoint {file} is of another run: its seed", "train", copy[0], "--out", copy[1], "--resume")
 
 
 def test_a_bit_that_flips_in_the_metrics_of_a_stopped_run_is_noticed(refused, copy):
