@@ -32,6 +32,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     place = page.file.src_uri
     if place in on_files.made:
         return markdown
+    markdown = re.sub(r"^(Code: .* Test: .*)$", r"\1\n{: .evidence }", markdown, flags=re.MULTILINE)
     return pages.with_links(markdown, f"docs/{place}", place)
 
 

@@ -21,13 +21,10 @@ def display(latex: str) -> str:
     numbered = TAG.search(latex)
     mathml = convert(TAG.sub("", latex).strip().rstrip("\\").strip(), display="block")
     mathml = mathml.replace("\n", " ").replace("<mo minsize", '<mo stretchy="true" minsize')
-    if not numbered:
-        return f'<div class="formula">{mathml}</div>'
-    number = numbered[1]
-    return (
-        f'<div class="formula" id="eq-{number}">{mathml}'
-        f'<a class="number" href="#eq-{number}" title="Link to this formula">({number})</a></div>'
-    )
+    number = numbered[1] if numbered else ""
+    anchor = f' id="eq-{number}"' if number else ""
+    link = f'<a class="number" href="#eq-{number}" title="Link to this formula">({number})</a>' if number else ""
+    return f'<div class="formula"{anchor}><div class="wide">{mathml}</div>{link}</div>'
 
 
 class _Formulas(Preprocessor):

@@ -81,4 +81,3 @@ def test_every_formula_names_functions_and_tests_that_exist():
 def test_functions_and_formulas_name_each_other():
     named = {number: set(code) for number, (code, _) in formulas().items()}
     assert sources() == named
-
