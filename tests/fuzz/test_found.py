@@ -69,6 +69,10 @@ FOUND = {
     "a node that comes from itself": ("law_runs", lambda: run_with("large", inputs=["large"])),
     "a loss that is a pair too many": ("law_runs", lambda: run_with("large", validation_loss=[[0, 1.0, 2.0]])),
     "a template with a token that has no id": ("tokenizer_json", template_without_id),
+    "an order of 10^60": (
+        "derive",
+        lambda: b"--phases E1:h1:n,E2:h2 --where E1=x**2*y --where E2=y**2/2 --order 1" + b"0" * 60,
+    ),
     # values of 10,000 letters, which a message would quote
     "a pad token of 10,000 letters": ("tokenizer_config", lambda: json.dumps({"pad_token": "x" * 10_000}).encode()),
     "a column's name of 10,000 letters": ("glue_sst2", lambda: b"hidden\t" + b"a" * 10_000 + b"\tb\nc\td\n"),
