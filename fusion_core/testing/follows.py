@@ -30,7 +30,7 @@ KEPT = 1e-6  # of velocities: relative difference
 def _reordered(params: Params, config: Config, shifts: dict[str, int]) -> Params:
     """Return the same network with the units of some spaces moved on by so many places."""
     found = spaces(config)
-    units = {name: np.roll(np.arange(found[name].size), shift) for name, shift in shifts.items()}
+    units = {name: np.roll(np.arange(space.size), shifts.get(name, 0)) for name, space in found.items()}
     return replication(config, units).embed(params)
 
 
