@@ -111,7 +111,7 @@ def networks(configs: Sequence[Config], maker: Maker = random_params) -> Strateg
     """
     st = library().strategies
     drawn = st.tuples(st.sampled_from(list(configs)), st.integers(0, SEEDS))
-    return drawn.map(lambda found: Network(*found, maker))
+    return drawn.map(lambda found: Network(found[0], found[1], maker))
 
 
 def sources(configs: Sequence[Config], maker: Maker = random_params, most: int = 3) -> Strategy:

@@ -66,7 +66,7 @@ CONVS = testing.checks(
 )
 
 
-@pytest.mark.parametrize("check", [c for c in CONVS if c.name not in ("maps", "rates")], ids=str)
+@pytest.mark.parametrize("check", [c for c in CONVS if c.name in ("units", "mean")], ids=str)
 def test_convolutional_classifiers_pass(check):
     check()
 
