@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check figures wheel clean
+.PHONY: help demo test lint types check figures docs wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +24,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## Grow a T5 on real text and compare it at equal FLOPs (5 minutes and the install)
 	$(BIN)/deepfusion demo
 
-test: $(VENV)/.installed-dev lint types ## Lint, type-check and test everything (20 minutes on 2 cores)
+test: $(VENV)/.installed-dev lint types docs ## Lint, type-check, build the site and test everything (20 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
@@ -36,6 +36,9 @@ types: $(VENV)/.installed-dev
 
 figures: $(VENV)/.installed ## Draw every figure into runs/figures
 	$(BIN)/deepfusion figures --all
+
+docs: $(VENV)/.installed-dev ## Build the site into build/site (seconds; works offline, also opened as a file)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: $(VENV)/.installed-dev ## Build the wheel into dist/
 	$(BIN)/python -m build

@@ -61,7 +61,7 @@ def costate(phase: Phase, loss: Loss, params: Params) -> Costate:
     Raises:
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 4.
+    Source: theory.md, (4.3).
     """
     check_floating(params)
     final, slope = jax.value_and_grad(lambda point: loss(run_phase(phase, point)))(params)

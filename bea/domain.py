@@ -75,7 +75,7 @@ def noise_share(
       ValueError: step_size is not positive and finite, or metric has another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 6.
+    Source: theory.md, (6.2).
     """
     check_floating(params)
     check_step_size(step_size)

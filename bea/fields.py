@@ -73,7 +73,7 @@ def lie_bracket(f: Field, g: Field) -> Field:
     Raises:
       As ``directional_derivative``, when the bracket is evaluated.
 
-    Source: Hairer, Lubich & Wanner (2006), section III.5 (commutator of Lie derivatives); theory.md, section 2.
+    Source: theory.md, (2.2); Hairer, Lubich & Wanner (2006), section III.5 (commutator of Lie derivatives).
     """
 
     def bracket(params: Params) -> Params:

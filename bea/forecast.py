@@ -133,7 +133,7 @@ def look_ahead(
         negative, or metric has another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 6; Hochbruck & Ostermann (2010), Exponential integrators, section 2.4.
+    Source: theory.md, (6.1); Hochbruck & Ostermann (2010), Exponential integrators, section 2.4.
     """
     check_floating(params)
     check_step_size(step_size)

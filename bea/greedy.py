@@ -53,6 +53,8 @@ def quadratic_model(loss: Loss, params: Params, direction: Params) -> QuadraticM
 
     Raises:
       ValueError, TypeError: direction is not a tree like params.
+
+    Source: theory.md, (4.1).
     """
     check_floating(params)
     check_like(direction, params, what="direction")
@@ -67,6 +69,8 @@ def predicted_decrease(loss: Loss, params: Params, displacement: Params) -> Arra
               \approx E(\theta) - E(\theta + \Delta)
 
     ``displacement`` is the whole update Δ, learning rate and preconditioner included. See ``quadratic_model``.
+
+    Source: theory.md, (4.1).
     """
     return quadratic_model(loss, params, displacement).decrease()
 
@@ -76,6 +80,8 @@ def best_step_size(loss: Loss, params: Params, direction: Params) -> Array:
 
     For ``u = −g`` this is ``|g|² / gᵀHg``, the greedy best learning rate; a stable one is below ``2/λ_max`` too.
     If there is no best step it is 0 or inf, see ``QuadraticModel.best_step_size``.
+
+    Source: theory.md, (4.2).
     """
     return quadratic_model(loss, params, direction).best_step_size()
 
@@ -118,6 +124,8 @@ def greedy_growth_step(
     Raises:
       ValueError: the records differ in length, are empty, do not increase in step or are not finite, or window is not a
         positive integer.
+
+    Source: theory.md, (4.1).
     """
     records = _checked_records(steps, small_rates, grown_rates)
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:

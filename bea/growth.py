@@ -42,7 +42,7 @@ class GrowthEvent:
     ``GrowthEvent.of(mapping)`` takes all three from a map; ``GrowthEvent.from_linear(embed, example_small)`` derives the
     last two from the first.
 
-    Source: theory.md, section 3.
+    Source: theory.md, (3.1).
     """
 
     embed: Callable[[Params], Params]
@@ -108,6 +108,8 @@ class GrowthEvent:
         It agrees with ``push(gradient_field(L_s))`` on the image of J and continues it off the image, as gradient
         descent on L under the metric P. Its bracket with ``−∇L`` is the commutator ``(H P − P H) ∇L``, which leaves L
         unchanged at that order.
+
+        Source: theory.md, (3.2).
         """
         descent = gradient_field(loss)
         return lambda grown: self.metric(descent(grown))
@@ -140,6 +142,8 @@ class GrowthEvent:
 
         Raises:
           ValueError: a step size is not positive and finite.
+
+        Source: theory.md, (3.3).
         """
         check_step_size(h1, "h1")
         check_step_size(h2, "h2")

@@ -46,6 +46,8 @@ def fit_growth_law(
     Raises:
       ValueError: lengths or losses are not finite or have the wrong sign, the points are too few or of too few growth
         steps, or curves do not fall.
+
+    Source: theory.md, (6.3).
     """
     rows, labels = _checked(kind, n1, n2, loss, run)
     unit, level = float((rows[:, 0] + rows[:, 1]).max()), float(rows[:, 2].min())

@@ -155,6 +155,8 @@ class GrowthLaw:
       scatter: root mean square of the residuals in log loss.
       points, runs: how many of them were fitted.
       has: whether curves of (scratch, the small one, grown ones) were among them.
+
+    Source: theory.md, (6.3).
     """
 
     kind: str

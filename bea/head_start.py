@@ -164,6 +164,8 @@ def head_start_step(
     Raises:
       ValueError: a curve is not one (``falling_mean``), the curves have no losses in common, or the budget or the share is
         not positive and finite.
+
+    Source: theory.md, (6.3).
     """
     for name, value in (("budget", budget), ("kept share", kept)):
         if not (math.isfinite(value) and value > 0):

@@ -48,7 +48,7 @@ def integrability_defect(field: Field, params: Params, *, probes: int, key: Arra
       ValueError: fewer than two probes, an entry of params that is not finite, or a field that returns another tree.
       TypeError: a leaf is not floating.
 
-    Source: Hutchinson (1990) for the probes; theory.md, section 1.
+    Source: theory.md, (1.9); Hutchinson (1990) for the probes.
     """
     if not isinstance(probes, int) or isinstance(probes, bool) or probes < 2:
         raise ValueError(f"probes is {probes!r}, but a standard error needs at least 2 random vectors: try 32")

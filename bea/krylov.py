@@ -121,7 +121,7 @@ def largest_eigenvalue(
       ValueError: steps is not a positive integer, or metric has another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 4.
+    Source: theory.md, (4.4).
     """
     check_floating(params)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:

@@ -36,7 +36,7 @@ def minibatch_modified_loss(batch_loss: BatchLoss, batches: Any, step_size: Numb
         of params is not finite.
       TypeError: a leaf of params is not floating.
 
-    Source: Smith, Dherin, Barrett & De (2021); theory.md, section 1.
+    Source: theory.md, (1.7); Smith, Dherin, Barrett & De (2021).
     """
     check_step_size(step_size)
     count = _count(batches)
@@ -93,7 +93,7 @@ def minibatch_term(
         or an entry of params that is not finite.
       TypeError: a leaf of params is not floating.
 
-    Source: theory.md, section 1; Efron (1982) for the jackknife.
+    Source: theory.md, (1.7); Efron (1982) for the jackknife.
     """
     check_step_size(step_size)
     check_params(params)

@@ -54,8 +54,8 @@ def modified_field(field: Field, step_size: Number, order: int = 2) -> Field:
         an entry that is not finite.
       NotImplementedError, when evaluated: order is 5 or more and JAX has no Taylor rule for an operation of the field.
 
-    Source: Hairer, Lubich & Wanner (2006), section IX.1; the coefficients are ``bea.symbolic.modified_equation``'s;
-    theory.md, section 1.
+    Source: theory.md, (1.1); Hairer, Lubich & Wanner (2006), section IX.1;
+    the coefficients are ``bea.symbolic.modified_equation``'s.
     """
     check_step_size(step_size)
     if not isinstance(order, int) or isinstance(order, bool) or order < 1:
@@ -96,7 +96,7 @@ def modified_loss(
         entry, or (when evaluated) another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: Barrett & Dherin (2021), implicit gradient regularization; momentum and metric: theory.md, section 1.
+    Source: theory.md, (1.3), (1.4), (1.5); Barrett & Dherin (2021), implicit gradient regularization.
     """
     check_step_size(step_size)
     _check_momentum(momentum)
@@ -137,7 +137,7 @@ def log_map(step: Callable[[Params], Params], params: Params, order: int) -> Par
       ValueError: order is not a positive integer, or the step returns another tree than it was given.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 1.
+    Source: theory.md, (1.6).
     """
     if not isinstance(order, int) or isinstance(order, bool) or order < 1:
         raise ValueError(f"order is {order!r}, but has to be a positive integer: it is the number of steps to run")

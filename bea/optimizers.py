@@ -58,7 +58,7 @@ def optimizer_log(optimizer: Any, loss: Loss, params: Params, state: Any, order:
       ValueError: order is not a positive integer, an entry is not finite, or the step changes the tree.
       TypeError: a leaf of params is not floating, or one of the state is neither floating nor integer.
 
-    Source: theory.md, sections 1 and 4.
+    Source: theory.md, (1.6).
     """
     check_params(params)
     tree: Any = jax.tree.structure((params, state))
@@ -136,7 +136,8 @@ def adam_modified_field(
         both zero; when evaluated, an entry of params is not finite, or both are too small for its dtype.
       TypeError: a leaf is not floating.
 
-    Source: Cattaneo, Klusowski & Shigida (2024), On the implicit bias of Adam, whose correction with ε_r alone this is.
+    Source: theory.md, (1.8); Cattaneo, Klusowski & Shigida (2024), On the implicit bias of Adam, whose
+    correction with ε_r alone this is.
     """
     check_step_size(step_size)
     for name, decay in (("b1", b1), ("b2", b2)):

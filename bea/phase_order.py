@@ -38,7 +38,7 @@ def order_scores(
         has an entry that is not finite or a field returns another tree.
       TypeError: a leaf of params is not floating.
 
-    Source: theory.md, section 2 (the conflict term), read on a loss as in section 3.
+    Source: theory.md, (2.3) (the conflict term), read on a loss as in section 3.
     """
     fields, step_sizes = tuple(fields), tuple(step_sizes)
     if not fields or len(fields) != len(step_sizes):

@@ -74,7 +74,7 @@ def compose(phases: Sequence[Phase], order: int = 2) -> Field:
     Raises:
       ValueError: there is no phase, order is not a positive integer, or so high that there would be too many terms.
 
-    Source: Baker–Campbell–Hausdorff on the modified fields; theory.md, section 2; Dherin (2023) for the conflict term.
+    Source: theory.md, (2.1); Baker–Campbell–Hausdorff on the modified fields; Dherin (2023) for the conflict term.
     """
     phases = tuple(phases)
     if not phases:

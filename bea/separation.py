@@ -79,6 +79,8 @@ class Separation(NamedTuple):
 
         Raises:
           ValueError: the step size is not positive and finite.
+
+        Source: theory.md, (8.2).
         """
         check_step_size(step_size)
         half = jnp.asarray(0.5 * step_size, self.rate.dtype)
@@ -145,6 +147,8 @@ def separation_field(field: Field, exchange: Exchange) -> Field:
 
     Returns:
       A field on ``(params, difference)``. One evaluation costs one Jacobian-vector product of f.
+
+    Source: theory.md, (8.1).
     """
 
     def tangent(point: tuple[Params, Params]) -> tuple[Params, Params]:
@@ -189,7 +193,7 @@ def separation_rate(
         changes under an exchange (both checked outside jit alone); or metric has another tree than params.
       TypeError: a leaf is not floating.
 
-    Source: theory.md, section 8.
+    Source: theory.md, (8.1).
     """
     check_floating(params)
     for value, name in ((steps, "steps"), (directions, "directions")):

@@ -83,7 +83,7 @@ def switching_function(
     Raises:
       ValueError: a cost is not positive and finite, or order is not 1, 2 or 3.
 
-    Source: theory.md, section 4.
+    Source: theory.md, (4.3).
     """
     c1, c2 = costs
     for value, name in ((c1, "costs[0]"), (c2, "costs[1]")):
@@ -151,7 +151,7 @@ def optimal_growth_step(
       ValueError: last_step is not a positive integer, there are fewer evaluations than starts, start lacks an end, or an
         evaluation is not finite.
 
-    Source: theory.md, section 4.
+    Source: theory.md, (4.3).
     """
     if not isinstance(last_step, int) or isinstance(last_step, bool) or last_step < 1:
         raise ValueError(f"last_step is {last_step!r}, but has to be a positive number of small steps")

@@ -57,6 +57,8 @@ def modified_field_by_taylor(field: Field, step_size: Number, order: int) -> Fie
     """Return the modified field of the Euler step by the fixed point above; ``h f̃`` is right through h^order.
 
     Unlike in the truncated series, the higher powers of h are not zero: the passes produce a part of them.
+
+    Source: theory.md, (1.2).
     """
     f, h, b = checked(field), step_size, bernoulli_ratios(order)
 

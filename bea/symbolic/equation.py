@@ -57,6 +57,8 @@ def modified_equation(method: Method, order: int, *, memory_limit: int = MEMORY_
 
     Raises:
       ValueError: order below 1, or so high that the trees would not fit into ``memory_limit``.
+
+    Source: theory.md, (1.1).
     """
     steps = steps_of(method)
     colours = 1 + max(step.field for step in steps)

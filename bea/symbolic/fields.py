@@ -80,7 +80,10 @@ def gradient_field(loss: Any, symbols: Symbols) -> sp.Matrix:
 
 
 def lie_bracket(f: sp.MatrixBase, g: sp.MatrixBase, symbols: Symbols) -> sp.Matrix:
-    """Return [f, g] = g' f − f' g."""
+    """Return [f, g] = g' f − f' g.
+
+    Source: theory.md, (2.2).
+    """
     x = sp.Matrix(list(symbols))
     return (sp.Matrix(g).jacobian(x) * sp.Matrix(f) - sp.Matrix(f).jacobian(x) * sp.Matrix(g)).applyfunc(sp.expand)
 
@@ -265,6 +268,8 @@ def compose(phases: Sequence[Phase], symbols: Symbols, order: int, *, simplify: 
 
     Raises:
       ValueError: there are no phases; else as :func:`corrections`.
+
+    Source: theory.md, (2.1).
     """
     if not phases:
         raise ValueError("compose needs at least one phase")

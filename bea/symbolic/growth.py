@@ -20,7 +20,10 @@ from bea.symbolic.fields import Components, Symbols, check_expression, check_sym
 def commutator(
     hessian: sp.MatrixBase, metric: sp.MatrixBase, gradient: sp.MatrixBase, grown_metric: sp.MatrixBase | None = None
 ) -> sp.Matrix:
-    r"""Return (M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions."""
+    r"""Return (M H P − P H M) g; with M = 1 this is [H, P] g. Entries may be any sympy expressions.
+
+    Source: theory.md, (3.2).
+    """
     grown_metric = sp.eye(hessian.rows) if grown_metric is None else grown_metric
     return (grown_metric * hessian * metric - metric * hessian * grown_metric) * gradient
 
@@ -34,6 +37,8 @@ class LinearGrowth:
 
     Raises:
       ValueError: J is empty or has floats.
+
+    Source: theory.md, (3.1).
     """
 
     embed: sp.ImmutableMatrix
@@ -103,6 +108,8 @@ def loss_conflict(first: Any, second: Any, symbols: Symbols) -> sp.Expr:
     r"""Return :math:`\langle g_2, H_2 g_1 - H_1 g_2\rangle`, the effect of the phases' conflict on the second loss.
 
     The conflict term of the composite field changes L_2 by ½ h_1 h_2 times this.
+
+    Source: theory.md, (3.3).
     """
     g1, g2 = (-gradient_field(e, symbols) for e in (first, second))
     h1, h2 = (sp.hessian(e, list(symbols)) for e in (first, second))

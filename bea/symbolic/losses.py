@@ -174,7 +174,7 @@ def modified_loss(loss: Any, symbols: Symbols, step: Any, order: int, *, method:
       ValueError: symbols are missing, the loss has floats or non-smooth functions (named), or the order is below 1 or needs
         too much memory.
 
-    Source: Barrett & Dherin (2021) for order 2; Hairer, Lubich & Wanner, chapter IX, for the field.
+    Source: theory.md, (1.3); Barrett & Dherin (2021) for order 2; Hairer, Lubich & Wanner, chapter IX, for the field.
     """
     loss = check_expression(loss, "the loss")
     check_symbols(symbols, [loss], "the loss", [step], all_occur=True)
@@ -257,6 +257,8 @@ def minibatch_loss(losses: Sequence[Any], symbols: Symbols, step: Any) -> sp.Exp
 
     Raises:
       ValueError: there are no losses; else as :func:`modified_loss`.
+
+    Source: theory.md, (1.7).
     """
     losses = [check_expression(e, f"loss {k}") for k, e in enumerate(losses, 1)]
     if not losses:

@@ -127,6 +127,8 @@ def momentum_loss(loss: Any, symbols: Symbols, step: Any, beta: Any) -> sp.Expr:
     .. math:: \tilde E = E + \frac{\eta}{4}\,\frac{1+\beta}{1-\beta}\,\|\nabla E\|^2, \qquad \eta = \frac{h}{1-\beta}
 
     The factor is computed by :func:`momentum_equation`. The flow of −∇Ẽ for the time η is one step.
+
+    Source: theory.md, (1.5).
     """
     loss = check_expression(loss, "the loss")
     check_symbols(symbols, [loss], "the loss", [step], all_occur=True)

@@ -122,6 +122,8 @@ def rate_factors(
 
     Raises:
       InputError: there are fewer than two copies, the optimizer is unknown, or the params do not fit the configuration.
+
+    Source: theory.md, (5.1).
     """
     if not isinstance(copies, int) or isinstance(copies, bool) or copies < 2:
         raise InputError(f"copies is {copies!r}; fusion takes at least two copies")
@@ -163,6 +165,8 @@ def growth_rate_factors(
 
     Raises:
       InputError: as ``grow``; the optimizer is unknown; or not all new entries of the operator are copies.
+
+    Source: theory.md, (5.1).
     """
     _check_optimizer(optimizer)
     sizes = {"factor": factor, "width": width, "depth": depth, "seed": seed}
