@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from fusion_core.memory import give_back
 from fusion_core.train.devices import laid_out
 
 _turn = threading.Lock()  # one compilation at a time, beside the training
@@ -50,6 +51,7 @@ class Ahead:
                 with _turn:
                     if threading.main_thread().is_alive():  # else the process is ending
                         program = self.lower(*laid_out(shapes, devices)).compile()
+                        give_back()
             except Exception:
                 pass  # the call will raise it, if there is one
             finally:
