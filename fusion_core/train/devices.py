@@ -35,12 +35,8 @@ def summed(tree: Tree) -> Tree:
     as one flat array. Other devices get them one by one, so that XLA combines them as it pleases and overlaps them with
     the computation.
     """
-    if jax.lax.axis_size(AXIS) == 1:
+    if jax.lax.axis_size(AXIS) == 1 or jax.default_backend() != "cpu":
         return jax.lax.psum(tree, AXIS)
-    return jax.lax.platform_dependent(tree, cpu=_summed_flat, default=lambda tree: jax.lax.psum(tree, AXIS))
-
-
-def _summed_flat(tree: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
     sums: list[Array | None] = [None] * len(leaves)
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
@@ -138,6 +134,12 @@ def replicate(tree: Any, devices: list[jax.Device]) -> Any:
     n = len(devices)
     sharding = _sharding(devices)
     return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (n, *np.shape(x))), sharding), tree)
+
+
+def laid_out(shapes: Any, devices: list[jax.Device]) -> Any:
+    """Return shapes, ``jax.ShapeDtypeStruct`` leaves with a leading device axis, as of arrays that lie on the devices."""
+    sharding = _sharding(devices)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def unreplicate(tree: Any) -> Any:
