@@ -92,6 +92,14 @@ def parity(smoke: bool) -> dict[str, Any]:
     return found
 
 
+def way_of(arguments: argparse.Namespace) -> Compute:
+    """Return how our step is computed."""
+    return Compute(
+        dtype="bfloat16", remat=arguments.remat, scan=arguments.scan, reverse_only=True,
+        loss_chunk=arguments.loss_chunk, attention=arguments.attention,
+    )  # fmt: skip
+
+
 def our_step(config: T5Config, way: Compute, micro: int) -> tuple[Callable[[Any, Any], Any], Any]:
     """Return ``(state, batch) -> (state, loss)``, with gradients summed over micro-batches of ``micro`` rows, and a state."""
     optimizer = optax.chain(adafactor(), optax.scale(RATE))
@@ -133,13 +141,9 @@ def ours(name: str, arguments: argparse.Namespace, *, streamed: bool = False) ->
     smoke = arguments.smoke
     config, device = config_of(name, smoke), jax.local_devices()[0].device_kind
     size, source, target = (4, 12, 6) if smoke else (arguments.batch, SOURCE, TARGET)
-    way = Compute(
-        dtype="bfloat16", remat=arguments.remat, scan=arguments.scan, reverse_only=True,
-        loss_chunk=arguments.loss_chunk, attention=arguments.attention,
-    )  # fmt: skip
     rows = []
     for micro in [2] if smoke else arguments.microbatch:
-        step, state = our_step(config, way, micro)
+        step, state = our_step(config, way_of(arguments), micro)
         resident = jax.device_put(random_batch(config, 0, size, source, target))
         for _ in range(2):  # to compile and warm up
             state, loss = step(state, resident)

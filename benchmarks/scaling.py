@@ -9,6 +9,7 @@ machines. The overhead is the step's time of a network with next to nothing to c
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -18,9 +19,12 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.output import hand_over
+
+if TYPE_CHECKING:
+    from fusion_core.models.t5 import T5Config
 
 ROOT = pathlib.Path(__file__).parent.parent
 # (number of processes, devices of each)
@@ -30,20 +34,12 @@ SIZES = {"tiny": (64, 2, 1000, 64), "next to nothing": (8, 1, 64, 8)}
 BATCH, DISPATCH, REPEATS = 16, 10, 5
 
 
-def worker(size: str, dispatch: int) -> dict[str, Any]:
-    """Return the seconds of a step, the median over dispatches, of this process's run."""
-    import jax
-    import numpy as np
+def config_of(size: str) -> T5Config:
+    """Return the network of a size."""
+    from fusion_core.models.t5 import T5Config
 
-    import fusion_core as fc
-    from fusion_core.models.t5 import init
-    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss
-    from fusion_core.train.devices import local_rows
-    from fusion_core.train.distributed import finish
-
-    initialize_distributed()
-    width, layers, vocabulary, length = SIZES[size]
-    config = fc.T5Config(
+    width, layers, vocabulary, _ = SIZES[size]
+    return T5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=width // 2,
@@ -52,32 +48,59 @@ def worker(size: str, dispatch: int) -> dict[str, Any]:
         num_layers=layers,
         num_decoder_layers=layers,
     )
+
+
+def worker(size: str, dispatch: int, rows: int = BATCH) -> dict[str, Any]:
+    """Return the seconds of a step of ``rows`` rows, on the clock (median over dispatches) and of this process's processors."""
+    import jax
+    import numpy as np
+
+    from fusion_core.models.t5 import init
+    from fusion_core.train import Trainer, adafactor, init_state, initialize_distributed, t5_loss
+    from fusion_core.train.devices import local_rows
+    from fusion_core.train.distributed import finish
+
+    initialize_distributed()
+    _, _, vocabulary, length = SIZES[size]
+    config = config_of(size)
     target = length // 4
     rng = np.random.default_rng(0)
     batch = {
-        "encoder_ids": rng.integers(2, vocabulary, (BATCH, length), np.int32),
-        "targets": rng.integers(2, vocabulary, (BATCH, target), np.int32),
+        "encoder_ids": rng.integers(2, vocabulary, (rows, length), np.int32),
+        "targets": rng.integers(2, vocabulary, (rows, target), np.int32),
     }
     optimizer = adafactor()
-    trainer = Trainer(t5_loss(config), optimizer, BATCH, dispatch)
+    trainer = Trainer(t5_loss(config), optimizer, rows, dispatch)
     state = init_state(init(config, 0), optimizer, 0.01)
-    times = [time.perf_counter()]
+    times, spent = [time.perf_counter()], [time.process_time()]
     feed = itertools.repeat((local_rows(batch), None))
     # the pause waits for each dispatch, so that its time is measured alone
     for _ in trainer.dispatches(state, feed, dispatch * (REPEATS + 2), pause=lambda step: True):
         times.append(time.perf_counter())
+        spent.append(time.process_time())
     steps = [(b - a) / dispatch for a, b in itertools.pairwise(times[2:])]  # without the first ones, which compile
     finish()
     return {
         "seconds": statistics.median(steps),
-        "tokens": BATCH * (length + target),
+        "processor_seconds": (spent[-1] - spent[2]) / (len(steps) * dispatch),
+        "tokens": rows * (length + target),
         "devices": jax.device_count(),
         "process": jax.process_index(),
     }
 
 
-def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str, Any]:
-    """Measure one layout in processes of its own."""
+def launch(
+    module: str, arguments: list[str], processes: int, devices: int, cores: list[set[int]] | None = None
+) -> list[dict[str, Any]]:
+    """Run a module as so many processes of so many virtual devices; return what each has printed last, as JSON.
+
+    Args:
+      module: to be run.
+      arguments: of each process.
+      processes: their number; several find each other by ``initialize_distributed``.
+      devices: of each.
+      cores: that each may use; if None, all.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -93,14 +116,20 @@ def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str,
                 "DEEPFUSION_PROCESSES": str(processes),
                 "DEEPFUSION_PROCESS": str(index),
             }
-        command = [sys.executable, "-m", "benchmarks.scaling", "--worker", size, "--dispatch", str(dispatch)]
-        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+        pin = None if cores is None else functools.partial(os.sched_setaffinity, 0, cores[index])
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": pin}
+        begun.append(subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, **pipes))
     outputs = [process.communicate(timeout=600) for process in begun]
     for process, (_, err) in zip(begun, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(f"a process of {processes} ended with {process.returncode}: {err[-2000:]}")
-    return json.loads(outputs[0][0].strip().splitlines()[-1])  # gloo prints other lines there
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outputs]  # gloo prints other lines there
+
+
+def measure(processes: int, devices: int, size: str, dispatch: int) -> dict[str, Any]:
+    """Measure one layout in processes of its own."""
+    arguments = ["--worker", size, "--dispatch", str(dispatch)]
+    return launch("benchmarks.scaling", arguments, processes, devices)[0]
 
 
 def compute(layouts: tuple[tuple[int, int], ...]) -> dict[str, Any]:

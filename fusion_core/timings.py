@@ -1,4 +1,4 @@
-"""Where the time to the first step goes: seconds by part, on the clock and of the processors."""
+"""Where the time to the first step goes, and the memory: seconds by part, on the clock and of the processors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from fusion_core.memory import peak_memory
 
 # JAX's events of a compilation -> the parts they are
 COMPILING = {
@@ -27,12 +29,14 @@ class Timings:
     Attributes:
       seconds: on the clock, by part, in the order in which the parts began.
       processor: of the processors, all threads and finished child processes counted; not of what JAX reports.
+      peak: largest resident memory of this process up to the end of the part, in bytes; 0 where it is not known.
       within: parts that lie within others, so that they do not add to the whole: what JAX reports of its compilations.
       done: whether the first step has been taken; nothing is added after that.
     """
 
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     processor: dict[str, float] = dataclasses.field(default_factory=dict)
+    peak: dict[str, int] = dataclasses.field(default_factory=dict)
     within: dict[str, float] = dataclasses.field(default_factory=dict)
     done: bool = False
 
@@ -50,6 +54,7 @@ class Timings:
         if not self.done:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self.processor[name] = self.processor.get(name, 0.0) + processor
+            self.peak[name] = self._peak()
 
     def first(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; add the time of the first, a dispatch of the first steps, to a part: the last that counts."""
@@ -77,9 +82,18 @@ class Timings:
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
 
-    def record(self) -> dict[str, dict[str, float]]:
-        """Return the seconds as JSON values."""
-        return {"seconds": self.seconds, "processor_seconds": self.processor, "of_these_compiling": self.within}
+    def _peak(self) -> int:
+        return max(peak_memory(), *self.peak.values(), 0)  # the system's number is rounded, and may go down a little
+
+    def record(self) -> dict[str, Any]:
+        """Return seconds and memory as JSON values; ``peak`` is up to now."""
+        return {
+            "seconds": self.seconds,
+            "processor_seconds": self.processor,
+            "of_these_compiling": self.within,
+            "peak_bytes": self.peak,
+            "peak": self._peak(),
+        }
 
 
 def _processor() -> float:

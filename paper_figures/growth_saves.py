@@ -67,12 +67,13 @@ def compute(preset: str) -> Results:
 def nearest(config: Mapping[str, Any], arrays: Mapping[str, Any], recipe: str, share: float, budget: int = -1) -> str:
     """Return the arm of a recipe (of any, if it has none) grown nearest to a share of the budget, of those that train to it.
 
-    If there is none, "" is returned.
+    Only arms in as many seeds as any of them are taken. If there is none, "" is returned.
     """
     at = np.array(arrays["grown_at"]) / arrays["budgets"][budget]
     ended = np.isfinite(arrays["loss"][:, budget]).any(axis=1)
     of = lambda name: [i for i, arm in enumerate(config["arms"]) if re.fullmatch(rf"{name}_\d+", arm) and ended[i]]
-    fits = of(recipe) or of(f"({EARLY[0]}|{LATE[0]})")
+    fits, seeds = of(recipe) or of(f"({EARLY[0]}|{LATE[0]})"), np.sum(arrays["ran"], axis=1)
+    fits = [i for i in fits if seeds[i] == max(seeds[fits])]
     return config["arms"][min(fits, key=lambda i: abs(at[i] - share))] if fits else ""
 
 
@@ -207,7 +208,7 @@ def _ways(found: Comparison, b: int) -> dict[str, str]:
     pick = lambda recipe: nearest(found.config, found.arrays, recipe[0], recipe[1], b)
     named = [arm for arm in found.others if re.fullmatch(rf"({EARLY[0]}|{LATE[0]})_\d+", arm)]
     grown = [arm for arm in found.grown_within(named, b) if found.step_of(arm, b) < LATEST]
-    best = min(grown, key=lambda arm: np.mean(found.loss(arm, b).values), default="")  # type: ignore[union-attr]
+    best = min(found.most_tried(grown), key=lambda arm: np.mean(found.loss(arm, b).values), default="")  # type: ignore[union-attr]
     ways = {
         f"from scratch, best rate ({arms.rate_of(found.tuned(b))})": TUNED,
         "one small network": SMALL,

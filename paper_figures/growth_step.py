@@ -196,7 +196,7 @@ def finding(results: Results) -> str:
         if not grown or scratch is None:
             sentences.append(f"At {budget:,.0f} large steps no grown network ends.")
             continue
-        losses = {name: one.mean for name in grown if (one := found.loss(name, b)) is not None}
+        losses = {name: one.mean for name in found.most_tried(grown) if (one := found.loss(name, b)) is not None}
         best = min(losses, key=losses.__getitem__)
         at = found.step_of(best, b)
         saved, given = found.saving(best, "paid", b), found.saving(best, "given", b)

@@ -18,12 +18,12 @@ MAY_IMPORT = {
 }
 # part of fusion_core -> its layer; a part may import itself and lower layers
 LAYERS = {
-    "errors": 0, "atomic": 0.25, "provenance": 0, "timings": 0,
+    "errors": 0, "atomic": 0.25, "provenance": 0, "memory": 0, "timings": 0.25,
     "text": 1, "models": 1, "lock": 1, "seeds": 0.5, "checked": 0.5, "sealed": 1.5, "tensor_file": 0.5,
     "growth": 2,
     "checkpoints": 3, "train": 3,
     "schedule": 4,
-    "runs": 5,
+    "runs": 5, "testing": 5,
 }  # fmt: skip
 # fusion_core uses bea only in the code that decides when to grow, and that measures theory's terms
 MAY_USE_BEA = ("fusion_core/schedule/", "fusion_core/runs/measure.py")

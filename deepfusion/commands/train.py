@@ -44,7 +44,9 @@ def train(
     start_timeout: Annotated[
         float, typer.Option(help="Seconds to wait for the other processes to start.", min=1.0)
     ] = 300.0,
-    timings: Annotated[bool, typer.Option("--timings", help="Print where the time up to the first step went.")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Print where time and memory up to the first step went.")
+    ] = False,
     compile_cache: Annotated[
         bool, typer.Option(help="Keep compiled steps in the user's cache, and take them from there.")
     ] = True,
@@ -143,10 +145,17 @@ def _run(
 
 
 def _print_timings(timings: Timings) -> None:
-    rows = [(name, f"{value:.2f}", f"{timings.processor[name]:.2f}") for name, value in timings.seconds.items()]
-    rows += [("all", f"{sum(timings.seconds.values()):.2f}", f"{sum(timings.processor.values()):.2f}")]
-    rows += [(f"of these {name}", f"{value:.2f}", "") for name, value in timings.within.items()]
-    print_table(("up to the first step", "s", "processor s"), rows, title="Timings", text=("up to the first step",))
+    megabytes = lambda size: f"{size / 1e6:,.0f}" if size else ""
+    rows = [
+        (name, f"{value:.2f}", f"{timings.processor[name]:.2f}", megabytes(timings.peak[name]))
+        for name, value in timings.seconds.items()
+    ]
+    whole = sum(timings.seconds.values()), sum(timings.processor.values()), max(timings.peak.values(), default=0)
+    rows += [("all", f"{whole[0]:.2f}", f"{whole[1]:.2f}", megabytes(whole[2]))]
+    rows += [(f"of these {name}", f"{value:.2f}", "", "") for name, value in timings.within.items()]
+    rows += [("the whole run", "", "", megabytes(timings.record()["peak"]))]
+    columns = ("up to the first step", "s", "processor s", "peak MB")
+    print_table(columns, rows, title="Timings", text=("up to the first step",))
     print()
 
 

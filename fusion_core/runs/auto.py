@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fusion_core.runs.ahead import compile_ahead
 from fusion_core.runs.context import RunContext, first_state, training_of
 from fusion_core.runs.graph import AutoGroup, Resolved
 from fusion_core.runs.growing import grown_state
@@ -25,7 +26,7 @@ class AutoGrowth:
     """Sources, their growth and the grown network, at the steps that the online rule decides."""
 
     def __init__(self, context: RunContext, nodes: Mapping[str, Resolved], group: AutoGroup) -> None:
-        self.context, self.group = context, group
+        self.context, self.nodes, self.group = context, nodes, group
         self.event, self.grown = nodes[group.event.name], nodes[group.grown.name]
         self.sources = {node.name: nodes[node.name] for node in group.sources}
         self.file = context.folder_of(self.grown.name) / RULE
@@ -59,7 +60,10 @@ class AutoGrowth:
     def _training(self, name: str) -> tuple[Training, TrainState]:
         start = first_state(self.context, self.sources[name], None)
         steps = self.rule.state.last_step
-        return training_of(self.context, self.sources[name], start, steps, pinned=stops_of(self.rule)), start
+        begun = lambda: compile_ahead(self.context, self.nodes, name)
+        return training_of(
+            self.context, self.sources[name], start, steps, pinned=stops_of(self.rule), begun=begun
+        ), start
 
     def train_sources(self, until: int) -> None:
         """Train all sources to a step; one that has been there is left alone."""

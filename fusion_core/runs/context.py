@@ -75,6 +75,7 @@ class RunContext:
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
       timings: of the parts of the run up to its first step.
+      states: last states of nodes, as NumPy arrays, until those that go on from them are finished.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class RunContext:
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
+    states: dict[str, TrainState] = dataclasses.field(default_factory=dict)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -113,6 +115,10 @@ class RunContext:
         if (facts.pop("node", name), facts.pop("run_seed", self.seed)) != (name, self.seed):
             raise InputError(f"{file} is of another node; {remedy}")
         return facts
+
+    def finished(self, name: str) -> bool:
+        """Return whether a node is finished, by its file alone."""
+        return (self.folder_of(name) / DONE).exists()
 
     def metrics(self, name: str) -> Metrics:
         """Return the records of a finished node.
@@ -153,6 +159,9 @@ class RunContext:
                 f"node {source.name} is not finished: {self.folder_of(source.name) / DONE} is missing; run it first, or "
                 "copy its folder from the machine that has trained it"
             )
+        held = self.states.get(source.name)
+        if held is not None and int(held.step) == facts["step"]:
+            return jax.tree.map(jnp.asarray, held)
         return self.state_at(source, facts["step"], facts["work"])
 
     def store(self, resolved: Resolved, work: str = ".", pinned: Collection[int] = ()) -> Checkpoints:
@@ -210,7 +219,15 @@ class RunContext:
             done |= {"node": resolved.name, "run_seed": self.seed, METRICS: Metrics(folder / work / METRICS).sum()}
             written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
             write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
+        self._hold(resolved.name, state)
         barrier(f"node {resolved.name} is finished")
+
+    def _hold(self, name: str, state: TrainState) -> None:
+        """Keep the state of a finished node for those that go on from it; forget what no node waits for any more."""
+        self.states[name] = jax.tree.map(np.asarray, state)  # as a checkpoint has it
+        waiting = {source for node in self.plan.nodes if not self.finished(node.name) for source in node.inputs}
+        for held in set(self.states) - waiting:
+            del self.states[held]
 
     def identity(self, resolved: Resolved) -> dict[str, Any]:
         """Return what decides the numbers of a node's checkpoints, in JSON's types."""
@@ -295,6 +312,7 @@ def training_of(
     pinned: Collection[int] = (),
     work: str = ".",
     position: Any = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Training:
     """Return the training of a node that begins at ``start`` and has this many steps.
 
@@ -306,6 +324,7 @@ def training_of(
       pinned: steps whose checkpoints are kept.
       work: folder of metrics and checkpoints, within the node's.
       position: in the data, where it begins; if None, the data's beginning.
+      begun: called after the first dispatch.
     """
     node = resolved.node
     assert isinstance(node, TrainNode)
@@ -338,6 +357,7 @@ def training_of(
         pinned=pinned,
         position=position,
         timings=context.timings,
+        begun=begun,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from fusion_core.checked import checked
 from fusion_core.checkpoints.tokenizers import check_fits
 from fusion_core.errors import InputError
+from fusion_core.memory import give_back
 from fusion_core.runs.graph import Resolved
 from fusion_core.runs.plan import TrainNode
 from fusion_core.runs.settings import DataSettings
@@ -99,6 +100,7 @@ class RunData:
         timings: Timings | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
+        self._validation: dict[tuple[int, int], list[Batch]] = {}
         names = [field.name for field in dataclasses.fields(TextSettings) if field.name != "seed"]
         self._text = TextSettings(**{name: getattr(settings, name) for name in names}, seed=seed)
         known = _known(settings, folder / FILES)
@@ -107,6 +109,7 @@ class RunData:
             if not (folder / FILES).exists():  # before it is tokenized, which takes long
                 write_sealed(folder / FILES, known)
             (prepare_tokenizer if settings.stream else prepare_tokens)(self._text, folder, note, timings)
+        give_back()  # what the text took
         barrier("the text is tokenized")
         with (timings or Timings()).part("loading tokens and tokenizer"):
             self.tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -168,10 +171,12 @@ class RunData:
         Raises:
           InputError: the text is too short.
         """
-        source, count = self._source(True, length, batch, self.seed), self.settings.validation_batches
-        if isinstance(source, SpanCorruption):
-            count = min(count, len(source.windows) // batch)
-        return first_batches(source, batch, count)
+        if (length, batch) not in self._validation:
+            source, count = self._source(True, length, batch, self.seed), self.settings.validation_batches
+            if isinstance(source, SpanCorruption):
+                count = min(count, len(source.windows) // batch)
+            self._validation[length, batch] = first_batches(source, batch, count)
+        return self._validation[length, batch]
 
     def fresh(self, length: int, batch: int, number: int, count: int) -> list[Batch]:
         """Return global batches of training text in an order that no node has; other ones for every ``number``."""

@@ -17,6 +17,7 @@ from fusion_core.errors import InputError
 from fusion_core.growth.noise import SELF_FUSION_NOISE
 from fusion_core.lock import locked
 from fusion_core.provenance import provenance
+from fusion_core.runs.ahead import compile_ahead
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
 from fusion_core.runs.context import MODEL, NODES, RunContext, first_state, training_of
@@ -166,7 +167,7 @@ def _run(context: RunContext, nodes: dict[str, Resolved], only: str | None) -> N
             AutoGrowth(context, nodes, groups[name]).run()
             _measure(context, nodes, groups[name])
         elif isinstance(resolved.node, TrainNode):
-            _train(context, nodes, resolved)
+            _train(context, nodes, resolved, only is None)
         else:
             sources = {n: nodes[n] for n in resolved.node.inputs}
             state = grown_state(context, resolved, sources, {n: context.result(r) for n, r in sources.items()})
@@ -213,7 +214,8 @@ def _spent(context: RunContext, nodes: Mapping[str, Resolved], inputs: tuple[str
     return spent
 
 
-def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) -> None:
+def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved, goes_on: bool) -> None:
+    """Train a node; ``goes_on``: whether this process runs the nodes after it too."""
     node = resolved.node
     assert isinstance(node, TrainNode)
     source, position = None, None
@@ -227,7 +229,8 @@ def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved) 
         dispatch = context.plan.steps_per_dispatch * resolved.step_flops
         left = budget is None or budget - spent >= dispatch
         steps = steps_within(context.plan, node, resolved.step_flops, budget, spent) if left else 0
-    training = training_of(context, resolved, start, steps, position=position)
+    begun = lambda: compile_ahead(context, nodes, node.name) if goes_on else None
+    training = training_of(context, resolved, start, steps, position=position, begun=begun)
     context.begin(node.name, first, first + steps)
     state = training.to(start, first + steps)
     if int(state.step) == first:

@@ -20,6 +20,7 @@ import numpy as np
 
 from fusion_core import atomic
 from fusion_core.errors import InputError
+from fusion_core.memory import give_back
 from fusion_core.text import cache
 from fusion_core.text.corpus import corpus_files, default_corpus, read_documents, split_documents, text_files
 from fusion_core.text.documents import Part, TextFiles
@@ -141,6 +142,7 @@ def prepare_tokens(
             documents += default_corpus(settings.packages)
         train, validation = split_documents(documents, settings.validation_share, settings.seed)
     tokenizer = given or _trained(settings, train, note, timings)
+    give_back()
     note("tokenizing")
     with timings.part("tokenizing"):
         write_tokens(folder, tokenizer, train, validation)

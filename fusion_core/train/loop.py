@@ -7,14 +7,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 from fusion_core.errors import InputError, Interrupted, Terminated, TrainingDiverged
 from fusion_core.seeds import seed32
+from fusion_core.train.ahead import Ahead
 from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
 from fusion_core.train.learning_rate import Schedule, constant_schedule
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
@@ -107,14 +110,37 @@ class Trainer:
         self.steps_per_dispatch = steps_per_dispatch
         self.devices = devices_for(batch_size, accumulate)
         self.seed = seed
-        self._steps = train_steps(loss, optimizer, accumulate=accumulate)
-        self._evaluate = evaluate_step(loss)
+        self._steps = Ahead(train_steps(loss, optimizer, accumulate=accumulate))
+        self._evaluate = Ahead(evaluate_step(loss))
 
     def with_seed(self, seed: int) -> Trainer:
         """Return the same trainer with another seed of dropout; nothing is compiled again."""
         other = copy.copy(self)
         other.seed = seed
         return other
+
+    def compile_ahead(self, state: TrainState, batches: Sequence[Batch]) -> list[Future[Any]]:
+        """Begin to compile the step and the evaluation, each in a thread, and return when each will be done.
+
+        Args:
+          state: shapes and dtypes of the state (``jax.ShapeDtypeStruct`` leaves) that training will begin with.
+          batches: the global batches of an evaluation; those of training have the same shapes.
+        """
+        n, chunk = len(self.devices), self.steps_per_dispatch
+        on_each = lambda x, *axes: jax.ShapeDtypeStruct((n, *axes, *x.shape), x.dtype)
+        mine = local_rows(batches[0])
+        rows = lambda count: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (n, count, len(x) // n, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)
+            ),
+            mine,
+        )
+        state = jax.tree.map(on_each, state)
+        scales, seed = on_each(np.zeros(chunk, np.float32)), on_each(np.zeros((), np.uint32))
+        return [
+            self._evaluate.compile(self.devices, state.params, rows(len(batches))),
+            self._steps.compile(self.devices, state, rows(chunk), scales, seed),
+        ]
 
     def dispatches(
         self,

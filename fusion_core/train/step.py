@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from fusion_core.train.devices import AXIS, Batch, data_parallel
+from fusion_core.train.devices import AXIS, Batch, data_parallel, summed
 
 Params = Any
 # (params, batch, key) -> (what is minimized, summed over tokens; the sums "tokens", "nll" (nats), "correct").
@@ -138,7 +138,7 @@ def train_steps(
 
     def one(state: TrainState, batch: Batch, scale: Array, seed: Array) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(AXIS))
-        grads, sums = jax.lax.psum(summed_gradients(loss, state.params, batch, key, accumulate), AXIS)
+        grads, sums = summed(summed_gradients(loss, state.params, batch, key, accumulate))
         tokens = sums["tokens"]
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = displacement(optimizer, grads, state, scale)
@@ -163,7 +163,7 @@ def evaluate_step(loss: Loss) -> Callable[[Params, Batch], dict[str, Array]]:
 
     def evaluate(params: Params, batches: Batch) -> dict[str, Array]:
         each = jax.lax.map(lambda batch: loss(params, batch, None)[1], batches)
-        sums = jax.lax.psum(jax.tree.map(jnp.sum, each), AXIS)
+        sums = summed(jax.tree.map(jnp.sum, each))
         tokens = sums["tokens"]
         return {"loss": sums["nll"] / tokens, "accuracy": sums["correct"] / tokens, "tokens": tokens}
 

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
 from fusion_core.errors import InputError
+from fusion_core.memory import give_back
 from fusion_core.text.prefetch import prefetch
 from fusion_core.text.sources import DataSource, merge_states
 from fusion_core.timings import Timings
@@ -86,6 +87,7 @@ class Training:
       pinned: steps with a checkpoint that is kept.
       position: of the data where the training begins; if None, its beginning.
       timings: of the parts up to the first step.
+      begun: called after the first dispatch.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Training:
     pinned: Collection[int] = ()
     position: Any = None
     timings: Timings = dataclasses.field(default_factory=Timings)
+    begun: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.cadence.check(self.trainer.steps_per_dispatch)
@@ -152,6 +155,7 @@ class Training:
         if self.evaluate is not None and not broadcast(bool(evaluated)):
             with self.timings.part("first evaluation"):
                 stopped = self._evaluate(replicate(state, self.trainer.devices), step)
+                give_back()  # what compiling took
         if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
@@ -162,8 +166,11 @@ class Training:
         try:
             with prefetch(source, self.trainer.steps_per_dispatch) as feed:
                 dispatches = self.trainer.dispatches(state, feed, until, self.schedule, pause)
-                for done in self.timings.first("first steps", dispatches):
+                for i, done in enumerate(self.timings.first("first steps", dispatches)):
                     meter.add(done)
+                    if i == 0:
+                        give_back()
+                        self.begun()
                     if done.replicated is None:
                         continue
                     begun = time.perf_counter()

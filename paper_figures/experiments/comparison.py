@@ -216,6 +216,11 @@ class Comparison:
         """Return the arms that are grown early enough in a budget to train on, and that train to it."""
         return [arm for arm in arms if self.step_of(arm, budget) < LATEST and self.loss(arm, budget) is not None]
 
+    def most_tried(self, arms: Sequence[str]) -> list[str]:
+        """Return the arms that were run in the most seeds: a mean over fewer is of other networks, and not the best of them."""
+        most = max(map(self.seeds_of, arms), default=0)
+        return [arm for arm in arms if self.seeds_of(arm) == most]
+
     def seeds_of(self, arm: str) -> int:
         """Return the number of seeds that an arm was run in."""
         return int((self.arrays["ran"][self.arms.index(arm)] > 0).sum())

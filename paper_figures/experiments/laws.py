@@ -29,6 +29,7 @@ FIXED = (0.0, 0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 1.0)
 LAWS = (*bea.GROWTH_LAWS, "curves alone")
 RULE = "head-start rule"
 TRIALS = 0.3  # of the budget: where the online rule has its first trial, for rules that do not plan
+ENOUGH = 5  # grown arms that a seed needs to be among the judges, if any seed has so many
 SURE = "curves alone where they may plan, else 30 %"
 FEW = ("head_start", "curves", "curves alone")  # of the laws: two_stage takes minutes a fit
 SEEN = (0.1, 0.2, 0.5)  # of the short runs: where those of a law that takes grown ones are grown
@@ -96,7 +97,7 @@ def end_of(curve: np.ndarray, at: float) -> float:
 
 
 def judged(name: str, recipe: str = "") -> Judged | None:
-    """Return a record to judge laws by; None if it is not there.
+    """Return a record to judge laws by, with the arms that all its seeds have; None if it is not there.
 
     Args:
       name: of the record.
@@ -108,8 +109,9 @@ def judged(name: str, recipe: str = "") -> Judged | None:
     plan, known = read_plan(path_of(name, "toml")), read_plan(path_of(REFERENCE, "toml"))
     cases = [case for case in law_cases(plan, resolve(plan)) if all(arm.startswith(recipe) for arm in case.grown)]
     case = max(cases, key=lambda one: len(one.grown))
-    most = max(sum(arm in nodes for arm in case.grown) for nodes in record.seeds.values())
-    having = {seed: nodes for seed, nodes in record.seeds.items() if sum(arm in nodes for arm in case.grown) == most}
+    arms = {seed: sum(arm in nodes for arm in case.grown) for seed, nodes in record.seeds.items()}
+    enough = min(ENOUGH, max(arms.values()))
+    having = {seed: nodes for seed, nodes in record.seeds.items() if arms[seed] >= enough}
     there = lambda names: tuple(node for node in names if all(node in nodes for nodes in having.values()))
     case = dataclasses.replace(case, grown=there(case.grown), small=there(case.small), scratch=there(case.scratch))
     model = lambda name: json.loads(json.dumps(dataclasses.asdict(getattr(known.node(name), "model"))))  # noqa: B009

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import types
 
 import pytest
 
@@ -63,3 +65,28 @@ def test_the_all_reduce_table_follows_its_formula(capsys):
     for row in rows:
         assert row["seconds"] <= row["flat"] + 1e-12 or row["devices"] == 8
         assert 0 < row["efficiency"] < 1
+
+
+ALL_FLAGS = ["--smoke", "--remat", "--scan", "--loss-chunk", "8", "--attention", "chunked"]
+
+
+@pytest.mark.parametrize("words", [["--smoke"], ALL_FLAGS])
+def test_the_step_for_a_gpu_is_lowered_for_cuda_without_one(words):
+    step, state = gpu_train_step.our_step(
+        gpu_train_step.SMOKE_GATED, gpu_train_step.way_of(gpu_train_step.parsed(words)), 2
+    )
+    batch = gpu_train_step.random_batch(gpu_train_step.SMOKE_GATED, 0, 4, 16, 8)
+    text = step.trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
+    assert "bf16" in text
+    assert not re.findall(r"custom_call @\S*(?:cpu|lapack|onednn)\S*", text)
+
+
+def test_all_flags_of_the_step_for_a_gpu_run_together():
+    (row,) = gpu_train_step.ours("small", gpu_train_step.parsed(ALL_FLAGS))["rows"]
+    assert row["median"] > 0
+
+
+def test_a_part_that_fails_is_said_and_the_others_run(monkeypatch):
+    failed = types.SimpleNamespace(returncode=1, stderr="Traceback\nRuntimeError: out of memory\n", stdout="")
+    monkeypatch.setattr(gpu_train_step.subprocess, "run", lambda *a, **k: failed)
+    assert gpu_train_step.in_a_process("base", []) == {"error": "RuntimeError: out of memory"}

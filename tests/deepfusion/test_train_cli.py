@@ -9,8 +9,10 @@ import sys
 import pytest
 
 from deepfusion.pages.report import rows
-from fusion_core.runs import costs, read_plan, resolve
+from fusion_core.runs import costs, data, read_plan, resolve
+from fusion_core.text import prepared
 from fusion_core.timings import COMPILING
+from fusion_core.train import training
 from tests.strategies.plans import HEAD, MODEL
 from tests.strategies.runs import environment
 from tests.strategies.texts import documents
@@ -90,15 +92,21 @@ def test_a_bad_plan_is_one_clear_error(refused, plan):
 
 def test_train_runs_a_plan_resumes_it_and_reports(run, plan, monkeypatch):
     monkeypatch.setenv("DEEPFUSION_CACHE", str(plan.parent / "cache"))  # that nothing is taken from others
+    given_back = []
+    for module in (prepared, data, training):
+        monkeypatch.setattr(module, "give_back", lambda name=module.__name__: given_back.append(name.split(".")[-1]))
     folder = plan.parent / "run"
     code, out, err = run("train", plan, "--out", folder, "--node", "a", "--json", "--timings")
     assert code == 0, err
+    # before and after the text is tokenized, after the evaluation and the step were compiled
+    assert given_back == ["prepared", "data", "training", "training"]
     found = json.loads(out)
     timings = found.pop("timings")
     assert found == {"folder": str(folder), "finished": False}
     assert list(timings["seconds"]) == TIMED
     assert list(timings["processor_seconds"]) == TIMED
     assert set(timings["of_these_compiling"]) == set(COMPILING.values())
+    assert timings.pop("peak") >= timings["peak_bytes"][TIMED[-1]] >= timings["peak_bytes"][TIMED[0]] >= 0
     assert all(value >= 0 for part in timings.values() for value in part.values())
     assert "a: step 10/10, loss" in err
     code, _, err = run("train", plan, "--out", folder)

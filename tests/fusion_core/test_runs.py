@@ -17,8 +17,12 @@ from fusion_core.models.units import by_name
 from fusion_core.runs import read_plan, resolve, run_plan
 from fusion_core.runs.context import DONE
 from fusion_core.train import Interrupted, Metrics
+from fusion_core.train.ahead import Ahead, _key
 from fusion_core.train.loop import graceful_interrupt
 from tests.strategies.plans import ARMS, BUDGET, GROWN, HEAD, SOURCES
+
+# of the run at once: its trainers; and of each of their functions, whether calls took what was compiled ahead
+TRAINERS, CALLS = {}, {}
 
 
 def numbers(folder, name):
@@ -45,7 +49,16 @@ def whole(text, tmp_path_factory):
     shutil.copy(text, folder / "text.txt")
     (folder / "plan.toml").write_text(HEAD + SOURCES + GROWN, encoding="utf-8")
     notes = []
-    results = run_plan(read_plan(folder / "plan.toml"), folder / "run", note=notes.append)
+    call = Ahead.__call__
+
+    def noted(self, *arguments):
+        made = self._made.get(_key(arguments))
+        CALLS.setdefault(self, set()).add(made is not None and made.result() is not None)
+        return call(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ahead, "__call__", noted)
+        results = run_plan(read_plan(folder / "plan.toml"), folder / "run", note=notes.append, trainers=TRAINERS)
     assert "fused: from a, b at step 20" in notes
     return folder / "plan.toml", folder / "run", results
 
@@ -62,6 +75,14 @@ def test_a_plan_trains_fuses_and_trains_on(whole):
     assert config == networks["fused"][1] == networks["m"][1]
     jax.tree.map(np.testing.assert_array_equal, fused, networks["fused"][0])
     assert (folder / "nodes" / "m" / "model" / "tokenizer.json").exists()
+
+
+def test_the_grown_step_and_its_evaluation_are_compiled_while_the_small_ones_train(whole):
+    small, grown = sorted(TRAINERS.values(), key=lambda trainer: len(trainer._steps._made))
+    for function in (grown._steps, grown._evaluate):
+        assert len(function._made) == 1
+        assert CALLS[function] == {True}
+    assert CALLS[small._steps] == CALLS[small._evaluate] == {False}
 
 
 def test_a_network_that_is_trained_in_pieces_is_the_one_that_is_trained_at_once(whole, text, tmp_path):

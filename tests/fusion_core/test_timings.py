@@ -1,8 +1,10 @@
 """Where the time to the first step goes."""
 
+import sys
 import time
 
 import jax
+import numpy as np
 
 from fusion_core.timings import COMPILING, Timings
 
@@ -33,3 +35,16 @@ def test_compilations_are_those_that_jax_reports_within():
     assert set(found) == set(COMPILING.values())
     assert timings.within == found
     assert timings.record()["of_these_compiling"] == found
+
+
+def test_the_peak_of_memory_is_that_of_the_end_of_a_part():
+    timings = Timings()
+    with timings.part("a"):
+        held = np.ones(1 << 23)  # 64 MB that are written to
+    with timings.part("b"):
+        pass
+    del held
+    assert timings.record()["peak_bytes"].keys() == {"a", "b"}
+    assert timings.peak["a"] <= timings.peak["b"] <= timings.record()["peak"]
+    if sys.platform == "linux":
+        assert timings.peak["a"] > 1 << 26

@@ -52,24 +52,34 @@ def whole(trainer):
 
 @pytest.fixture(scope="module")
 def on_four(tmp_path_factory):
-    """The same run by a process with four virtual devices."""
+    """The same run by a process with four virtual devices, and what it says of its all-reduces."""
     file = tmp_path_factory.mktemp("devices") / "four.npz"
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.strategies.training", str(file)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    with np.load(file) as arrays:
-        return dict(arrays)
+    with np.load(file) as arrays, np.load(file.with_suffix(".added.npz")) as sums:
+        return dict(arrays), dict(sums)
 
 
 def test_four_devices_train_as_one_does(trainer, whole, on_four):
     """Equal global batches, means over tokens: 20 steps of rounding apart."""
-    assert on_four.pop("devices") == 4
+    four = on_four[0]
+    assert four.pop("devices") == 4
     one = training.outcome(trainer, *whole)
-    assert set(one) == set(on_four)
+    assert set(one) == set(four)
     for name, array in one.items():
-        np.testing.assert_allclose(on_four[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(four[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_devices_add_all_of_a_dtype_as_one_array(on_four):
+    """Each array in an all-reduce of its own took two processes eight times as long."""
+    sums, size = on_four[1], sum(leaf.size for leaf in jax.tree.leaves(init(training.CONFIG, 0)))
+    assert sums["all_reduces"].tolist() == [f"f32[{size + 3}]"]  # with the tokens, their loss and those that are right
+    for name in "abcd":
+        given, found = sums[f"{name}.given"], sums[f"{name}.sum"]
+        np.testing.assert_array_equal(found, np.broadcast_to(given.sum(0), given.shape), err_msg=name)
 
 
 def test_the_loss_of_a_step_is_the_mean_over_tokens_and_not_over_rows(whole):
