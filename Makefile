@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-figures: $(VENV)/.installed ## Draw every figure into runs/figures
+figures: $(VENV)/.installed ## Draw the figures from committed results into runs/figures (minutes)
 	$(BIN)/deepfusion figures --all
 
 docs: $(VENV)/.installed-dev ## Build the site into build/site (seconds; works offline, also opened as a file)

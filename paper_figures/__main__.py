@@ -26,12 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="figures to draw")
-    parser.add_argument("--all", action="store_true", help="draw every figure")
+    parser.add_argument(
+        "--all", action="store_true", help="draw every figure whose numbers are committed, or take minutes"
+    )
     parser.add_argument("--preset", choices=PRESETS, default="full", help="how much to compute (default: full)")
     parser.add_argument(
         "--out", default="runs/figures", metavar="FOLDER", help="folder to write into (default: runs/figures)"
     )
-    parser.add_argument("--force", action="store_true", help="compute again what is cached")
+    parser.add_argument("--force", action="store_true", help="compute again what is cached or committed")
     parser.add_argument("--json", action="store_true", help="print a JSON object instead of lines")
     options = parser.parse_args(arguments)
     if options.all and options.names:

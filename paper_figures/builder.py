@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fusion_core.atomic import new_file, write_text
 from fusion_core.errors import InputError
-from paper_figures.cache import results_of
+from paper_figures.cache import committed_path, results_of
 from paper_figures.experiments.record import path_of
 from paper_figures.gallery import GalleryItem, page
 from paper_figures.registry import FIGURES, PRESETS
@@ -13,15 +13,32 @@ from paper_figures.style import render
 
 
 def drawable(preset: str) -> list[str]:
-    """Return the figures that can be drawn: at the preset "full" all but those whose experiment has no record yet."""
-    needed = {name: getattr(module, "RECORDS", ())[:1] for name, module in FIGURES.items()}
-    return [n for n, records in needed.items() if preset != "full" or all(path_of(r, "json").exists() for r in records)]
+    """Return the figures that can be drawn in minutes.
+
+    At the preset "full" these are all but those whose experiment has no record yet, and those that are ``SLOW`` to compute
+    and have no committed results.
+    """
+    return [name for name in FIGURES if preset != "full" or not left_out(name)]
+
+
+def left_out(name: str) -> str:
+    """Return why a figure is not drawn with all others at the preset "full", and how to draw it; "" if it is."""
+    module = FIGURES[name]
+    missing = [record for record in getattr(module, "RECORDS", ())[:1] if not path_of(record, "json").exists()]
+    if missing:
+        return f"there is no record of {missing[0]}; python -m paper_figures.experiments {missing[0]} makes one"
+    if slow := getattr(module, "SLOW", ""):
+        return (
+            "" if committed_path(name).exists() else f"its numbers take {slow}; deepfusion figures {name} computes them"
+        )
+    return ""
 
 
 def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: bool = False) -> list[pathlib.Path]:
     """Draw figures into a folder.
 
-    The numbers are cached in ``out/results`` as JSON, keyed by the figure's source, preset and seed.
+    The numbers are cached in ``out/results`` as JSON, keyed by the figure's source, preset and seed; at the preset "full" those
+    of records and committed results are read, and nothing of them is computed again without ``force``.
 
     Args:
       names: figures of ``registry.FIGURES``, in the order of the gallery; equal names count once.
@@ -30,7 +47,7 @@ def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: boo
       force: whether to compute again although results are cached.
 
     Returns:
-      The files written: a PNG and a PDF for each figure, then ``index.html``, the gallery of these figures.
+      The files written: a PNG, a PDF and an SVG for each figure, then ``index.html``, the gallery of these figures.
 
     Raises:
       InputError: a figure or the preset is unknown, there are no names, or ``out`` is a file.
@@ -58,5 +75,6 @@ def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: boo
             written.append(path)
         entries.append(GalleryItem(name, module, results, images["png"]))
     index = out / "index.html"
-    write_text(index, page(entries))
+    others = {n: why for n in FIGURES if n not in names and preset == "full" and (why := left_out(n))}
+    write_text(index, page(entries, others))
     return [*written, index]

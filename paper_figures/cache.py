@@ -9,6 +9,7 @@ from paper_figures.experiments.record import path_of
 from paper_figures.results import Results, ResultsError
 
 EXPERIMENTS = "paper_figures.experiments"
+COMPUTED = pathlib.Path(__file__).with_name("computed")
 
 
 def source_hash(module: ModuleType, preset: str = "full") -> str:
@@ -32,18 +33,26 @@ def cache_path(folder: pathlib.Path, name: str, module: ModuleType, preset: str)
     return folder / f"{name}-{preset}-seed{module.SEED}-{source_hash(module, preset)[:16]}.json"
 
 
+def committed_path(name: str) -> pathlib.Path:
+    """Return the path of a figure's committed results at the preset "full"; most figures have none."""
+    return COMPUTED / f"{name}.json"
+
+
 def results_of(folder: pathlib.Path, name: str, module: ModuleType, preset: str, *, force: bool = False) -> Results:
-    """Return the results of a figure, computed and saved if there are none yet, or with ``force``.
+    """Return the results of a figure: those of the folder, the committed ones, or computed and saved; with ``force`` the last.
+
+    Committed results are of the code of their commit, which they name; the gallery says so.
 
     Raises:
       ResultsError: the cached file is damaged, or its figure, preset or seed is not that of its name.
     """
     path = cache_path(folder, name, module, preset)
-    if path.exists() and not force:
-        results = Results.load(path)
+    known = committed_path(name) if preset == "full" and not path.exists() else path
+    if known.exists() and not force:
+        results = Results.load(known)
         found, wanted = (results.figure, results.preset, results.seed), (name, preset, module.SEED)
         if found != wanted:
-            raise ResultsError(f"{path} holds {found}, not {wanted}: delete it, or pass --force")
+            raise ResultsError(f"{known} holds {found}, not {wanted}: delete it, or pass --force")
         return results
     results = module.compute(preset)
     results.save(path)

@@ -32,6 +32,7 @@ from toy_models.when_to_grow import measure, problems, rules, tables
 
 SEED = 0
 DEPENDS = ("bea", "fusion_core", "toy_models")
+SLOW = "about 20 minutes on two quiet cores"
 
 
 @dataclasses.dataclass(frozen=True)

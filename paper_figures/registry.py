@@ -5,6 +5,7 @@ A figure is a module. Its docstring is the caption, with a paragraph on what one
 * ``SEED``: the seed of all its random numbers;
 * ``DEPENDS``: the packages of ours whose code its numbers depend on;
 * ``RECORDS``, if it has them: the experiments whose committed records it reads at the preset "full";
+* ``SLOW``, if its numbers take more than some minutes: how long;
 * ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
 * ``draw(results) -> Figure``, which computes nothing;
 * ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts.

@@ -10,6 +10,8 @@ import matplotlib
 
 from paper_figures.results import Results
 
+# what each format would say of where and when it was drawn
+NO_ORIGIN = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 STYLE_SHEET = pathlib.Path(__file__).with_name("deepfusion.mplstyle")
 
 
@@ -23,11 +25,11 @@ def style() -> Iterator[None]:
 
 
 def render(module: ModuleType, results: Results) -> dict[str, bytes]:
-    """Render the figure as ``{"png": …, "pdf": …}``; equal results give equal bytes."""
+    """Render the figure as ``{"png": …, "pdf": …, "svg": …}``; equal results give equal bytes."""
     images = {}
     with style():
         figure = module.draw(results)
-        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        for kind, metadata in NO_ORIGIN.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
             images[kind] = buffer.getvalue()

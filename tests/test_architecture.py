@@ -23,7 +23,7 @@ LAYERS = {
     "growth": 2,
     "checkpoints": 3, "train": 3,
     "schedule": 4,
-    "runs": 5,
+    "runs": 5, "testing": 5,
 }  # fmt: skip
 # fusion_core uses bea only in the code that decides when to grow, and that measures theory's terms
 MAY_USE_BEA = ("fusion_core/schedule/", "fusion_core/runs/measure.py")

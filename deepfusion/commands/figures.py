@@ -14,11 +14,16 @@ from deepfusion.terminal import working
 
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Figures to draw; see --list.")] = None,
-    all_figures: Annotated[bool, typer.Option("--all", help="Draw every figure.")] = False,
-    list_figures: Annotated[bool, typer.Option("--list", help="List the figures and stop.")] = False,
+    all_figures: Annotated[
+        bool, typer.Option("--all", help="Draw all whose numbers are committed or take minutes.")
+    ] = False,
+    list_figures: Annotated[
+        bool,
+        typer.Option("--list", help="List the figures, one name a line, and stop."),
+    ] = False,
     preset: Annotated[str, typer.Option(help="'smoke' (seconds) or 'full' (the paper's).")] = "full",
     out: Annotated[pathlib.Path, typer.Option(help="Folder to draw into.")] = pathlib.Path("runs/figures"),
-    force: Annotated[bool, typer.Option(help="Compute again even where results are cached.")] = False,
+    force: Annotated[bool, typer.Option(help="Compute again even where results are cached or committed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw figures from code, and a gallery page of them.
@@ -34,7 +39,7 @@ def figures(
 
     if list_figures or not (names or all_figures):
         listing = {name: headline(module) for name, module in paper_figures.FIGURES.items()}
-        print(json.dumps(listing) if as_json else "\n".join(f"{name}: {title}" for name, title in listing.items()))
+        print(json.dumps(listing) if as_json else "\n".join(listing))
         return
     with working("computing and drawing", quiet=True):
         written = paper_figures.build(

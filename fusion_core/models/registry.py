@@ -119,6 +119,30 @@ MODEL_TYPES: dict[str, Architecture] = {
 }
 
 
+def register(record: Architecture) -> None:
+    """Add the record of an architecture of one's own, which fusion, growth and files then take (docs/testing.md).
+
+    Raises:
+      InputError: its configurations' class, or the model type of its files, has another record.
+    """
+    kind = record.files.model_type if record.files is not None else None
+    if ARCHITECTURES.get(record.config, record) is not record or MODEL_TYPES.get(kind or "", record) is not record:
+        taken = record.config.__name__ if record.config in ARCHITECTURES else repr(kind)
+        raise InputError(
+            f"{taken} has another record already; give the configurations a class and model type of their own"
+        )
+    ARCHITECTURES[record.config] = record
+    if kind is not None:
+        MODEL_TYPES[kind] = record
+    forget()
+
+
+def forget() -> None:
+    """Forget layouts and spaces that are kept by their configuration, since a record has changed."""
+    layouts.cache_clear()
+    spaces.cache_clear()
+
+
 def architecture(config: Config) -> Architecture:
     """Return the record of a configuration. Raises InputError if there is none."""
     record = ARCHITECTURES.get(type(config))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,14 +9,18 @@ import pytest
 import paper_figures
 from fusion_core.errors import InputError
 from paper_figures.__main__ import main
+from paper_figures.cache import COMPUTED
+from paper_figures.gallery import verdict
+from paper_figures.results import Results
 
 
 def test_build_writes_images_results_and_a_gallery(tiny_figure, tmp_path):
     out = tmp_path / "out"
     files = paper_figures.build(["tiny"], "smoke", out)
-    assert files == [out / "tiny.png", out / "tiny.pdf", out / "index.html"]
+    assert files == [out / "tiny.png", out / "tiny.pdf", out / "tiny.svg", out / "index.html"]
     assert files[0].read_bytes()[:4] == b"\x89PNG"
     assert files[1].read_bytes()[:4] == b"%PDF"
+    assert b"<svg" in files[2].read_bytes()
     (results,) = (out / "results").iterdir()
     assert re.fullmatch(r"tiny-smoke-seed0-[0-9a-f]{16}\.json", results.name)
 
@@ -107,6 +112,79 @@ def test_the_command_says_bad_input_in_one_line_with_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--all", "nope"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["order_of_accuracy", "separation", "growth_operators", "finetune"])
+def test_a_figure_of_committed_numbers_is_drawn_alike_byte_for_byte_and_says_how_to_compute_it_anew(name, tmp_path):
+    once, again = (paper_figures.build([name], "full", tmp_path / folder) for folder in "ab")
+    for one, two in zip(once, again, strict=True):
+        if one.name != "index.html" or name in (
+            "order_of_accuracy",
+            "separation",
+        ):  # the time of reading records is in it
+            assert one.read_bytes() == two.read_bytes(), one.name
+    text = once[-1].read_text(encoding="utf-8")
+    assert "Not recomputed: " in text
+    assert "anew" in text
+    assert re.search("<b>(Seen|Measured|Not all of it is as one should see):</b>", text)
+    assert list((tmp_path / "a" / "results").glob("*")) == [] or name in ("growth_operators", "finetune")
+
+
+@pytest.mark.parametrize("path", sorted(COMPUTED.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_numbers_are_of_the_settings_that_the_code_has(path):
+    results, module = Results.load(path), paper_figures.FIGURES[path.stem]
+    assert (results.figure, results.preset, results.seed) == (path.stem, "full", module.SEED)
+    assert results.config == json.loads(json.dumps(dataclasses.asdict(module.PRESETS["full"])))
+    assert results.commit
+    assert "dirty" not in results.commit
+    assert module.finding(results)
+
+
+@pytest.mark.parametrize(
+    ("finding", "said"),
+    [
+        ("Slopes (as predicted, to 0.15): 2.", "Seen"),
+        ("Slopes (NOT as predicted): 2.", "Not all of it is as one should see"),
+        ("It ends at 2.4.", "Measured"),
+    ],
+)
+def test_only_what_the_numbers_judge_is_said_to_be_seen(finding, said):
+    assert verdict(finding) == said
+
+
+def test_what_is_computed_now_says_so_and_what_is_not_as_expected_too(tiny_figure, tmp_path):
+    tiny_figure.finding = lambda results: "It is NOT a line."
+    text = paper_figures.build(["tiny"], "smoke", tmp_path / "out")[-1].read_text(encoding="utf-8")
+    assert "Computed by this code, in " in text
+    assert "<b>Not all of it is as one should see:</b> It is NOT a line." in text
+    assert "Not drawn here" not in text
+
+
+def test_a_slow_figure_without_committed_numbers_is_left_out_and_named(tiny_figure, monkeypatch, tmp_path):
+    monkeypatch.setattr("paper_figures.cache.COMPUTED", tmp_path)
+    assert "tiny" in paper_figures.drawable("full")
+    tiny_figure.SLOW = "an hour"
+    assert "tiny" not in paper_figures.drawable("full")
+    assert "tiny" in paper_figures.drawable("smoke")
+    text = paper_figures.build(["finetune"], "full", tmp_path / "out")[-1].read_text(encoding="utf-8")
+    assert "<b>tiny</b>: its numbers take an hour; deepfusion figures tiny computes them" in text
+    results = tiny_figure.compute("full")
+    results.save(tmp_path / "tiny.json")
+    assert "tiny" in paper_figures.drawable("full")
+    tiny_figure.computed.clear()
+    paper_figures.build(["tiny"], "full", tmp_path / "out")
+    assert tiny_figure.computed == []
+    paper_figures.build(["tiny"], "full", tmp_path / "out", force=True)
+    assert tiny_figure.computed == ["full"]
+
+
+def test_the_command_lists_one_name_a_line_and_the_titles_as_json(tiny_figure, capsys):
+    from deepfusion.commands.figures import figures
+
+    figures(list_figures=True)
+    assert capsys.readouterr().out.split("\n") == [*paper_figures.FIGURES, ""]
+    figures(list_figures=True, as_json=True)
+    assert json.loads(capsys.readouterr().out)["tiny"] == "A tiny <figure>."
 
 
 @pytest.mark.parametrize("name", sorted(paper_figures.FIGURES))
