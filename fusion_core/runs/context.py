@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from typing import Annotated, Any
 
 import jax
@@ -76,6 +77,7 @@ class RunContext:
       trainers: compiled steps, one for all nodes of one shape.
       timings: of the parts of the run up to its first step.
       states: last states of nodes, as NumPy arrays, until those that go on from them are finished.
+      growths: what growths need that follows from the plan alone, as far as it was prepared ahead.
     """
 
     plan: Plan
@@ -89,6 +91,7 @@ class RunContext:
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
     states: dict[str, TrainState] = dataclasses.field(default_factory=dict)
+    growths: dict[str, Future[Any]] = dataclasses.field(default_factory=dict)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -220,6 +223,7 @@ class RunContext:
             written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
             write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
         self._hold(resolved.name, state)
+        self.growths.pop(resolved.name, None)
         barrier(f"node {resolved.name} is finished")
 
     def _hold(self, name: str, state: TrainState) -> None:
