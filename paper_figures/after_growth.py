@@ -231,6 +231,8 @@ def _cell(results: Results, event: int, variant: str) -> str:
 def finding(results: Results) -> str:
     """Return, for each event, the variants that are better and worse than the recipe beyond their intervals, and the best."""
     sentences = []
+    every: list[set[str]] = []
+    known = excluding = 0
     for e, event in enumerate(EVENTS):
         found = {v: one for v in results.config["variants"] if v != REFERENCE and (one := _ended(results, e, v))}
         if not found:
@@ -239,12 +241,20 @@ def finding(results: Results) -> str:
         best = min(found, key=lambda v: found[v].mean)
         better = [v for v, one in found.items() if one.interval and one.interval[1] < 0]
         worse = [v for v, one in found.items() if one.interval and one.interval[0] > 0]
+        every.append(set(better))
+        known, excluding = known + sum(bool(one.interval) for one in found.values()), excluding + len(better + worse)
         loss = _estimate(results, e, REFERENCE, "loss")
         sentences.append(
             f"Grown after {results.config['grown_at'][e]:.0%}, the recipe ends at "
             f"{'–' if loss is None else f'{loss.mean:.3f}'}; the lowest mean is {words(best)} ({found[best].mean:+.3f}"
             f"{_bounds(found[best])}). Better than the recipe, the interval below zero: {_listed(found, better)}; "
             f"worse, above zero: {_listed(found, worse)}.{_said(results, e)}"
+        )
+    if known:
+        both = sorted(set.intersection(*every)) if len(every) == len(EVENTS) else []
+        sentences.append(
+            f"{excluding} of {known} intervals exclude zero, and chance alone would give {0.05 * known:.1f}; better after "
+            f"every growth: {', '.join(map(words, both)) or 'none'}."
         )
     return " ".join(sentences)
 

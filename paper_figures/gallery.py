@@ -67,8 +67,10 @@ def origin(entry: GalleryItem) -> str:
 
 
 def verdict(finding: str) -> str:
-    """Return whether one sees what one should: findings say NOT of what is otherwise than expected."""
-    return "Not all of it is as one should see" if re.search(r"\bNOT\b", finding) else "Seen"
+    """Return whether one sees what one should, if the finding judges it: by its NOT, or its words of assent."""
+    if re.search(r"\bNOT\b", finding):
+        return "Not all of it is as one should see"
+    return "Seen" if re.search(r"\b[Aa]s predicted\b|\bahead of every\b", finding) else "Measured"
 
 
 def _section(entry: GalleryItem) -> str:

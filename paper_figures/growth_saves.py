@@ -179,6 +179,23 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def short_table(results: Results) -> str:
+    """Return what each way of the largest budget ends at and saves, as a Markdown table of four columns."""
+    found = Comparison(results)
+    lines = [
+        f"| {arms.budget_words(found)}, {arms.seeds_words(found)} | loss | saved, sources paid | given |",
+        "|---|---|---|---|",
+    ]
+    for text, arm in _ways(found, -1).items():
+        if arm not in found or found.loss(arm) is None or text.startswith("grown, best"):
+            continue
+        at = found.step_of(arm)
+        way = f"{text}{f', after {at:.0%}' if at else ''}{arms.few_words(found, arm)}"
+        saved = [percent(found.saving(arm, kind)) for kind in ("paid", "given")] if arm != TUNED else ["", ""]
+        lines.append(f"| {way} | {number(found.loss(arm))} | {' | '.join(saved)} |")
+    return "\n".join(lines)
+
+
 def signed(found: Estimate | None) -> str:
     """Return ``-0.080 (-0.110 to -0.050)``, a difference and its interval; nothing if there is none."""
     if found is None:

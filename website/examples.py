@@ -9,16 +9,20 @@ from typing import NamedTuple
 from website import pages
 
 ROOT = pathlib.Path(__file__).parent.parent
-_BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```\n(?:\n?prints\n+```\n(.*?)^```)?", flags=re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"^```(python|sh|toml)(?: title=\"([\w.]+)\")?\n(.*?)^```\n(?:\n?prints\n+```\n(.*?)^```)?",
+    flags=re.DOTALL | re.MULTILINE,
+)
 
 
 class Block(NamedTuple):
-    """One block of code of a page: its kind, its text, what it prints ("" if the page does not say), and its heading."""
+    """One block of code of a page: its kind, its text, what it prints ("" if the page does not say), its file, its heading."""
 
     kind: str
     code: str
     printed: str
     heading: str
+    file: str = ""
 
 
 def blocks(text: str) -> list[Block]:
@@ -30,7 +34,7 @@ def blocks(text: str) -> list[Block]:
             re.sub(r"^```.*?^```", "", text[: match.start()], flags=re.DOTALL | re.MULTILINE),
             flags=re.MULTILINE,
         )
-        found.append(Block(match[1], match[2], match[3] or "", headings[-1] if headings else ""))
+        found.append(Block(match[1], match[3], match[4] or "", headings[-1] if headings else "", match[2] or ""))
     return found
 
 

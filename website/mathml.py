@@ -1,4 +1,4 @@
-"""Formulas as MathML, made while the site is built: displayed ``$$ ... $$`` and the ``.. math::`` of docstrings.
+"""Formulas as MathML, made while the site is built: ``$ ... $``, ``$$ ... $$`` and docstrings' ``.. math::``.
 
 A formula that ends with ``\\tag{1.2}`` has a number and the anchor ``eq-1.2``. Browsers draw MathML by
 themselves: no script and no font is loaded.
@@ -10,9 +10,11 @@ from typing import Any
 from latex2mathml.converter import convert
 from markdown import Markdown
 from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
 
 TAG = re.compile(r"\\tag\{([\w.]+)\}")
+_INLINE = r"(?<![\$\\\w])\$(?![\s$])([^$\n]+?)(?<![\s\\])\$(?![\$\w])"
 _FENCE = re.compile(r"\s*(```|~~~)")
 
 
@@ -59,12 +61,19 @@ class _Formulas(Preprocessor):
         return out
 
 
+class _Inline(InlineProcessor):
+    def handleMatch(self, found: re.Match[str], data: str) -> tuple[str, int, int]:
+        return self.md.htmlStash.store(convert(found[1]).replace("\n", " ")), found.start(0), found.end(0)
+
+
 class Formulas(Extension):
-    """Markdown with displayed formulas."""
+    """Markdown with formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         """Look for formulas before anything else but fenced code is looked for."""
         md.preprocessors.register(_Formulas(md), "formulas", 28)
+        # after code (190), before escapes (180)
+        md.inlinePatterns.register(_Inline(_INLINE, md), "formula", 185)
 
 
 def makeExtension(**settings: Any) -> Formulas:

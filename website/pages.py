@@ -46,10 +46,10 @@ def public_names(package: str) -> dict[str, str]:
     return names
 
 
-def is_module(name: str) -> bool:
-    """Return whether a dotted name is that of a module of ours."""
-    path = ROOT / name.replace(".", "/")
-    return path.is_dir() or path.with_suffix(".py").exists()
+def is_module(name: str, thing: str) -> bool:
+    """Return whether a public name is that of a module (``bea.trees``), not of something in one of the same name."""
+    path = ROOT / thing.replace(".", "/")
+    return name == thing and (path.is_dir() or path.with_suffix(".py").exists())
 
 
 def module_names(module: str) -> list[str]:
@@ -82,7 +82,7 @@ def api_page(package: str) -> str:
     group = ""
     for name, thing in public_names(package).items():
         module = thing.rsplit(".", 1)[0]
-        if is_module(thing):
+        if is_module(name, thing):
             lines += [f"## `{name}` {{#{name}}}", "", _doc(thing), ""]
             if name == "bea.symbolic":
                 lines += ["It has [a page of its own](symbolic.md).", ""]
@@ -143,8 +143,7 @@ def notebook_page(file: pathlib.Path) -> str:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             # the page has one title; the note goes below it
-            text = _notebook_formulas(source)
-            parts = [text, *parts] if i == 0 else [*parts, text]
+            parts = [source, *parts] if i == 0 else [*parts, source]
             continue
         parts.append(f"```python\n{source}\n```\n")
         for output in cell.get("outputs", []):
@@ -152,20 +151,12 @@ def notebook_page(file: pathlib.Path) -> str:
             if "image/png" in data:
                 parts.append(f'<img alt="figure" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">\n')
             elif "text/latex" in data:
-                parts.append(_notebook_formulas("".join(data["text/latex"])) + "\n")
+                latex = "".join(data["text/latex"]).strip().strip("$").removeprefix("\\displaystyle")
+                parts.append(f"$${latex.strip()}$$\n")
             else:
                 text = "".join(output.get("text", data.get("text/plain", [])))
                 parts.append(f"```text\n{text.rstrip()}\n```\n" if text.strip() else "")
     return "\n\n".join(parts)
-
-
-def _notebook_formulas(text: str) -> str:
-    """Return text with formulas between single dollars as MathML; displayed ones are left to ``website.mathml``."""
-    from latex2mathml.converter import convert
-
-    one = lambda found: convert(found[1]).replace("\n", " ")
-    text = re.sub(r"^\$\\displaystyle (.*)\$$", r"$$\n\1\n$$", text.strip(), flags=re.DOTALL)
-    return re.sub(r"(?<![\$\\`])\$([^\$`\n]+)\$(?!\$)", one, text)
 
 
 def source_page(path: str) -> str:

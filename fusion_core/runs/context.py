@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from typing import Annotated, Any
 
 import jax
@@ -77,6 +78,7 @@ class RunContext:
       timings: of the parts of the run up to its first step.
       mine: names of the nodes that this process has finished.
       states: last states of nodes, as NumPy arrays, until those that go on from them are finished.
+      growths: what growths need that follows from the plan alone, as far as it was prepared ahead.
     """
 
     plan: Plan
@@ -91,6 +93,7 @@ class RunContext:
     timings: Timings = dataclasses.field(default_factory=Timings)
     mine: set[str] = dataclasses.field(default_factory=set)
     states: dict[str, TrainState] = dataclasses.field(default_factory=dict)
+    growths: dict[str, Future[Any]] = dataclasses.field(default_factory=dict)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -232,6 +235,7 @@ class RunContext:
             write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
         self.mine.add(resolved.name)
         self._hold(resolved.name, state)
+        self.growths.pop(resolved.name, None)
         barrier(f"node {resolved.name} is finished")
 
     def _hold(self, name: str, state: TrainState) -> None:

@@ -14,11 +14,12 @@ from fusion_core.errors import InputError
 from fusion_core.growth import GrowthMap, fuse, fusion_map, grow, growth_rate_factors, rate_factors
 from fusion_core.growth.operators import growth_of
 from fusion_core.models.t5.model import parameter_shapes
-from fusion_core.runs.context import RunContext, scaled
+from fusion_core.runs.context import RunContext, scaled, state_shapes
 from fusion_core.runs.graph import Resolved, times_wider
 from fusion_core.runs.plan import GrowNode, GrowthNode, Recipe, TrainNode
 from fusion_core.runs.separating import choose_noise_in_run, push_apart_in_run
 from fusion_core.train import Ramp, TrainState, grow_states, rates_at
+from fusion_core.train.ahead import Ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +107,38 @@ def _rates(recipe: Recipe, factors: Any, mapping: GrowthMap | None) -> tuple[Any
     return ones, jax.tree.map(lambda rule: jnp.where(rule.new_entries(), 0.0, 1.0), mapping.rules)
 
 
+def prepared(
+    context: RunContext, resolved: Resolved, sources: Mapping[str, Resolved], *, compiled: bool = False
+) -> tuple[Event, Ahead | None]:
+    """Return a growth as functions of its sources' states: the event, and what carries states across, if they are carried.
+
+    Args:
+      context: of the run.
+      resolved: the growth's node.
+      sources: nodes that are grown, by name.
+      compiled: whether to compile the second, from the shapes of the sources' states.
+    """
+    node = resolved.node
+    assert not isinstance(node, TrainNode)
+    event = event_of(context, node, sources)
+    if resolved.optimizer is None or event.mapping is None:
+        return event, None
+    choices = {"copies": event.copies, "fresh_new": node.recipe.optimizer_state == "fresh_new"}
+    carry = Ahead(jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices)))
+    if compiled:
+        parts = [sources[name] for name in node.inputs]
+        carry.compile_now(tuple(state_shapes(part.config, part.optimizer, part.ramp) for part in parts))
+    return event, carry
+
+
 def grown_state(
     context: RunContext, resolved: Resolved, sources: Mapping[str, Resolved], states: Mapping[str, TrainState]
 ) -> TrainState:
     """Return the state after a growth of the sources' states (by name)."""
     node = resolved.node
     assert not isinstance(node, TrainNode)
-    event = event_of(context, node, sources)
+    ahead = context.growths.get(node.name)
+    event, carry = (ahead and ahead.result()) or prepared(context, resolved, sources)
     parts = tuple(states[name] for name in node.inputs)
     made = lambda event: event.params(tuple(part.params for part in parts))
     measure = (context.plan, context.data, resolved, sources[node.inputs[0]], event, parts)
@@ -133,10 +159,8 @@ def grown_state(
     if event.first is not None:
         first = jax.tree.map(lambda f: jnp.asarray(f, jnp.float32), event.first)
         ramp = Ramp(first, step, jnp.asarray(node.recipe.rewarm, jnp.int32))
-    if resolved.optimizer is not None and event.mapping is not None:
-        choices = {"copies": event.copies, "fresh_new": node.recipe.optimizer_state == "fresh_new"}
-        carried = jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices))(parts)
-        return carried._replace(params=params, ramp=ramp)
+    if carry is not None:
+        return carry(parts)._replace(params=params, ramp=ramp)
     # the node that goes on sets a fresh optimizer's rate, so that only the ratios of the rates matter here
     rates = jax.tree.map(lambda factor: jnp.asarray(factor, jnp.float32), event.factors)
     found: object = jax.tree.structure(rates)

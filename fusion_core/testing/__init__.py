@@ -10,6 +10,7 @@ from fusion_core.testing.maps import check_linear_map as check_linear_map
 from fusion_core.testing.maps import check_map as check_map
 from fusion_core.testing.maps import inner as inner
 from fusion_core.testing.maps import random_like as random_like
+from fusion_core.testing.records import check_table as check_table
 from fusion_core.testing.rules import check_rule as check_rule
 from fusion_core.testing.strategies import Network as Network
 from fusion_core.testing.strategies import Sources as Sources

@@ -49,8 +49,8 @@ def assert_close(found: Params, wanted: Params, what: str, tolerance: float = TO
     if shapes[0] != shapes[1]:
         name = next(n for n in (*shapes[1], *shapes[0]) if shapes[0].get(n) != shapes[1].get(n))
         raise AssertionError(f"{what}: {name} has shape {shapes[0].get(name)}, not {shapes[1].get(name)}")
-    scale = max((float(np.abs(leaf).max(initial=0)) for leaf in theirs.values()), default=0.0)
-    off = {name: float(np.abs(np.asarray(ours[name]) - theirs[name]).max(initial=0)) for name in theirs}
+    scale = max((float(np.abs(np.asarray(leaf)).max(initial=0)) for leaf in theirs.values()), default=0.0)
+    off = {name: float(np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).max(initial=0)) for name in theirs}
     worst = max(off, key=lambda name: np.nan_to_num(off[name], nan=np.inf))
     if not off[worst] <= tolerance * scale:
         where = f" in {worst}" if worst else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from fusion_core.checkpoints.recipe import fusion_recipe, growth_recipe
 from fusion_core.growth.fuse import fuse
 from fusion_core.growth.operators import grow
 from fusion_core.models.registry import init, initial, layouts, spaces
-from fusion_core.models.units import Axis, Params, by_name
+from fusion_core.models.units import Axis, Config, Params, by_name
 from fusion_core.testing.case import Case
 from fusion_core.testing.maps import assert_close
 
@@ -25,7 +26,15 @@ STREAMED = 1e-6  # in float32: a growth that scales may round once more than in 
 
 def table(case: Case) -> None:
     """Every array makes and reads units once, the fields count them, and ``init`` gives arrays of these shapes."""
-    for config in case.configs:
+    check_table(case.configs)
+
+
+def check_table(configs: Sequence[Config]) -> None:
+    """Raise AssertionError unless the tables of registered architectures' configurations agree with themselves; in float64.
+
+    Every array makes and reads units once, the fields count them, and ``init`` gives arrays of these shapes.
+    """
+    for config in configs:
         known = spaces(config)
         for name, layout in layouts(config).items():
             axes = [axis for axis in layout.axes if isinstance(axis, Axis)]
@@ -46,10 +55,10 @@ def table(case: Case) -> None:
                     raise AssertionError(
                         f"{field} is {getattr(config, field)}, not {multiple} for each of the {space.size} of {space.name}"
                     )
-        _start(case, config)
+        _start(config)
 
 
-def _start(case: Case, config: object) -> None:
+def _start(config: Config) -> None:
     shapes = {name: layout.shape for name, layout in layouts(config).items()}
     for dtype in (jnp.float32, jnp.float64):
         first, again = (by_name(init(config, 0, dtype=dtype)) for _ in range(2))

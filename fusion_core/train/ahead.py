@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import jax
 
 from fusion_core.memory import give_back
-from fusion_core.train.devices import laid_out
 
-_turn = threading.Lock()  # one compilation at a time, beside the training
+T = TypeVar("T")
+_turn = threading.Lock()  # one piece of work at a time, beside the training
+
+
+def in_turn(work: Callable[[], T]) -> Future[T | None]:
+    """Begin ``work`` in a thread, once what was begun before is done; return its result when it is there, None if it fails."""
+    made: Future[T | None] = Future()
+
+    def run() -> None:
+        found = None
+        try:
+            with _turn:
+                if threading.main_thread().is_alive():  # else the process is ending
+                    found = work()
+                    give_back()
+        except Exception:
+            pass  # who needs the result does the work again, and says what is wrong
+        finally:
+            made.set_result(found)
+
+    # no daemon: a process that ends while XLA compiles in one of its threads may crash
+    threading.Thread(target=run, name="compiling ahead").start()
+    return made
 
 
 class Ahead:
-    """A ``data_parallel`` function that can be compiled before it is called, for arguments of known shapes.
+    """A function, of ``jax.jit`` or ``data_parallel``, that can be compiled before it is called, for arguments of known shapes.
 
     Calls with arguments of those shapes take that program, and wait for it if it is not finished; other calls, and those after
     a compilation that failed, compile as ever. The program is the same either way.
@@ -27,39 +48,24 @@ class Ahead:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._made: dict[Any, concurrent.futures.Future[Any]] = {}
+        self._made: dict[Any, Future[Any]] = {}
 
-    def compile(self, devices: list[jax.Device], *shapes: Any) -> concurrent.futures.Future[Any]:
-        """Begin to compile for arguments of these shapes (``jax.ShapeDtypeStruct`` leaves, the device axis included).
-
-        Args:
-          devices: of this process.
-          *shapes: of the arguments.
+    def compile(self, *shapes: Any) -> Future[Any]:
+        """Begin to compile for arguments of these shapes (``jax.ShapeDtypeStruct`` leaves, laid out as the arguments will be).
 
         Returns:
           The program, when it is there; None if it could not be compiled.
         """
         key = _key(shapes)
-        if key in self._made:
-            return self._made[key]
-        made: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self._made[key] = made
+        if key not in self._made:
+            self._made[key] = in_turn(lambda: self.lower(*shapes).compile())
+        return self._made[key]
 
-        def work() -> None:
-            program = None
-            try:
-                with _turn:
-                    if threading.main_thread().is_alive():  # else the process is ending
-                        program = self.lower(*laid_out(shapes, devices)).compile()
-                        give_back()
-            except Exception:
-                pass  # the call will raise it, if there is one
-            finally:
-                made.set_result(program)
-
-        # no daemon: a process that ends while XLA compiles in one of its threads may crash
-        threading.Thread(target=work, name="compiling ahead").start()
-        return made
+    def compile_now(self, *shapes: Any) -> None:
+        """Compile for arguments of these shapes, in a thread that has its turn."""
+        made: Future[Any] = Future()
+        made.set_result(self.lower(*shapes).compile())
+        self._made[_key(shapes)] = made
 
     def __call__(self, *arguments: Any) -> Any:
         made = self._made.get(_key(arguments)) if self._made else None

@@ -152,8 +152,8 @@ def host_copy(tree: Tree) -> Tree:
     parts = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
     for part in jax.tree.leaves(parts):
         part.copy_to_host_async()  # all transfers at once, where the device is not the host
-    # a copy even on the host, whose arrays NumPy would otherwise look into
-    return jax.tree.map(lambda part: np.array(part[0], copy=True), parts)
+    # a copy even on the host, whose arrays NumPy would otherwise look into; sliced by NumPy, which compiles nothing
+    return jax.tree.map(lambda part: np.array(np.asarray(part)[0], copy=True), parts)
 
 
 def shard(batches: list[Batch], devices: list[jax.Device]) -> Batch:

@@ -18,7 +18,7 @@ import optax
 from fusion_core.errors import InputError, Interrupted, Terminated, TrainingDiverged
 from fusion_core.seeds import seed32
 from fusion_core.train.ahead import Ahead
-from fusion_core.train.devices import Batch, devices_for, local_rows, replicate, shard, unreplicate
+from fusion_core.train.devices import Batch, devices_for, laid_out, local_rows, replicate, shard, unreplicate
 from fusion_core.train.learning_rate import Schedule, constant_schedule
 from fusion_core.train.step import Loss, Params, TrainState, evaluate_step, train_steps
 
@@ -137,9 +137,10 @@ class Trainer:
         )
         state = jax.tree.map(on_each, state)
         scales, seed = on_each(np.zeros(chunk, np.float32)), on_each(np.zeros((), np.uint32))
+        placed = lambda tree: laid_out(tree, self.devices)
         return [
-            self._evaluate.compile(self.devices, state.params, rows(len(batches))),
-            self._steps.compile(self.devices, state, rows(chunk), scales, seed),
+            self._evaluate.compile(*placed((state.params, rows(len(batches))))),
+            self._steps.compile(*placed((state, rows(chunk), scales, seed))),
         ]
 
     def dispatches(

@@ -1,7 +1,7 @@
 """Pages whose tables and sentences are written from the records.
 
-A page has blocks that begin with a line ``<!-- table NAME -->`` or ``<!-- finding NAME -->`` and end with ``<!-- end -->``;
-what is between them is renewed.
+A page has blocks that begin with a line ``<!-- table NAME -->``, ``<!-- short NAME -->`` or ``<!-- finding NAME -->``
+and end with ``<!-- end -->``; what is between them is renewed. A short table has what the README shows of a figure's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paper_figures.experiments import event_terms
 from paper_figures.experiments.tables import markdown
 from paper_figures.results import Results
 
-BLOCK = re.compile(r"<!-- (table|finding) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|short|finding) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 MISSING = re.compile(r"there is no (?:record|plan) of (\w+) .*; make it with: (.+)")
 COLUMNS = 124
 
@@ -45,6 +45,13 @@ def table_of(name: str) -> str:
     return markdown(name, getattr(module, "LABELS", None))
 
 
+def short_of(name: str) -> str:
+    """Return the short Markdown table of a figure that has one."""
+    from paper_figures.registry import FIGURES
+
+    return FIGURES[name].short_table(_results(name))
+
+
 def finding_of(name: str) -> str:
     """Return what a figure's numbers say, in lines."""
     from paper_figures.registry import FIGURES
@@ -59,7 +66,7 @@ def renewed(text: str) -> tuple[str, list[str]]:
     def block(match: re.Match[str]) -> str:
         kind, name = match.groups()
         try:
-            content = (table_of if kind == "table" else finding_of)(name)
+            content = {"table": table_of, "short": short_of, "finding": finding_of}[kind](name)
         except InputError as error:
             found = MISSING.match(str(error))
             if found is None:

@@ -10,18 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
+from fusion_core import testing
 from fusion_core.growth import fused_config
 from fusion_core.models.registry import parameter_shapes
 from tests.strategies import decoders
 from tests.strategies.networks import (
     STYLES,
     batch_of,
-    inner,
     logits,
-    random_like,
     random_mlp,
     random_t5,
-    shape_tree,
     tiny,
 )
 from toy_models import mlp
@@ -37,22 +35,11 @@ def mlp_output(params, x):
     return x @ np.asarray(last["weight"]).T + np.asarray(last["bias"])
 
 
-@st.composite
-def mlp_sources(draw):
-    """(sizes of every source, weights): one depth, own hidden widths. Few different shapes, each is a compilation."""
-    depth = draw(st.integers(2, 4), label="depth")
-    n_in, n_out = draw(st.sampled_from([(1, 2), (3, 1)]))
-    k = draw(st.integers(2, 3), label="sources")
-    widths = st.lists(st.sampled_from([1, 4]), min_size=depth - 1, max_size=depth - 1)
-    sizes = [(n_in, *draw(widths), n_out) for _ in range(k)]
-    parts = draw(st.one_of(st.none(), st.lists(st.integers(1, 9), min_size=k, max_size=k)))
-    return sizes, None if parts is None else [p / sum(parts) for p in parts]
-
-
 @settings(max_examples=12, derandomize=True, deadline=None)
-@given(sources=mlp_sources(), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
-def test_fused_mlps_output_the_weighted_mean(sources, dtype, seed):
-    sizes, weights = sources
+@given(drawn=testing.mlp_sources(), dtype=st.sampled_from(DTYPES), equal=st.booleans())
+def test_fused_mlps_output_the_weighted_mean(drawn, dtype, equal):
+    sizes, weights = [member.config.sizes for member in drawn.members], None if equal else list(drawn.weights)
+    seed = drawn.members[0].seed
     with jax.enable_x64(True):
         networks = [(random_mlp(s, seed + i, dtype), fc.MLPConfig(s)) for i, s in enumerate(sizes)]
         fused, config = fc.fuse(networks, weights)
@@ -79,13 +66,12 @@ def test_fused_toy_models_output_the_mean():
 
 
 @settings(max_examples=5, derandomize=True, deadline=None)
-@given(sources=mlp_sources(), seed=st.integers(0, 99))
-def test_the_fused_loss_is_at_most_the_mean_loss_where_the_loss_is_convex_in_the_outputs(sources, seed):
-    sizes, weights = sources
-    weights = weights or [1 / len(sizes)] * len(sizes)
-    networks = [(random_mlp(s, seed + i), fc.MLPConfig(s)) for i, s in enumerate(sizes)]
+@given(drawn=testing.mlp_sources())
+def test_the_fused_loss_is_at_most_the_mean_loss_where_the_loss_is_convex_in_the_outputs(drawn):
+    networks, weights = drawn.networks, list(drawn.weights)
+    sizes = [config.sizes for _, config in networks]
     fused, _ = fc.fuse(networks, weights)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(drawn.members[0].seed)
     x, y = rng.standard_normal((5, sizes[0][0])), rng.standard_normal((5, sizes[0][-1]))
     losses = {
         "square": lambda out: np.mean((out - y) ** 2),
@@ -113,55 +99,10 @@ def maps():
     } | {kind: ([decoders.small(kind, i) for i in range(2)], [0.3, 0.7]) for kind in decoders.KINDS}
 
 
-@pytest.fixture(scope="module", params=sorted(maps()))
-def mapped(request):
-    """Sources u, v, their images, and what transpose and pseudo-inverse make of images; float64."""
-    configs, weights = maps()[request.param]
-    mapping = fc.fusion_map(configs, weights)
-    u, v = (tuple(random_like(s, (j, i)) for i, s in enumerate(mapping.shapes)) for j in range(2))
-    combine = lambda x, y: jax.tree.map(lambda a, b: 2 * a - 3 * b, x, y)
-
-    @jax.jit
-    def run(u, v):
-        Ju, Jv, both = mapping.embed(u), mapping.embed(v), mapping.embed(combine(u, v))
-        back = mapping.pinv(Ju)
-        found = {"Ju": Ju, "Jv": Jv, "both": both, "back": back, "again": mapping.pinv(mapping.embed(back))}
-        return found
-
-    with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, run(u, v))
-        random = random_like(found["Ju"], 5)
-        transposed = jax.tree.map(np.asarray, jax.jit(mapping.transpose)(random))
-    apart = combine(found["Ju"], found["Jv"])
-    return {**found, "mapping": mapping, "u": u, "apart": apart, "random": random, "transposed": transposed}
-
-
-def assert_trees_close(found, wanted, tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), found, wanted)
-
-
-def test_the_map_has_the_shapes_of_the_fused_configuration(mapped):
-    assert shape_tree(mapped["Ju"]) == shape_tree(parameter_shapes(mapped["mapping"].config))
-
-
-def test_the_fusion_map_is_linear(mapped):
-    assert_trees_close(mapped["both"], mapped["apart"], 1e-13)
-
-
-def test_the_transpose_is_the_adjoint(mapped):
-    """For any v of the fused space, not only for images: its off-diagonal blocks must not count."""
-    assert inner(mapped["Ju"], mapped["random"]) == pytest.approx(inner(mapped["u"], mapped["transposed"]), rel=1e-12)
-
-
-def test_the_pseudo_inverse_undoes_fusion_where_it_is_injective(mapped):
-    """Everywhere but in averaged biases."""
-    for source, found in zip(mapped["u"], mapped["back"], strict=True):
-        keep = lambda tree: jax.tree.map(lambda rule, x: x if rule.own else (), mapped["mapping"].rules, tree)
-        assert_trees_close(keep(found), keep(source), 1e-13)
-
-
-def test_the_pseudo_inverse_projects(mapped):
-    assert_trees_close(mapped["again"], mapped["back"], 1e-13)
+@pytest.mark.parametrize("kind", sorted(maps()))
+def test_the_fusion_map_is_linear_with_its_transpose_and_pseudo_inverse(kind):
+    """For any tree of the fused space, not only for images: off-diagonal blocks must not count. Shapes are checked too."""
+    testing.check_map(fc.fusion_map(*maps()[kind]))
 
 
 def test_the_pseudo_inverse_of_an_averaged_bias_is_the_least_norm_one():

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 import bea
 import fusion_core as fc
 from benchmarks import growth_operators as benchmark
+from fusion_core import testing
 from fusion_core.growth import GROWTH_OPERATORS, copied_units
 from fusion_core.models.registry import init as init_of
 from fusion_core.models.t5 import init
 from fusion_core.models.units import by_name
 from tests.strategies import decoders
-from tests.strategies.growth import CASES, label, relu_output, shapes_of
-from tests.strategies.networks import batch_of, inner, logits, random_like, random_mlp, random_t5, shape_tree, tiny
+from tests.strategies.growth import CASES, label, relu_output
+from tests.strategies.networks import batch_of, logits, random_mlp, random_t5, tiny
 
 EXPORTED = [case for case in CASES if benchmark.exported(case[2])]
 WITHOUT_TORCH = "the reference implementation is an extra: pip install 'deepfusion[parity]'"
@@ -83,34 +84,9 @@ LINEAR = [
 ]
 
 
-def combine(u, v):
-    return jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v)
-
-
-def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12), a, b)
-
-
 @pytest.mark.parametrize(("operator", "network"), LINEAR)
 def test_the_map_of_an_operator_is_linear_with_its_transpose_and_pseudo_inverse(operator, network):
-    config = benchmark.CONFIGS[network]
-    mapping = fc.growth_map(config, operator, factor=2, seed=3)
-    event = bea.GrowthEvent.of(mapping)
-    with jax.enable_x64(True):
-        u, v = (jax.tree.map(jnp.asarray, random_like(mapping.shapes, seed)) for seed in (0, 1))
-        w = random_like(jax.eval_shape(mapping.embed, u), 2)
-        w = jax.tree.map(jnp.asarray, w)
-        # not jitted: most arrays of a T5 share a few shapes, so that op by op there is less to compile
-        Ju = event.embed(u)
-        found = {"Ju": Ju, "Jv": event.embed(v), "Jboth": event.embed(combine(u, v)), "back": event.pinv(Ju)}
-        found |= {"Jᵀw": event.transpose(w), "JJ⁺w": event.embed(event.pinv(w))}
-        found = jax.tree.map(np.asarray, found)
-    close(found["Jboth"], combine(found["Ju"], found["Jv"]))
-    close(found["back"], u)
-    assert inner(found["Ju"], w) == pytest.approx(inner(u, found["Jᵀw"]), rel=1e-10)
-    # J⁺w is the best fit: what it leaves of w is orthogonal to the image of J
-    assert inner(found["Jv"], w) == pytest.approx(inner(found["Jv"], found["JJ⁺w"]), rel=1e-10)
-    assert shape_tree(found["Ju"]) == shapes_of(mapping.config)
+    testing.check_map(fc.growth_map(benchmark.CONFIGS[network], operator, factor=2, seed=3))
 
 
 @pytest.mark.parametrize("operator", ["aki", "net2net_width"])

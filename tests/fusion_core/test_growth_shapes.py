@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import fusion_core as fc
 from benchmarks import growth_operators as benchmark
+from fusion_core import testing
 from fusion_core.growth import GROWTH_OPERATORS, copied_units
 from fusion_core.growth.units import first_copies
-from fusion_core.models import registry
-from fusion_core.models.registry import layouts, parameter_shapes, spaces
-from fusion_core.models.units import Axis, by_name
+from fusion_core.models.registry import parameter_shapes
+from fusion_core.models.units import by_name
 from tests.strategies import decoders
 from tests.strategies.growth import CASES, label, relu_output, shapes_of
 from tests.strategies.networks import batch_of, logits, random_mlp, random_t5, shape_tree, tiny
@@ -141,24 +141,8 @@ CONFIGS_OF_ALL = [
 
 
 @pytest.mark.parametrize("config", CONFIGS_OF_ALL, ids=lambda config: type(config).__name__)
-def test_every_array_makes_or_reads_units_once_and_the_fields_count_them(config):
-    for name, layout in layouts(config).items():
-        axes = [axis for axis in layout.axes if isinstance(axis, Axis)]
-        assert len({axis.reads for axis in axes}) == len(axes), name
-        for axis in axes:
-            assert axis.space == spaces(config)[axis.space.name], name
-    for space in spaces(config).values():
-        counted = getattr(config, space.field)
-        assert space.size == (counted if space.position is None else counted[space.position])
-        for field, multiple in space.also:
-            assert getattr(config, field) == multiple * space.size
-
-
-@pytest.mark.parametrize("config", CONFIGS_OF_ALL, ids=lambda config: type(config).__name__)
-def test_the_start_of_every_network_has_the_shapes_of_its_configuration(config):
-    params = registry.init(config, 0)
-    assert shape_tree(params) == shapes_of(config)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+def test_every_array_makes_or_reads_units_once_the_fields_count_them_and_the_start_has_their_shapes(config, x64):
+    testing.check_table([config])
 
 
 def test_first_copies():

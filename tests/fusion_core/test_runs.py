@@ -83,6 +83,8 @@ def test_the_grown_step_and_its_evaluation_are_compiled_while_the_small_ones_tra
         assert len(function._made) == 1
         assert CALLS[function] == {True}
     assert CALLS[small._steps] == CALLS[small._evaluate] == {False}
+    (carries,) = set(CALLS) - {f for t in TRAINERS.values() for f in (t._steps, t._evaluate)}
+    assert CALLS[carries] == {True}
 
 
 def test_a_network_that_is_trained_in_pieces_is_the_one_that_is_trained_at_once(whole, text, tmp_path):

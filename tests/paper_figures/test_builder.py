@@ -10,6 +10,7 @@ import paper_figures
 from fusion_core.errors import InputError
 from paper_figures.__main__ import main
 from paper_figures.cache import COMPUTED
+from paper_figures.gallery import verdict
 from paper_figures.results import Results
 
 
@@ -125,7 +126,7 @@ def test_a_figure_of_committed_numbers_is_drawn_alike_byte_for_byte_and_says_how
     text = once[-1].read_text(encoding="utf-8")
     assert "Not recomputed: " in text
     assert "anew" in text
-    assert re.search("<b>(Seen|Not all of it is as one should see):</b>", text)
+    assert re.search("<b>(Seen|Measured|Not all of it is as one should see):</b>", text)
     assert list((tmp_path / "a" / "results").glob("*")) == [] or name in ("growth_operators", "finetune")
 
 
@@ -137,6 +138,18 @@ def test_committed_numbers_are_of_the_settings_that_the_code_has(path):
     assert results.commit
     assert "dirty" not in results.commit
     assert module.finding(results)
+
+
+@pytest.mark.parametrize(
+    ("finding", "said"),
+    [
+        ("Slopes (as predicted, to 0.15): 2.", "Seen"),
+        ("Slopes (NOT as predicted): 2.", "Not all of it is as one should see"),
+        ("It ends at 2.4.", "Measured"),
+    ],
+)
+def test_only_what_the_numbers_judge_is_said_to_be_seen(finding, said):
+    assert verdict(finding) == said
 
 
 def test_what_is_computed_now_says_so_and_what_is_not_as_expected_too(tiny_figure, tmp_path):
