@@ -14,7 +14,7 @@ from deepfusion.tables import prefixed, print_table
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fusion_core.checkpoints import Recipe
+    from fusion_core.checkpoints import Deviation, Recipe
     from fusion_core.checkpoints.stream import GrownTensor
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -110,3 +110,22 @@ def rehearsed(recipe: Recipe, out: pathlib.Path, facts: dict[str, Any] | None) -
     with byte_bar(recipe.nbytes) as report:
         rehearse(recipe, out, report)
     print_recipe(recipe) if facts is None else print(json.dumps(facts))
+
+
+def numbers_of(measured: Deviation | None) -> dict[str, float] | None:
+    """Return a deviation ready for JSON; None if it was not measured, or says nothing."""
+    return None if measured is None or measured.says_nothing else dataclasses.asdict(measured)
+
+
+def deviation_of(measured: Deviation | None, recipe: Recipe) -> str:
+    """Return a sentence on the deviation from the mean of the sources, or from the source of a growth."""
+    mean = "the mean" if recipe.operator is None else "the source"
+    if measured is not None and measured.says_nothing:
+        return f"The deviation from {mean} says nothing here: {measured.says_nothing}."
+    if measured is None:
+        return f"The deviation from {mean} was not measured{recipe.unmeasured and f': {recipe.unmeasured}'}."
+    logits = f"{mean} of the sources' logits" if recipe.operator is None else f"{mean}'s logits"
+    return (
+        f"Deviation from {logits} on {measured.tokens} random tokens: at most {measured.largest:.3g}, on average "
+        f"{measured.mean:.3g} ({mean}'s logits have a standard deviation of {measured.spread:.3g})."
+    )

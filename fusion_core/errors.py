@@ -7,7 +7,13 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input. The message names the thing, its value and the remedy; the command line prints it and exits with 2."""
+    """Bad input. The message names the thing, its value and the remedy; the command line prints it and exits with 2.
+
+    Of a message longer than 2000 characters, which quotes a long value of a file, the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 2000 else f"{message[:1000]} … {message[-997:]}")
 
 
 class Interrupted(Exception):

@@ -15,6 +15,8 @@ MOST_PRODUCTS = 20_000_000
 """Largest number of products of terms, about: ten seconds."""
 MOST_READ = 20_000
 """Largest number of terms of a formula, or of its derivative, that is multiplied out to count them."""
+MOST_ORDER = 1000
+"""Largest order whose work is estimated; that of a higher one is too much."""
 _TWO_TERMS = (sp.tan, sp.tanh)  # whose derivatives are 1 ± f²
 _HUGE = 10**18
 
@@ -29,7 +31,7 @@ def check_work(formulas: Sequence[sp.Expr], symbols: Sequence[sp.Symbol], order:
     d, p = len(symbols), max(order, 2)
     whole = max(map(terms, formulas))
     products = _HUGE
-    if max(whole, *(slopes(e) if gradient else 0 for e in formulas)) <= MOST_READ:
+    if p <= MOST_ORDER and max(whole, *(slopes(e) if gradient else 0 for e in formulas)) <= MOST_READ:
         fields = [gradient_field(e, symbols) for e in formulas] if gradient else [formulas]
         field, row = map(max, zip(*(_sizes(list(f), symbols) for f in fields), strict=True))
         before = field * row ** (p - 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepfusion.options import Json, changes, documents_of, seed_option
-from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
+from deepfusion.recipes import byte_bar, deviation_of, facts_of, numbers_of, parse_size, rehearsed, size_of
 from deepfusion.terminal import notes, working
 from fusion_core.errors import InputError
 
 if TYPE_CHECKING:
-    from fusion_core.checkpoints import Deviation
     from fusion_core.schedule.noise import NoiseChoice
 
 
@@ -111,11 +109,11 @@ def fuse(
     with byte_bar(recipe.nbytes) as report:
         measured = checkpoints.write_recipe(recipe, out, probe=probe, report=report)
     if as_json:
-        print(json.dumps({"out": str(out), **facts_of(recipe), "deviation": _numbers_of(measured)}))
+        print(json.dumps({"out": str(out), **facts_of(recipe), "deviation": numbers_of(measured)}))
         return
     print(f"Wrote {out}: {size_of(recipe)}.")
     print(f"{', '.join(changes([source.config for source in recipe.sources], recipe.config))}.")
-    print(_deviation(measured, recipe.cannot_run))
+    print(deviation_of(measured, recipe))
 
 
 def _chosen_noise(sources: list[pathlib.Path], text: list[pathlib.Path], seed: int, *, quiet: bool) -> NoiseChoice:
@@ -134,19 +132,3 @@ def _parse_weights(text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--weights is {text!r}; give numbers with commas, such as 0.3,0.7") from None
-
-
-def _numbers_of(measured: Deviation | None) -> dict[str, float] | None:
-    return None if measured is None or measured.says_nothing else dataclasses.asdict(measured)
-
-
-def _deviation(measured: Deviation | None, cannot_run: str) -> str:
-    if measured is not None and measured.says_nothing:
-        return f"The deviation from the mean says nothing here: {measured.says_nothing}."
-    if measured is None:
-        return f"The deviation from the mean was not measured{cannot_run and f': {cannot_run}'}."
-    return (
-        f"Deviation from the mean of the sources' logits on {measured.tokens} random tokens: at most "
-        f"{measured.largest:.3g}, on average {measured.mean:.3g} (the mean's logits have a standard deviation of "
-        f"{measured.spread:.3g})."
-    )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepfusion.options import Json, changes, seed_option
-from deepfusion.recipes import byte_bar, facts_of, parse_size, rehearsed, size_of
+from deepfusion.recipes import byte_bar, deviation_of, facts_of, numbers_of, parse_size, rehearsed, size_of
 from deepfusion.tables import print_facts
 from deepfusion.terminal import working
 from fusion_core import atomic
@@ -32,6 +32,9 @@ def grow(
     seed: Annotated[int, seed_option("Seed of what is drawn.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="bf16, f16 or f32. Default: the checkpoint's.")] = None,
     max_shard: Annotated[str, typer.Option(help="Largest weights file.")] = "5GB",
+    probe: Annotated[
+        bool, typer.Option(help="Measure the deviation from the source, if the operator keeps its function.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and check all, print the recipe, write nothing.")
     ] = False,
@@ -73,12 +76,14 @@ def grow(
     if dry_run:
         return rehearsed(recipe, out, facts if as_json else None)
     with byte_bar(recipe.nbytes) as report:
-        write_recipe(recipe, out, probe=False, report=report)
+        measured = write_recipe(recipe, out, probe=probe, report=report)
     if as_json:
-        print(json.dumps({"out": str(out), **facts}))
+        print(json.dumps({"out": str(out), **facts, "deviation": numbers_of(measured)}))
         return
     print(f"Wrote {out}: {size_of(recipe)}.\n{', '.join(changed)}.")
     print(f"The function is {recipe.exactness}.")
+    if recipe.keeps:
+        print(deviation_of(measured, recipe))
 
 
 def _sizes(option: str, texts: list[str] | None) -> Any:

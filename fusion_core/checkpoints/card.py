@@ -59,14 +59,15 @@ def model_card(recipe: Recipe, measured: Deviation | None, copied: Sequence[str]
         f"- {'the mean' if recipe.operator is None else 'the function'} is {recipe.exactness}",
     ]
     lines += [f"- {sentence}" for sentence in recipe.kept_values]
-    reason = recipe.cannot_run
+    mean = "the mean" if recipe.operator is None else "the source"
     if measured is None or measured.says_nothing:
-        reason = reason if measured is None else measured.says_nothing
-        lines.append(f"- deviation from the mean: not measured{reason and f' ({reason})'}")
+        reason = recipe.unmeasured if measured is None else measured.says_nothing
+        lines.append(f"- deviation from {mean}: not measured{reason and f' ({reason})'}")
     else:
+        logits = f"{mean} of the sources' logits" if recipe.operator is None else f"{mean}'s logits"
         lines.append(
-            f"- deviation from the mean of the sources' logits, measured on {measured.tokens} random tokens: at most "
-            f"{measured.largest:.3g}, on average {measured.mean:.3g}; the mean's logits have a standard deviation of "
+            f"- deviation from {logits}, measured on {measured.tokens} random tokens: at most "
+            f"{measured.largest:.3g}, on average {measured.mean:.3g}; {mean}'s logits have a standard deviation of "
             f"{measured.spread:.3g}"
         )
     lines.append(

@@ -40,7 +40,7 @@ class Deviation:
     @property
     def says_nothing(self) -> str:
         """Why the deviation, though it may be 0, is no proof of anything; "" if it is."""
-        return "" if self.spread else "all logits of the sources' mean are equal on random tokens"
+        return "" if self.spread else "all its logits are equal on random tokens"
 
 
 SMALL = 1_000_000  # parameters; below, compiling the network whole is faster than compiling its operations one by one
@@ -108,7 +108,7 @@ def deviation_from_mean(
             found[source.folder] = logits_of(source, batch)
         mean = mean + weight * found[source.folder]
     logits = logits_of(fused, batch)
-    for name, values in (*found.items(), ("the fused network", logits)):
+    for name, values in (*found.items(), (f"the {'fused' if len(sources) > 1 else 'grown'} network", logits)):
         _check_finite(values, name, "and so would be any network made of it; mend it, or leave out the probe")
     difference = np.abs(logits - mean)
     spread = 0.0 if _all_equal(mean) else float(mean.std())

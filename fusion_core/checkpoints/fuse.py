@@ -82,11 +82,12 @@ def write_recipe(
     Args:
       recipe: recipe from ``fusion_recipe`` or ``growth_recipe``.
       out: folder to write; absent or empty.
-      probe: whether to measure, for the model card, the deviation from the mean of the sources on a few random tokens.
+      probe: whether to measure, for the model card, the deviation from the mean of the sources, or from the source of a
+        growth that keeps the function, on a few random tokens.
       report: function that is called with the present action in words and the bytes of weights just written.
 
     Returns:
-      The measured deviation; None without ``probe``, or if there is no forward pass for it (``recipe.cannot_run``).
+      The measured deviation; None without ``probe``, or if there is nothing to measure (``recipe.unmeasured``).
 
     Raises:
       InputError: a source has entries that are not finite or cannot be read, or the disk is full.
@@ -104,8 +105,8 @@ def write_recipe(
             scales = {tensor.name: tensor.rule.scales for tensor in recipe.tensors}
             write_growth(folder, growth_record(recipe.agreeing, recipe.event, scales))
             measured = None
-            if probe and not recipe.cannot_run:
-                report("measuring the deviation from the mean", 0)
+            if probe and not recipe.unmeasured:
+                report("measuring the deviation", 0)
                 measured = deviation_from_mean(recipe.sources, recipe.weights, open_checkpoint(folder))
             (folder / "README.md").write_text(model_card(recipe, measured, copied), encoding="utf-8")
             return measured

@@ -109,14 +109,25 @@ class Recipe:
         return architecture(self.config).cannot_run(self.config)
 
     @property
+    def keeps(self) -> bool:
+        """Whether the grown network is to output what the sources do: their mean, at least nearly, or the one's function."""
+        if self.operator is None:
+            return True
+        known = GROWTH_OPERATORS[self.operator]
+        return (known.noisy if self.noise and known.noisy else known.properties).function_preserving
+
+    @property
+    def unmeasured(self) -> str:
+        """Why no deviation from what the sources output can be measured; "" if one can."""
+        return self.cannot_run or ("" if self.keeps else "the operator changes the function")
+
+    @property
     def exactness(self) -> str:
         """A sentence on how far the grown network's outputs are the mean of the sources'."""
         rounded = {t.dtype for t in self.tensors} - {"F32", "F64"}
         rounding = f", up to rounding in {'/'.join(sorted(rounded)).lower()}" if rounded else ", up to rounding"
         if self.operator is not None:
-            known = GROWTH_OPERATORS[self.operator]
-            kept = (known.noisy if self.noise and known.noisy else known.properties).function_preserving
-            return f"kept{rounding}" if kept else "not kept: the operator changes it"
+            return f"kept{rounding}" if self.keeps else "not kept: the operator changes it"
         if self.equal:
             noise = ", and the noise cancels over the copies" if self.noise else ""
             return f"exact: the sources are one network, so that the norms' statistics agree{noise}{rounding}"

@@ -76,6 +76,7 @@ class RunContext:
       begin: called when a node begins, with its name, its first step and its last.
       trainers: compiled steps, one for all nodes of one shape.
       timings: of the parts of the run up to its first step.
+      mine: names of the nodes that this process has finished.
       states: last states of nodes, as NumPy arrays, until those that go on from them are finished.
       growths: what growths need that follows from the plan alone, as far as it was prepared ahead.
     """
@@ -90,6 +91,7 @@ class RunContext:
     begin: Callable[[str, int, int], None]
     trainers: dict[Any, Trainer] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
+    mine: set[str] = dataclasses.field(default_factory=set)
     states: dict[str, TrainState] = dataclasses.field(default_factory=dict)
     growths: dict[str, Future[Any]] = dataclasses.field(default_factory=dict)
 
@@ -145,6 +147,15 @@ class RunContext:
                     f"{path} is not what the node was finished with; remove {folder / MODEL} and {folder / DONE}: they are "
                     "written again"
                 )
+
+    def check_checkpoint(self, resolved: Resolved) -> None:
+        """Raise InputError if the last checkpoint of a node that was finished before this process is not the node's.
+
+        Nodes that go on from it may be added to the plan. One that was removed is not missed.
+        """
+        facts = None if resolved.name in self.mine else self.done(resolved.name)
+        if facts and self.store(resolved, facts["work"]).path(facts["step"]).exists():
+            self.state_at(resolved, facts["step"], facts["work"])
 
     def seed_of(self, node: Node) -> int:
         """Return the seed of a node in this run."""
@@ -222,6 +233,7 @@ class RunContext:
             done |= {"node": resolved.name, "run_seed": self.seed, METRICS: Metrics(folder / work / METRICS).sum()}
             written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
             write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
+        self.mine.add(resolved.name)
         self._hold(resolved.name, state)
         self.growths.pop(resolved.name, None)
         barrier(f"node {resolved.name} is finished")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import hashlib
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -320,6 +322,27 @@ class Finetuning:
             answers = self.answers(state.params)
         return self._finish(state.params, answers)
 
+    def _write_checkpoint(self, params: Any) -> None:
+        """Write the network; raise InputError if it has been written before and is not what is written now."""
+        written, fill = self.folder / CHECKPOINT, lambda folder: self._fill(folder, params)
+        if not written.exists():
+            with atomic.new_folder(written) as temporary:
+                return fill(temporary)
+        again = atomic.own_folder(written)
+        try:
+            fill(again)
+            for file in sorted(path.name for path in again.iterdir()):
+                if not ((written / file).is_file() and filecmp.cmp(again / file, written / file, shallow=False)):
+                    raise InputError(
+                        f"{written / file} is not what the run has written; remove {written}: it is written again"
+                    )
+        finally:
+            shutil.rmtree(again, ignore_errors=True)
+
+    def _fill(self, folder: pathlib.Path, params: Any) -> None:
+        write_pretrained(folder, params, self.network.config)
+        copy_tokenizer([pathlib.Path(self.settings.checkpoint)], folder)
+
     def _finish(self, params: Any, answers: list[str]) -> dict[str, Any]:
         """Write answers, checkpoint and scores."""
         examples = self.examples["validation"]
@@ -328,10 +351,7 @@ class Finetuning:
         lines = ["source\ttarget\tanswer", *("\t".join(map(flat, row.values())) for row in rows)]
         atomic.write_text(self.folder / f"{PREDICTIONS}.tsv", "\n".join(lines) + "\n")
         atomic.write_text(self.folder / f"{PREDICTIONS}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        if not (self.folder / CHECKPOINT).exists():
-            with atomic.new_folder(self.folder / CHECKPOINT) as temporary:
-                write_pretrained(temporary, params, self.network.config)
-                copy_tokenizer([pathlib.Path(self.settings.checkpoint)], temporary)
+        self._write_checkpoint(params)
         no_label = sum(self.task.read(a) == NO_LABEL for a in answers) if self.task.kind != "text" else 0
         result = {
             "task": self.settings.task,

@@ -251,6 +251,7 @@ def collect(context: RunContext, nodes: Mapping[str, Resolved]) -> dict[str, Any
         facts = context.done(name) or {}
         before = math.fsum(_spent(context, nodes, resolved.node.inputs).values())
         context.check_model(name)
+        context.check_checkpoint(resolved)
         folder, metrics = context.folder_of(name), context.metrics(name)
         pick = lambda key, metrics=metrics: [(r["step"], r[key]) for r in metrics.records if key in r]
         validation = pick("validation_loss")

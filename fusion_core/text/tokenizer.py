@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -116,7 +117,9 @@ class Tokenizer:
             for i, text in enumerate(texts, start=1):
                 check_characters(text, f"text {i}, {text[:40]!r}")
             raise
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, or panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise InputError(f"the tokenizer cannot encode a text ({error}); take another one") from None
 
     def encode_ended(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -168,7 +171,19 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"{file} cannot be read ({error}); copy it again") from None
+        if backend.post_processor is not None:
+            _check_templates(file, json.loads(backend.post_processor.__getstate__()))
         return cls(backend, **names)
+
+
+def _check_templates(file: pathlib.Path, processor: dict[str, Any]) -> None:
+    """Raise InputError if what is written around a text is a token without an id: the library would panic."""
+    for inner in processor.get("processors", ()):
+        _check_templates(file, inner)
+    used = [piece.get("SpecialToken") for name in ("single", "pair") for piece in processor.get(name) or ()]
+    for token in filter(None, used):
+        if token["id"] not in processor.get("special_tokens", {}):
+            raise InputError(f"{file} ends texts with {token['id']!r}, which has no id there; copy it again")
 
 
 def special_names(folder: pathlib.Path) -> dict[str, str]:

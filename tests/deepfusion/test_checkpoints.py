@@ -132,14 +132,19 @@ def test_grow_keeps_the_function_and_the_tokenizer(run, tmp_path):
     code, out, err = run(*grow, "--out", tmp_path / "wide")
     assert code == 0, err
     assert "d_model 16 → 32" in out
+    assert "Deviation from the source's logits on 24 random tokens: at most " in out
     assert (tmp_path / "wide" / "tokenizer.json").read_text() == "{}"
     assert json.loads(run("diff", small, tmp_path / "wide", "--json")[1])["logits_largest"] < 1e-5
     facts = json.loads(run(*grow, "--noise", 0.1, "--out", tmp_path / "noisy", "--json")[1])
+    assert facts["deviation"]["largest"] < 1e-4 < facts["deviation"]["spread"]
     assert facts["parameters"] == sum(tensor.size for tensor in tensors_of(tmp_path / "noisy").values())
     drawn = ("grow", small, "--operator", "random_block", "--factor", 2, "--out", tmp_path / "drawn")
-    assert "d_model 16 → 32" in run(*drawn)[1]
+    assert "d_model 16 → 32" in (out := run(*drawn)[1])
+    assert "eviation" not in out
+    assert "not measured (the operator changes the function)" in (tmp_path / "drawn" / "README.md").read_text()
     deep = ("grow", small, "--operator", "identity_layers", "--depth", "num_layers=3", "--out", tmp_path / "deep")
-    assert "num_layers 1 → 3" in run(*deep)[1]
+    assert "num_layers 1 → 3" in (out := run(*deep, "--no-probe")[1])
+    assert "The deviation from the source was not measured." in out
 
 
 def test_grow_prints_its_recipe_and_converts(run, tmp_path):
@@ -185,7 +190,9 @@ def test_grow_lists_the_operators(run):
 def test_decoders_grow_too(run, kind, tmp_path):
     small = saved_decoder(tmp_path / "small", kind, 0, 0)
     for operator in ("hypercloning", "identity_layers"):
-        code, _, err = run("grow", small, "--operator", operator, "--factor", 2, "--out", tmp_path / operator)
+        code, _, err = run(
+            "grow", small, "--operator", operator, "--factor", 2, "--out", tmp_path / operator, "--no-probe"
+        )
         assert code == 0, err
         assert json.loads(run("diff", small, tmp_path / operator, "--json")[1])["logits_largest"] < 1e-4
 

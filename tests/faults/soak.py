@@ -123,7 +123,11 @@ def main() -> int:
         default=60.0,
         help="seconds after a process's first checkpoint, or start",
     )
-    parser.add_argument("--steps", type=int, help="of the run; default: about as many as the minutes allow")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the run; default: about as many as the minutes allow, after which nothing is done to it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path)
     asked = parser.parse_args()
@@ -133,30 +137,32 @@ def main() -> int:
     os.environ |= {"DEEPFUSION_CACHE": str(root / "cache")}
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
     rng = random.Random(asked.seed)
+    (_, begun), (little, one), (more, two) = (undisturbed(root, n * EVERY) for n in (1, 2, 10))
+    pace, start = 8 * EVERY / max(two - one, 1e-9), one - 2 * EVERY * (two - one) / (8 * EVERY)
     steps = asked.steps
     if steps is None:  # a start takes its time in every process
-        (_, begun), (_, one), (_, two) = (undisturbed(root, n * EVERY) for n in (1, 2, 10))
-        pace, start = 8 * EVERY / max(two - one, 1e-9), one - 2 * EVERY * (two - one) / (8 * EVERY)
         share = max(0.1, 1 - max(start, 0.0) / asked.kill_every)
         steps = max(EVERY, int(0.75 * pace * share * 60 * asked.minutes / EVERY) * EVERY)
-        log(f"first process {begun:.0f} s, {pace:.0f} steps/s, a start takes {start:.1f} s: {steps:,} steps")
-    whole, seconds = undisturbed(root, steps)
-    checkpoint = max(path.stat().st_size for path in whole.rglob("step-*.safetensors"))
-    disk = Disk(root, size(whole) + 3 * checkpoint + (64 << 10))
-    log(f"undisturbed: {seconds:.0f} s, {size(whole):,} bytes, checkpoints of {checkpoint:,}; the disk is {disk.kind}")
-    plan, out = write_plan(root / "inputs", steps), disk.folder / "run"
+    log(f"first process {begun:.0f} s, {pace:.0f} steps/s, a start takes {start:.1f} s: {steps:,} steps")
+    checkpoint = max(path.stat().st_size for path in more.rglob("step-*.safetensors"))
+    records = (size(more) - size(little)) * max(0, steps / EVERY - 10) / 8
+    disk = Disk(root, size(more) + int(1.05 * records) + 3 * checkpoint + (64 << 10))
+    log(f"checkpoints of {checkpoint:,} bytes; the disk is {disk.kind}")
+    plan, out, whole = write_plan(root / "inputs", steps), disk.folder / "run", root / f"undisturbed-{steps}"
+    beside = run(plan, whole, root / "undisturbed-output")  # at the same time
     begun, counts, least = time.monotonic(), dict.fromkeys(("kill -9", "SIGTERM", "full", "ended before"), 0), 1 << 60
     try:
         for number in range(1_000_000):
-            disk.full(full := number % 4 == 3)
+            over = time.monotonic() - begun > 60 * asked.minutes  # it may end in peace
+            disk.full(full := number % 4 == 3 and not over)
             process = run(plan, out, root / "output")
             limit = asked.kill_every * (0.5 + rng.random())
-            if rng.random() < 0.8:  # the others may end in their first seconds
+            if not over and rng.random() < 0.8:  # the others may end in their first seconds
                 before = newest(out)
                 process.wait_for(lambda before=before: newest(out) > before)
                 limit += process.passed
             sign = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-            if process.wait_for(lambda p=process, limit=limit: p.passed > limit):
+            if not over and process.wait_for(lambda p=process, limit=limit: p.passed > limit):
                 os.kill(process.pid, sign)
             done = process.end()
             least = min(least, disk.free()) if not full else least
@@ -170,12 +176,16 @@ def main() -> int:
             counts[kind] += 1
             log(f"{kind} after {done.seconds:.0f} s; the newest checkpoint is of step {newest(out):,} of {steps:,}")
         minutes = (time.monotonic() - begun) / 60
+        alone = beside.end()
+        assert alone.code == 0, alone.stderr
+        log(f"undisturbed, beside it: {alone.seconds:.0f} s, {size(whole):,} bytes")
         wrong = checks.differences(checks.result(out), checks.result(whole)) or checks.temporaries(out)
         told = ", ".join(f"{count} × {kind}" for kind, count in counts.items() if count)
         log(f"{minutes:.1f} minutes, {steps:,} steps, {told}; least room {least:,} bytes on {disk.kind}")
         log(f"LOST: {wrong}" if wrong else "weights, records and facts equal those of the undisturbed run, bit for bit")
         return int(bool(wrong))
     finally:
+        beside.stop()
         disk.full(False)
         disk.close()
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fusion_core.lock import locked
 from fusion_core.sealed import read_sealed, write_sealed
 from fusion_core.tensor_file import write_tensors
 from fusion_core.train import Metrics
-from fusion_core.train.state_files import save_state
+from fusion_core.train.state_files import _read, save_state
 from tests.strategies.checkpoints import saved_t5
 from tests.strategies.texts import tokenizer
 
@@ -72,6 +73,17 @@ def test_a_bit_that_flips_in_a_finished_run_is_noticed_and_its_file_named(refuse
     one_bit(copy[1] / name, word)
     said = str(copy[1]) if name == "plan.json" else str(copy[1] / name)
     refused(said, "train", copy[0], "--out", copy[1], "--resume")
+
+
+def test_a_checkpoint_of_a_finished_run_that_was_damaged_or_is_of_another_seed_is_noticed(refused, copy):
+    file = copy[1] / "nodes" / "a" / "checkpoints" / "step-20.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(f"the checkpoint {file} cannot be read", "train", copy[0], "--out", copy[1], "--resume")
+    file.write_bytes(whole)
+    tensors, facts = _read(file)
+    save_state(file, tensors, **facts | {"run": facts["run"] | {"seed": 7}})
+    refused(f"the checkpoint {file} is of another run: its seed", "train", copy[0], "--out", copy[1], "--resume")
 
 
 def test_a_bit_that_flips_in_the_metrics_of_a_stopped_run_is_noticed(refused, copy):
@@ -144,6 +156,27 @@ def test_a_fine_tuning_that_is_killed_before_its_first_step_is_resumed_by_its_se
     with pytest.raises(Stopped):
         run.run()
     assert order == [SETTINGS, FILES]
+
+
+def test_a_network_of_a_fine_tuning_that_was_damaged_is_noticed_when_it_would_be_written_again(tmp_path):
+    from fusion_core.checkpoints.pretrained import load_pretrained
+    from fusion_core.runs.finetune import CHECKPOINT, FinetuneSettings, Finetuning
+
+    params, config = load_pretrained(saved_t5(tmp_path / "a"))
+    run = Finetuning.__new__(Finetuning)
+    run.folder, run.network = tmp_path / "run", types.SimpleNamespace(config=config)
+    run.settings = FinetuneSettings(str(tmp_path / "a"), "t", "v", "cola")
+    for _ in range(2):
+        run._write_checkpoint(params)
+    for file in (run.folder / CHECKPOINT).iterdir():
+        whole = file.read_bytes()
+        for damaged in (whole[:-1], whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]):
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=f"{file} is not what the run has written; remove {file.parent}"):
+                run._write_checkpoint(params)
+        file.write_bytes(whole)
+    run._write_checkpoint(params)
+    assert [path.name for path in run.folder.iterdir()] == [CHECKPOINT]
 
 
 def test_a_folder_that_is_moved_while_it_is_used_is_not_begun_anew(tmp_path):

@@ -35,16 +35,21 @@ def test_the_table_in_security_md_is_the_harness_s(tmp_path):
         kind.name for kind in ALL_KINDS
     ]
     assert len({kind.name for kind in ALL_KINDS}) == len(ALL_KINDS)
-    assert re.search(r"\d+ faults at commit [0-9a-f]+", inside)
+    assert re.search(r"\d+ faults, \d+ at commit [0-9a-f]+", inside)
     table = Table(None, "abc", {})
     table.add("k", ALL_KINDS[0].name, "train", "", "here", 1.0)
     table.add("l", ALL_KINDS[0].name, "train", "all of it", "", 1.0)
     (tmp_path / "page.md").write_text(f"before\n{BEGIN}\nthe table before\n{END}\nafter\n", encoding="utf-8")
+    other = {"commit": "def", "faults": {"m": table.faults["k"] | {"lost": ""}}}
+    del other["faults"]["m"]["commit"]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    table.faults |= Table.of(None, ROOT, [tmp_path / "other.json"]).faults
     table.write(tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page.startswith("before\n")
     assert page.endswith("\nafter\n")
-    assert "| 2 | 1 | 1 |" in page
+    assert "| 3 | 2 | 2 |" in page
+    assert "3 faults, 2 at commit abc, 1 at commit def; 1 of them" in page
     assert "the table before" not in page
     assert "1 of them lost" in page
 

@@ -107,5 +107,10 @@ def test_a_fusion_whose_logits_are_not_finite_is_refused_and_zeros_prove_nothing
     assert out.count("are equal: what they say of it proves nothing") == 2
     code, out, err = run(*arguments)
     assert code == 0, err
-    assert "The deviation from the mean says nothing here: all logits of the sources' mean are equal" in out
-    assert "not measured (all logits" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "The deviation from the mean says nothing here: all its logits are equal" in out
+    assert "not measured (all its logits" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    grow = ("grow", tmp_path / "a", "--operator", "hypercloning", "--factor", 2, "--out", tmp_path / "wide")
+    assert "The deviation from the source says nothing here: all its logits are equal" in run(*grow)[1]
+    monkeypatch.setattr("fusion_core.checkpoints.comparison.logits_of", lambda *_: np.full((2, 12, 20), np.nan))
+    refused(f"the logits of {tmp_path / 'a'} are not finite", *grow[:-1], tmp_path / "wider")
+    assert not (tmp_path / "wider").exists()

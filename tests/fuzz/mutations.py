@@ -94,7 +94,7 @@ def change_tree(rng: random.Random, tree: Any) -> Any:
 
 def _written(tree: Any, rng: random.Random) -> bytes:
     text = json.dumps(tree, ensure_ascii=rng.random() < 0.7, indent=rng.choice((None, 1)))
-    text = re.sub(f'"{RAW}((?:[^"\\\\]|\\\\.)*)"', lambda raw: json.loads(f'"{raw[1]}"'), text)
+    text = re.sub(f'"{RAW}([^"\\\\]*(?:\\\\.[^"\\\\]*)*)"', lambda raw: json.loads(f'"{raw[1]}"'), text)
     if rng.random() < 0.03:  # a name twice
         text = (
             text.replace(":", ":1,", 1)

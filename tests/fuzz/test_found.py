@@ -16,6 +16,7 @@ from tests.fuzz.cases import Cases
 from tests.fuzz.mutations import varint
 from tests.fuzz.on_runs import DECISION
 from tests.fuzz.targets import TARGETS
+from tests.strategies.texts import tokenizer
 
 MODEL = b"\x0a\x0e\x0a\x05<pad>\x15\x00\x00\x00\x00\x18\x03"  # the first piece of a sentencepiece model
 
@@ -34,6 +35,15 @@ def run_with(node, **facts):
     for nodes in (results["nodes"], *results["seeds"].values()):
         nodes[node] |= facts
     return b"\x01" + json.dumps(results).encode()
+
+
+def template_without_id():
+    """A tokenizer by which its library panics, with a backtrace on standard error."""
+    facts = json.loads(tokenizer().backend.to_str())
+    facts["post_processor"]["single"][1]["SpecialToken"]["id"] += "x"
+    return json.dumps(
+        facts | {"post_processor": {"type": "Sequence", "processors": [facts["post_processor"]]}}
+    ).encode()
 
 
 FOUND = {
@@ -58,6 +68,14 @@ FOUND = {
     "an index of nothing": ("index", lambda: b'{"weight_map": {}}'),
     "a node that comes from itself": ("law_runs", lambda: run_with("large", inputs=["large"])),
     "a loss that is a pair too many": ("law_runs", lambda: run_with("large", validation_loss=[[0, 1.0, 2.0]])),
+    "a template with a token that has no id": ("tokenizer_json", template_without_id),
+    "an order of 10^60": (
+        "derive",
+        lambda: b"--phases E1:h1:n,E2:h2 --where E1=x**2*y --where E2=y**2/2 --order 1" + b"0" * 60,
+    ),
+    # values of 10,000 letters, which a message would quote
+    "a pad token of 10,000 letters": ("tokenizer_config", lambda: json.dumps({"pad_token": "x" * 10_000}).encode()),
+    "a column's name of 10,000 letters": ("glue_sst2", lambda: b"hidden\t" + b"a" * 10_000 + b"\tb\nc\td\n"),
     # quotes that csv does not read
     "a line that ends within quotes": ("glue_stsb", lambda: b'"a"\n"b"c"\r"'),
     # tokens: a zip file, and arrays in it

@@ -29,6 +29,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, help="JSON file of what was tried; one that is there is gone on from"
     )
+    parser.add_argument(
+        "--with", type=pathlib.Path, action="append", default=[], dest="others", metavar="FILE",
+        help="JSON file of an earlier run, whose faults are in the table too; may stand several times",
+    )  # fmt: skip
     parser.add_argument("--write", type=pathlib.Path, help="page into which the table is written")
     parser.add_argument("--folder", type=pathlib.Path, help="for inputs, caches and cases in which something was lost")
     return parser.parse_args()
@@ -67,7 +71,7 @@ def main() -> int:
 
     root = asked.folder or pathlib.Path(tempfile.mkdtemp(prefix="deepfusion-faults-"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
-    tried = table.Table.of(asked.out, ROOT)
+    tried = table.Table.of(asked.out, ROOT, asked.others)
     bench = Bench(root)
     with Progress(transient=True) as progress:
         todo = trials(asked)

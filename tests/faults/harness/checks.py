@@ -17,7 +17,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}(\.old)?")
 LOCK = re.compile(r"\.lock(-.*)?")
 CHANGING = {
     *("seconds", "steps_per_second", "tokens_per_second", "flops_per_second", "mfu", "input_wait", "provenance"),
-    *("created", "commit", "sha256", "metrics", "metrics.jsonl"),
+    *("created", "commit", "sha256", "metrics", "metrics.jsonl", "wall_paid", "wall_given"),
 }
 """Values that depend on the clock, and sums of such values."""
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from tests.faults.harness.kinds import KINDS
@@ -22,8 +23,8 @@ class Table:
 
     Attributes:
       file: of them; if None, there is none.
-      commit: of the code that they were tried on.
-      faults: key -> kind, command, what was lost, where it happened, seconds.
+      commit: of the code now.
+      faults: key -> kind, command, what was lost, where it happened, seconds, commit.
     """
 
     file: pathlib.Path | None
@@ -31,23 +32,23 @@ class Table:
     faults: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, file: pathlib.Path | None, root: pathlib.Path) -> Table:
-        """Return the table in a file, with the commit that it was begun on, or an empty one."""
+    def of(cls, file: pathlib.Path | None, root: pathlib.Path, others: Sequence[pathlib.Path] = ()) -> Table:
+        """Return the table in a file, or an empty one, with the faults of other files in it."""
         describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=8", "--match="]
         commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-        if file is not None and file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            return cls(file, found["commit"], found["faults"])
-        return cls(file, commit, {})
+        faults: dict[str, dict[str, Any]] = {}
+        for path in [*others, *([file] if file is not None and file.exists() else [])]:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            faults |= {key: {"commit": found.get("commit", "")} | fault for key, fault in found["faults"].items()}
+        return cls(file, commit, faults)
 
     def add(self, key: str, kind: str, command: str, lost: str, where: str, seconds: float) -> None:
         """Note a fault."""
-        self.faults[key] = {"kind": kind, "command": command, "lost": lost, "where": where, "seconds": seconds}
+        values = {"kind": kind, "command": command, "lost": lost, "where": where, "seconds": seconds}
+        self.faults[key] = values | {"commit": self.commit}
         if self.file is not None:
             part = self.file.with_suffix(".part")
-            part.write_text(
-                json.dumps({"commit": self.commit, "faults": self.faults}, indent=1) + "\n", encoding="utf-8"
-            )
+            part.write_text(json.dumps({"faults": self.faults}, indent=1) + "\n", encoding="utf-8")
             part.replace(self.file)
 
     def losses(self) -> list[str]:
@@ -68,10 +69,9 @@ class Table:
             of = ", ".join(f"{name} {count}" for name, count in counts.most_common())
             lines.append(f"| {kind.name} | {of or 'none yet'} | {len(found)} | {hit} | {good} |")
         lost = len(self.losses())
-        lines += [
-            "",
-            f"{len(self.faults)} faults at commit {self.commit}; {lost or 'none'} of them lost or spoilt anything.",
-        ]
+        commits = collections.Counter(fault["commit"] for fault in self.faults.values())
+        at = ", ".join(f"{count} at commit {commit}" for commit, count in commits.items())
+        lines += ["", f"{len(self.faults)} faults, {at}; {lost or 'none'} of them lost or spoilt anything."]
         return "\n".join(lines)
 
     def write(self, page: pathlib.Path) -> None:
