@@ -27,7 +27,7 @@ import fusion_core as fc
 from tests.strategies import decoders
 
 for seed, name in enumerate(("base", "instruct", "small")):
-    config = decoders.small("llama", num_hidden_layers=4)
+    config = decoders.small("llama", num_hidden_layers=2)
     fc.save_pretrained(name, decoders.random_params(config, seed), config)
 file = pathlib.Path("instruct/config.json")
 others = {"pad_token_id": 0, "eos_token_id": 3, "max_position_embeddings": 4096}
