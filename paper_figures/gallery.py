@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
 
 from paper_figures.cache import committed_path
+from paper_figures.experiments.record import path_of
 from paper_figures.results import Results
 
 
@@ -42,28 +43,29 @@ def headline(module: ModuleType) -> str:
     return inspect.cleandoc(module.__doc__ or "").split("\n")[0]
 
 
-def caption(module: ModuleType) -> list[str]:
-    """Return the other paragraphs of the caption, without its display formulas (the page renders no TeX)."""
-    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")[1:]
-    return [re.sub(r"\s+", " ", p).strip() for p in paragraphs if not p.startswith(".. math::")]
+def caption(module: ModuleType, formulas: bool = False) -> list[str]:
+    """Return the other paragraphs of the caption; without its display formulas if the page renders no TeX."""
+    paragraphs = [re.sub(r"\s+", " ", p).strip() for p in inspect.cleandoc(module.__doc__ or "").split("\n\n")[1:]]
+    return [p for p in paragraphs if formulas or not p.startswith(".. math::")]
 
 
 def origin(entry: GalleryItem) -> str:
     """Return one sentence on where the numbers come from, and how to compute those anew that were not."""
     results, name = entry.results, entry.name
     records = getattr(entry.module, "RECORDS", ()) if results.preset == "full" else ()
-    if records:
+    if records := [record for record in records if path_of(record, "json").exists()]:
         return (
-            f"Not recomputed: drawn from the committed records of the runs {', '.join(records)}; python -m "
-            f"paper_figures.experiments {records[0]} --out runs/{records[0]} trains them anew (hours)."
+            f"Not recomputed: drawn from the committed records of the runs {', '.join(records)}; `python -m "
+            f"paper_figures.experiments {records[0]} --out runs/{records[0]}` trains the first anew (hours)."
         )
     path = committed_path(name)
     if results.preset == "full" and path.exists() and Results.load(path).created == results.created:
         return (
-            f"Not recomputed: committed numbers of {results.created[:10]}, which took {results.seconds:.0f} s; deepfusion "
-            f"figures {name} --force computes them anew."
+            f"Not recomputed: committed numbers of {results.created[:10]}, which took {results.seconds:.0f} s; `deepfusion "
+            f"figures {name} --force` computes them anew."
         )
-    return f"Computed by this code, in {results.seconds:.0f} s."
+    again = f"`deepfusion figures {name} --force` computes them anew"
+    return f"Computed by this code, in {results.seconds:.0f} s; {again}."
 
 
 def verdict(finding: str) -> str:
@@ -90,7 +92,8 @@ def _section(entry: GalleryItem) -> str:
     paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in caption(entry.module))
     paragraphs = paragraphs.replace("What one should see:", "<b>What one should see:</b>")
     paragraphs += f"<p class=finding><b>{verdict(finding)}:</b> {html.escape(finding)}</p>"
-    paragraphs += f"<p class=origin>{html.escape(origin(entry))}</p>"
+    drawn_from = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(origin(entry)))
+    paragraphs += f"<p class=origin>{drawn_from}</p>"
     return (
         f'<section id="{html.escape(entry.name)}"><h2>{title}</h2>'
         f'<figure><img alt="{title}" src="data:image/png;base64,{image}"><figcaption>{paragraphs}</figcaption></figure>'

@@ -24,6 +24,7 @@ OPENED = (
     "index.html",
     "theory.html",
     "results.html",
+    "gallery.html",
     "api/bea.html",
     "examples/bea.html",
     "notebooks/when_to_grow.html",

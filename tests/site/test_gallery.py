@@ -1,0 +1,55 @@
+"""The gallery of the site has every figure, its picture, and the words that its numbers give now."""
+
+import pathlib
+import re
+
+import pytest
+from PIL import Image
+
+from paper_figures import FIGURES
+from paper_figures.builder import left_out
+from paper_figures.cache import committed_path, results_of
+from paper_figures.gallery import headline
+from website import gallery
+
+TEXT = gallery.PAGE.read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## [^\n]* \{#(\w+)\}\n(.*?)(?=^## |\Z)", TEXT, flags=re.DOTALL | re.MULTILINE))
+# those whose numbers are read, not computed
+READ = [n for n, module in FIGURES.items() if committed_path(n).exists() or hasattr(module, "RECORDS")]
+
+
+def test_the_page_has_exactly_the_figures_in_their_order():
+    assert list(SECTIONS) == list(FIGURES)
+    assert re.findall(r"^\| \[.*\]\(#(\w+)\) \| ", TEXT, flags=re.MULTILINE) == list(FIGURES)
+    for name, module in FIGURES.items():
+        assert f"## {headline(module).removesuffix('.')} {{#{name}}}\n" in TEXT
+        assert gallery.words(module) in SECTIONS[name]
+
+
+def test_every_figure_that_can_be_drawn_has_a_picture_and_no_other_is_there():
+    drawn = [name for name in FIGURES if not left_out(name)]
+    assert sorted(file.name for file in gallery.PICTURES.iterdir()) == sorted(f"{name}.png" for name in drawn)
+    assert sum(file.stat().st_size for file in gallery.PICTURES.iterdir()) < 1.5e6
+    for name in drawn:
+        assert f"](images/gallery/{name}.png)" in SECTIONS[name]
+        assert f"`deepfusion figures {name}" in SECTIONS[name]
+        with Image.open(gallery.PICTURES / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    for name in set(FIGURES) - set(drawn):
+        assert f"**Not drawn here:** {left_out(name)}.\n" in SECTIONS[name]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_page_says_what_the_committed_numbers_say_now(name, tmp_path):
+    results = results_of(tmp_path, name, FIGURES[name], "full")
+    assert gallery.section(name, FIGURES[name], results).split("\n", 1)[1].strip() == SECTIONS[name].strip()
+
+
+def test_a_picture_is_small_and_a_figure_without_numbers_says_why():
+    module = FIGURES["order_of_accuracy"]
+    png = gallery.picture(module, results_of(pathlib.Path(), "order_of_accuracy", module, "full"))
+    assert png.startswith(b"\x89PNG")
+    assert len(png) < 150_000
+    text = gallery.section("order_of_accuracy", module, None, "its numbers take an hour")
+    assert "**Not drawn here:** its numbers take an hour." in text
+    assert "![" not in text
