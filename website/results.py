@@ -1,5 +1,6 @@
 """``python -m website.results --write``: the page of results, from the committed records alone."""
 
+import argparse
 import json
 import pathlib
 import re
@@ -46,10 +47,13 @@ def renewed(text: str) -> str:
     return BLOCK.sub(block, page.renewed(text)[0])
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Renew the page; without ``--write`` print it."""
+    parser = argparse.ArgumentParser(prog="python -m website.results", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write docs/results.md")
+    chosen = parser.parse_args(arguments)
     text = renewed(PAGE.read_text(encoding="utf-8"))
-    if arguments == ["--write"]:
+    if chosen.write:
         atomic.write_text(PAGE, text)
     else:
         print(text)
@@ -57,4 +61,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -14,8 +14,8 @@ from website import gallery
 
 TEXT = gallery.PAGE.read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## [^\n]* \{#(\w+)\}\n(.*?)(?=^## |\Z)", TEXT, flags=re.DOTALL | re.MULTILINE))
-# those whose numbers are read, not computed
-READ = [n for n, module in FIGURES.items() if committed_path(n).exists() or hasattr(module, "RECORDS")]
+# those whose numbers are read, not computed; growth_law fits anew
+READ = [n for n in FIGURES if committed_path(n).exists() or (hasattr(FIGURES[n], "RECORDS") and n != "growth_law")]
 
 
 def test_the_page_has_exactly_the_figures_in_their_order():
