@@ -37,6 +37,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "formulas": (),
     "symbolic": (),
     "data_pipeline": (),
+    "processes": (),
+    "growing_pause": (),
 }
 
 
@@ -83,6 +85,14 @@ def longest(what: str, order: int) -> Callable[[Any], float | None]:
     return lambda found: max(r["s"] for r in found["formulas"] if r["what"].startswith(what) and r["order"] == order)
 
 
+def processes_of(layout: str) -> Callable[[Any], float | None]:
+    return lambda found: found["ratios"][layout]["seconds"]
+
+
+def pause_of(size: str) -> Callable[[Any], float | None]:
+    return lambda found: next((r["median"]["with"]["seconds"] for r in found["sizes"] if r["size"] == size), None)
+
+
 def of_steps(run: str, *names: str) -> Callable[[Any], float | None]:
     """Return seconds to the first step in a run: of the stages whose names begin so, or of all."""
 
@@ -104,6 +114,10 @@ FIGURES = (
     ),
     Figure("all before the first step, first run, s", "first_step", of_steps("first"), ""),
     Figure("all before the first step, second run on the same text, s", "first_step", of_steps("second"), "", at_most=3),
+    Figure(
+        "peak memory of the first run, GB", "first_step", lambda f: f["first_step"]["first"].get("peak", 0) / 1e9 or None, "",
+        at_most=0.8,
+    ),
     Figure("a step of the tiny T5, times faster", "train_step", step_of("tiny"), PYTORCH, at_least=2.2),
     Figure("a step of t5-small, times faster", "train_step", step_of("small"), PYTORCH),
     Figure(
@@ -144,6 +158,19 @@ FIGURES = (
     Figure(
         "modified equation of order 8, exact, times faster", "symbolic",
         lambda f: row(f["kauri"], order=8)["ratio"] if f["kauri"] else None, "kauri, in floats", "{:,.0f}",
+    ),
+    Figure(
+        "two processes, a core each, in one process's pace", "processes", processes_of("two processes, a core each"),
+        "one process with both cores", at_least=0.7,
+    ),
+    Figure(
+        "two virtual devices, in one device's pace", "processes", processes_of("one process, two virtual devices"),
+        "one process with both cores", at_least=0.7,
+    ),
+    Figure("standing still when a tiny T5 is grown, s", "growing_pause", pause_of("tiny"), "nothing compiled ahead, below"),
+    Figure(
+        "standing still when t5-small is grown, s", "growing_pause", pause_of("t5-small"), "nothing compiled ahead, below",
+        at_most=2,
     ),
     Figure(
         "generation, the slowest case, times faster", "generate", lambda f: min(r["ratio"] for r in f["cases"].values()),
@@ -192,12 +219,12 @@ def markdown(results: dict[str, Any]) -> str:
         summary = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
         about = found.get("performance", {})
         on = f" Measured on {about['date']}, load {about['load']:.1f} before it began." if about else ""
-        command = " ".join(("python -m", f"benchmarks.{name}", *RUNS[name]))
+        command = " ".join(("python -m", f"benchmarks.{name}", *about.get("arguments", RUNS[name])))
         lines += ["", f"## {name}", f"{summary} `{command}`.{on}", "", module.markdown(found)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def run(name: str, smoke: bool = False, to: pathlib.Path = RESULTS) -> int:
+def run(name: str, words: Sequence[str], to: pathlib.Path = RESULTS) -> int:
     """Run a benchmark in a process of its own and keep its result; return its exit code (1: a limit of its own is broken).
 
     Raises:
@@ -209,14 +236,13 @@ def run(name: str, smoke: bool = False, to: pathlib.Path = RESULTS) -> int:
     load = (
         float(pathlib.Path("/proc/loadavg").read_text().split()[0]) if pathlib.Path("/proc/loadavg").exists() else 0.0
     )
-    words = ["--smoke"] if smoke else RUNS[name]
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *words, "--json", str(fresh)], cwd=ROOT, check=False
     )
     if not fresh.exists():
         raise InputError(f"benchmarks.{name} ended with {done.returncode} and wrote no result; run it alone to see why")
     found = json.loads(fresh.read_text(encoding="utf-8"))
-    found["performance"] = {"date": time.strftime("%Y-%m-%d"), "load": load}
+    found["performance"] = {"date": time.strftime("%Y-%m-%d"), "load": load, "arguments": list(words)}
     atomic.write_text(path, json.dumps(found, indent=1) + "\n")
     fresh.unlink()
     return done.returncode
@@ -233,6 +259,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="NAME", help=", ".join(RUNS)
     )
+    parser.add_argument(
+        "--arguments", default="", metavar="WORDS", help="for the benchmarks, in place of the page's own"
+    )
     parser.add_argument("--write", action="store_true", help="renew docs/performance.md")
     options = parser.parse_args(argv)
     if not (options.run or options.write):
@@ -241,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     for i, name in enumerate(options.only if options.run else ()):
         print(f"{name} ({i + 1} of {len(options.only)})", file=sys.stderr, flush=True)
         try:
-            run(name)
+            run(name, options.arguments.split() if options.arguments else RUNS[name])
         except InputError as stop:
             failed.append(str(stop))
             print(stop, file=sys.stderr)

@@ -114,11 +114,12 @@ def draw(results: Results) -> Figure:
     if (scratch := found.loss(TUNED)) is not None:
         axes.axhline(scratch.mean, color="black", linestyle=":", linewidth=1)
     heights = spread([loss for loss, *_ in ends], 0.115 * (top - bottom + 2 * margin))
+    heights = [height + max(0.0, bottom - min(heights)) for height in heights]  # none beside the numbers of the axis
     for (loss, text, color), height in zip(ends, heights, strict=True):
         axes.annotate(
             text,
             (whole, loss),
-            xytext=(1.03, (height - bottom + margin) / (top - bottom + 2 * margin)),
+            xytext=(1.045, (height - bottom + margin) / (top - bottom + 2 * margin)),
             textcoords="axes fraction",
             color=color,
             va="center",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -161,6 +163,20 @@ def leave(reason: str, code: int) -> None:
         _watchdog.leave(reason)
         print(f"Error: {reason}", file=sys.stderr, flush=True)
         os._exit(code)
+
+
+@contextmanager
+def collectives() -> Iterator[None]:
+    """Wait for the watchdog's word, and end with it, where a collective within fails because a peer is gone.
+
+    Other errors, and all of a single process, are raised as they are.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if _watchdog is not None and re.search("gloo|nccl", str(error), re.IGNORECASE):
+            time.sleep(PATIENCE + 5 * BEAT)  # the watchdog ends this process meanwhile
+        raise
 
 
 def finish() -> None:

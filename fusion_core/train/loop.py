@@ -48,6 +48,7 @@ def graceful_interrupt(note: Callable[[], None] = lambda: None) -> Iterator[None
         note()
 
     _stop.clear()
+    _stopped_by[0] = signal.SIGINT
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

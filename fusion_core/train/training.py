@@ -23,6 +23,7 @@ from fusion_core.text.prefetch import prefetch
 from fusion_core.text.sources import DataSource, merge_states
 from fusion_core.timings import Timings
 from fusion_core.train.devices import broadcast, first_process, gather, host_copy, processes, replicate
+from fusion_core.train.distributed import collectives
 from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import NOT_OURS, Metrics, Record
@@ -136,6 +137,7 @@ class Training:
         self._sum = found[1].get("metrics")
         return found[0], found[1]["position"]
 
+    @collectives()
     def to(self, start: TrainState, until: int) -> TrainState:
         """Train to step ``until``, from the newest checkpoint, or from ``start`` if there is none.
 

@@ -142,7 +142,7 @@ def test_a_dead_peer_stops_the_others_with_the_reason(tmp_path, victim, sign):
     finished(both[victim])
     assert took < PATIENCE + 30
     if victim == 1:
-        assert code == EXIT_CODE
+        assert code == EXIT_CODE, err
         assert "Error: process 1 has not answered for" in err
         assert "Start all processes again, to resume the run" in err
     else:  # the coordinator's end is noticed by JAX itself, at once
