@@ -52,9 +52,9 @@ def section(name: str, module: ModuleType, results: Results | None, why: str = "
     title = headline(module).removesuffix(".")
     if results is None:
         return f"## {title} {{#{name}}}\n\n{words(module)}\n\n**Not drawn here:** {why}.\n"
-    finding = module.finding(results)
+    finding, image = module.finding(results), f"images/gallery/{name}.png"
     return (
-        f"## {title} {{#{name}}}\n\n![{title}](images/gallery/{name}.png)\n\n{words(module)}\n\n"
+        f"## {title} {{#{name}}}\n\n[![{title}]({image})]({image})\n\n{words(module)}\n\n"
         f"**{verdict(finding)}:** {finding}\n\n"
         f"`deepfusion figures {name}` draws it. {origin(GalleryItem(name, module, results, b''))}\n"
     )
