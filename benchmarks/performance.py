@@ -187,11 +187,13 @@ def measured() -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the page: all figures in one table, then every benchmark's own tables."""
+    missing = [name for name in RUNS if name not in results]
     lines = [
         "# Speed and memory",
         "",
         "Written by `python -m benchmarks.performance --write` from `benchmarks/results/`, which `--run` measures. Ratios are",
         "of runs in turns on the same machine; a goal that is missed is said to be.",
+        *([f"Not measured for this page yet: {', '.join(missing)}."] if missing else []),
         "",
         "| figure | measured | goal | reached | against | by |",
         "|---|--:|--:|---|---|---|",

@@ -40,6 +40,7 @@ def run(notebook):
     names, found, double = {"__name__": "__main__"}, [], jax.config.jax_enable_x64
     backend = matplotlib.get_backend()
     matplotlib.use("agg")
+    plt.close("all")  # of other tests
     try:
         with plt.rc_context():
             plt.rcdefaults()
