@@ -16,7 +16,6 @@ terminal) writes the numbers.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.output import hand_over
-from benchmarks.train_step import FAST, SIZES, our_optimizer, ours
+from benchmarks.train_step import FAST, SIZES, asked, our_optimizer, ours, parser_of
 from fusion_core.models.t5 import T5Config, init, step_flops
 from fusion_core.models.t5.attention import _mixed
 from fusion_core.models.t5.layers import feed_forward
@@ -241,19 +240,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print Markdown, write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_limit", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--size", choices=["tiny", "small", "all"], default="all", help="as benchmarks.train_step's")
-    parser.add_argument("--rounds", type=int, default=8, help="times that everything runs (default 8)")
-    parser.add_argument("--smoke", action="store_true", help="small enough for a test")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
+    parser = parser_of("step_limit", __doc__)
     arguments = parser.parse_args(argv)
-    if arguments.rounds < 1:
-        parser.error(f"--rounds is {arguments.rounds}: at least one is measured")
-    sizes = ["smoke"] if arguments.smoke else ["tiny", "small"] if arguments.size == "all" else [arguments.size]
-    how = (2, (64,)) if arguments.smoke else (arguments.rounds, SQUARES)
-    result: dict[str, Any] = {"sizes": [compute(size, *how) for size in sizes], "provenance": provenance()}
+    sizes, rounds = asked(parser, arguments)
+    squares = (64,) if arguments.smoke else SQUARES
+    result: dict[str, Any] = {"sizes": [compute(size, rounds, squares) for size in sizes], "provenance": provenance()}
     hand_over(result, markdown(result), arguments.json)
     return 0
 

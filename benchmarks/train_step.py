@@ -192,23 +192,32 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, print Markdown, write JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step", description=(__doc__ or "").splitlines()[0]
-    )
+def parser_of(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that runs ``SIZES`` in rounds."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(text or "").splitlines()[0])
     parser.add_argument(
         "--size", choices=["tiny", "small", "all"], default="all", help="d128 and 4 + 4 layers, t5-small, or both"
     )
-    parser.add_argument("--rounds", type=int, default=8, help="times that every contender runs (default 8)")
-    parser.add_argument("--no-variants", action="store_true", help="ours and the reference alone, on a busy machine")
+    parser.add_argument("--rounds", type=int, default=8, help="times that everything runs (default 8)")
     parser.add_argument("--smoke", action="store_true", help="small enough for a test")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def asked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[list[str], int]:
+    """Return the sizes and the rounds; an impossible number of rounds ends the program."""
     if arguments.rounds < 1:
         parser.error(f"--rounds is {arguments.rounds}: at least one is measured")
     sizes = ["smoke"] if arguments.smoke else ["tiny", "small"] if arguments.size == "all" else [arguments.size]
-    rounds = 2 if arguments.smoke else arguments.rounds
+    return sizes, 2 if arguments.smoke else arguments.rounds
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print Markdown, write JSON."""
+    parser = parser_of("train_step", __doc__)
+    parser.add_argument("--no-variants", action="store_true", help="ours and the reference alone, on a busy machine")
+    arguments = parser.parse_args(argv)
+    sizes, rounds = asked(parser, arguments)
     result: dict[str, Any] = {
         "sizes": [compute(size, rounds, not arguments.no_variants) for size in sizes],
         "provenance": provenance(),
