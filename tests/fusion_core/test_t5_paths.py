@@ -192,6 +192,71 @@ def test_one_batch_is_learnt_by_heart():
     assert accuracies[-1] == 1
 
 
+# Fused attention, and the ways of other devices than a CPU
+
+
+EVEN = tiny("v1.1", num_decoder_layers=1)
+
+
+def padded(last=True):
+    """A batch of even lengths with padding, in the middle of a row unless it is to come last."""
+    batch = batch_of(EVEN, 3, batch=3, source=8, target=6)
+    ids = np.asarray(batch["encoder_ids"]).copy()
+    ids[1, 5:] = EVEN.pad_token_id
+    if not last:
+        ids[2, 3] = EVEN.pad_token_id
+    return batch | {"encoder_ids": jnp.asarray(ids)}
+
+
+def relative(found, expected):
+    """The norm of the difference over the norm."""
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (found, expected)]
+    return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+
+
+def test_fused_attention_is_as_near_to_float32_as_the_plain_one():
+    params, batch = random_t5(EVEN, 1), padded()
+    (exact, _), exact_gradient = gradients(EVEN, params, batch, Compute())
+    for scan in (False, True):
+        error, gradient_error = {}, {}
+        for attention in ("plain", "fused"):
+            way = Compute(dtype="bfloat16", attention=attention, scan=scan)
+            (total, _), gradient = gradients(EVEN, params, batch, way)
+            error[attention] = abs(float(total) / float(exact) - 1)
+            gradient_error[attention] = relative(gradient, exact_gradient)
+        assert error["fused"] < 5e-3
+        assert gradient_error["fused"] < 1.5 * gradient_error["plain"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("batch", "config", "key", "message"),
+    [
+        (PACKED, CONFIG, None, "takes no packed rows; use 'chunked'"),
+        (batch_of(EVEN, 0, source=8, target=5), EVEN, None, "needs even lengths; they are 5 and 5"),
+        (padded(), tiny("v1.1", dropout_rate=0.1), jax.random.key(0), "dropout_rate is 0.1; use 'chunked'"),
+    ],
+)
+def test_what_fused_attention_does_not_do_is_refused(batch, config, key, message):
+    with pytest.raises(fc.InputError, match=message):
+        batch_loss(random_t5(config, 0), config, batch, Compute(dtype="bfloat16", attention="fused"), key)
+
+
+def test_the_fused_loss_of_padding_that_does_not_come_last_is_nan():
+    way = Compute(dtype="bfloat16", attention="fused")
+    (total, _), _ = gradients(EVEN, random_t5(EVEN, 1), padded(last=False), way)
+    assert np.isnan(float(total))
+
+
+def test_the_ways_of_a_gpu_give_the_loss_and_gradient_of_a_cpu(monkeypatch):
+    params, batch = random_t5(EVEN, 1), padded(last=False)
+    expected = gradients(EVEN, params, batch, Compute())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    compute = Compute(z_loss=0.0)
+    found = jax.value_and_grad(lambda p: batch_loss(p, EVEN, batch, compute), has_aux=True)(params)
+    assert float(found[0][0]) == pytest.approx(float(expected[0][0]), rel=1e-6)
+    assert relative(found[1], expected[1]) < 1e-5
+
+
 # Memory: what the compiler lays out, nothing runs
 
 
@@ -247,7 +312,8 @@ def test_a_broadcast_is_the_same_on_every_backend(monkeypatch):
     ("changes", "message"),
     [
         ({"dtype": "float16"}, "Compute.dtype is 'float16'; it must be 'float32' or 'bfloat16'"),
-        ({"attention": "flash"}, "Compute.attention is 'flash'; it must be 'plain' or 'chunked'"),
+        ({"attention": "flash"}, "Compute.attention is 'flash'; it must be 'plain' or 'chunked' or 'fused'"),
+        ({"attention": "fused"}, "which needs dtype 'bfloat16'; use 'chunked' with 'float32'"),
         ({"loss_chunk": 0}, "Compute.loss_chunk is 0; it must be a positive number of tokens, or None"),
         ({"z_loss": -1.0}, "Compute.z_loss is -1.0; it must be zero or positive"),
     ],

@@ -1,4 +1,4 @@
-"""Multi-head attention that holds the logits of all pairs of positions at once, or of a chunk of queries at a time.
+"""Multi-head attention that holds the logits of all pairs of positions at once, of a chunk of queries at a time, or none.
 
 Suffixes name axes: B batch, T queries, S keys, D d_model, H heads, K d_kv.
 """
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fusion_core.errors import InputError
 from fusion_core.models.t5.compute import QUERY_CHUNK
 from fusion_core.models.t5.config import T5Config
 from fusion_core.models.t5.layers import Key, Params, broadcast_over, dropout, wide_dtype
@@ -80,6 +81,45 @@ def _mixed_in_chunks(
     return mixed.reshape(batch, n * size, *mixed.shape[3:])[:, :length]
 
 
+def _mixed_whole(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: PairBias, rate: float, key: Key) -> Array:
+    """Return ``_mixed`` with the parts of the bias added here, so that their gradient is summed over the batch at once."""
+    return _mixed(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, pair_bias(bias, len(q_BxTxHxK)), rate, key)
+
+
+def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: PairBias, rate: float, key: Key) -> Array:
+    """Return ``_mixed`` by one kernel, cuDNN's, that holds no logits; by JAX's own form of it where there is no GPU.
+
+    Keys are masked by their number in each row; where a row's padding does not come last the result is nan.
+    """
+    if bias.query_segments_BxT is not None:
+        raise InputError("Compute.attention is 'fused', which takes no packed rows; use 'chunked' for them")
+    if key is not None and rate:
+        raise InputError(
+            f"Compute.attention is 'fused', which drops nothing, but dropout_rate is {rate}; use 'chunked'"
+        )
+    position, keys, lengths = None, bias.key_segments_BxS, None
+    if bias.position_HxTxS is not None:
+        _, queries, sources = bias.position_HxTxS.shape
+        if queries % 2 or sources % 2:
+            raise InputError(
+                f"Compute.attention is 'fused', which needs even lengths; they are {sources} and {queries}"
+            )
+        position = bias.position_HxTxS[None].astype(q_BxTxHxK.dtype)
+    if keys is not None:
+        seen = keys == 1
+        lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
+        last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
+        q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
+    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(
+        q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, position, scale=1.0, key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )  # fmt: skip
+
+
+WAYS = {"plain": _mixed_whole, "chunked": _mixed_in_chunks, "fused": _mixed_fused}
+
+
 def attention(
     weights: Params,
     config: T5Config,
@@ -88,6 +128,7 @@ def attention(
     bias: Array | PairBias | None,
     key: Key = None,
     multiply: Product = product,
+    way: str = "chunked",
 ) -> Array:
     r"""Return multi-head attention of x to itself, or to ``memory``.
 
@@ -101,9 +142,13 @@ def attention(
       x_BxTxD: activations that give the queries.
       memory_BxSxD: activations that give keys and values; if None, x.
       bias: position bias and mask b. If an array, broadcastable to [B, H, T, S], all pairs are held at once; if a
-        ``PairBias``, a chunk of queries at a time.
+        ``PairBias``, as ``way`` says.
       key: random key with which attention probabilities are dropped at ``config.dropout_rate``; if None, none are.
       multiply: product of activations and weights.
+      way: ``Compute.attention``.
+
+    Raises:
+      InputError: ``way`` is "fused", and the batch is packed, of odd length, or to be dropped from.
 
     Source: Raffel et al. (2020), section 2.1; Vaswani et al. (2017), section 3.2, without the division by √K.
     """
@@ -119,6 +164,6 @@ def attention(
     else:
         (q,) = split(multiply(x_BxTxD, q_w), 1)
         k, v = split(multiply(memory_BxSxD, jnp.concatenate([k_w, v_w])), 2)
-    mix: Any = _mixed_in_chunks if isinstance(bias, PairBias) else _mixed
+    mix: Any = WAYS[way] if isinstance(bias, PairBias) else _mixed
     mixed = mix(q, k, v, bias, config.dropout_rate, key)
     return multiply(mixed.reshape(*mixed.shape[:2], heads * width), weights["o"]["weight"])

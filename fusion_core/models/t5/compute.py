@@ -29,7 +29,10 @@ class Compute:
         of the loss does not. For training; the theory in ``bea`` may need the default.
       loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; if None, all of the batch.
       attention: "plain" holds the matrix of all pairs [batch, heads, target, source]; "chunked" only that of 64 query
-        positions at a time, which the backward pass computes again.
+        positions at a time, which the backward pass computes again; "fused" never holds it: on a GPU it is cuDNN's one
+        kernel, elsewhere ``jax.nn``'s plain form of the same. Fused attention is for bfloat16, for lengths that are even,
+        without dropout and packed rows, and for padding that comes last in every row: the loss of a batch with other
+        padding is nan. The position bias is rounded to bfloat16.
       z_loss: weight of ``(log Σ exp logits)²`` added to every token's loss; T5's own training used 1e-4.
 
     Raises:
@@ -45,11 +48,13 @@ class Compute:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", ("float32", "bfloat16")), ("attention", ("plain", "chunked"))):
+        for name, known in (("dtype", ("float32", "bfloat16")), ("attention", ("plain", "chunked", "fused"))):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"Compute.{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, known))}"
                 )
+        if self.attention == "fused" and self.dtype != "bfloat16":
+            raise InputError("Compute.attention is 'fused', which needs dtype 'bfloat16'; use 'chunked' with 'float32'")
         if self.loss_chunk is not None and self.loss_chunk < 1:
             raise InputError(
                 f"Compute.loss_chunk is {self.loss_chunk}; it must be a positive number of tokens, or None"

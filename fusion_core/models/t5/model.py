@@ -29,7 +29,7 @@ from fusion_core.models.t5.layers import rms_norm as rms_norm
 from fusion_core.models.t5.loss import token_sums
 from fusion_core.models.t5.parameters import init as init
 from fusion_core.models.t5.parameters import parameter_shapes as parameter_shapes
-from fusion_core.models.t5.products import Product, product
+from fusion_core.models.t5.products import product
 
 Norm = Callable[[Params, Array], Array]  # (a norm's arrays, activations) -> normed activations
 Bias = Array | PairBias | None
@@ -39,7 +39,7 @@ def _block(
     weights: Params,
     config: T5Config,
     norm: Norm,
-    multiply: Product,
+    compute: Compute,
     x: Array,
     bias: Bias,
     memory: Array | None,
@@ -50,13 +50,13 @@ def _block(
 
     Each part's output is added to x.
     """
-    rate, layers = config.dropout_rate, weights["layer"]
+    rate, layers, multiply, way = config.dropout_rate, weights["layer"], compute.multiply, compute.attention
     keys = iter(keys_for(key, 6))
     parts, inner = layers["0"]["SelfAttention"], norm(layers["0"]["layer_norm"], x)
-    x = x + dropout(attention(parts, config, inner, None, bias, next(keys), multiply), rate, next(keys))
+    x = x + dropout(attention(parts, config, inner, None, bias, next(keys), multiply, way), rate, next(keys))
     if memory is not None:
         parts, inner = layers["1"]["EncDecAttention"], norm(layers["1"]["layer_norm"], x)
-        x = x + dropout(attention(parts, config, inner, memory, cross, next(keys), multiply), rate, next(keys))
+        x = x + dropout(attention(parts, config, inner, memory, cross, next(keys), multiply, way), rate, next(keys))
     last = layers["1" if memory is None else "2"]
     parts, inner = last["DenseReluDense"], norm(last["layer_norm"], x)
     return x + dropout(feed_forward(parts, config, inner, next(keys), multiply), rate, next(keys))
@@ -76,16 +76,16 @@ def _stack(
     """Return x after all layers of the encoder (without memory) or of the decoder."""
     depth = config.num_layers if memory is None else config.num_decoder_layers
     first, last, *layer_keys = keys_for(key, depth + 2)
-    # the summand of all layers' attention logits is built once, unless attention is chunked
     biases: list[Bias] = [bias, cross]
-    if compute.attention == "plain":
+    # on a CPU the summand of all layers' attention logits is built once; elsewhere it is cheaper to add its parts in each
+    if compute.attention == "plain" and jax.default_backend() == "cpu":
         biases = [pair_bias(part, len(x)) for part in (bias, cross)]
 
     def layer(x: Array, parts: tuple[Params, Key]) -> tuple[Array, None]:
         weights, layer_key = parts
         if compute.dtype != "float32":
             weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
-        return _block(weights, config, norm, compute.multiply, x, biases[0], memory, biases[1], layer_key), None
+        return _block(weights, config, norm, compute, x, biases[0], memory, biases[1], layer_key), None
 
     if compute.remat:
         layer = jax.checkpoint(layer, prevent_cse=not compute.scan)
