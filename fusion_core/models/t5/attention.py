@@ -97,24 +97,25 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
         raise InputError(
             f"Compute.attention is 'fused', which drops nothing, but dropout_rate is {rate}; use 'chunked'"
         )
-    position, keys, lengths = None, bias.key_segments_BxS, None
-    if bias.position_HxTxS is not None:
-        _, queries, sources = bias.position_HxTxS.shape
-        if queries % 2 or sources % 2:
-            raise InputError(
-                f"Compute.attention is 'fused', which needs even lengths; they are {sources} and {queries}"
-            )
-        position = bias.position_HxTxS[None].astype(q_BxTxHxK.dtype)
+    position, keys, lengths, queries = None, bias.key_segments_BxS, None, q_BxTxHxK.shape[1]
     if keys is not None:
         seen = keys == 1
         lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
         last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
         q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
-    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
-    return jax.nn.dot_product_attention(
+    if bias.position_HxTxS is not None:
+        # with a bias the kernel needs even lengths: one more query, which is cut off, and one more key, which is masked
+        more_queries, more_keys = (n % 2 for n in bias.position_HxTxS.shape[1:])
+        position = jnp.pad(bias.position_HxTxS, ((0, 0), (0, more_queries), (0, 0)))
+        position = jnp.pad(position, ((0, 0), (0, 0), (0, more_keys)), constant_values=MASKED)
+        position = position[None].astype(q_BxTxHxK.dtype)
+        q_BxTxHxK = jnp.pad(q_BxTxHxK, ((0, 0), (0, more_queries), (0, 0), (0, 0)))
+        k_BxSxHxK, v_BxSxHxK = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (k_BxSxHxK, v_BxSxHxK))
+    mixed = jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, position, scale=1.0, key_value_seq_lengths=lengths,
-        implementation=implementation,
+        implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
     )  # fmt: skip
+    return mixed[:, :queries]
 
 
 WAYS = {"plain": _mixed_whole, "chunked": _mixed_in_chunks, "fused": _mixed_fused}
@@ -148,7 +149,7 @@ def attention(
       way: ``Compute.attention``.
 
     Raises:
-      InputError: ``way`` is "fused", and the batch is packed, of odd length, or to be dropped from.
+      InputError: ``way`` is "fused", and the batch is packed or to be dropped from.
 
     Source: Raffel et al. (2020), section 2.1; Vaswani et al. (2017), section 3.2, without the division by √K.
     """
