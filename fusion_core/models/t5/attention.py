@@ -97,20 +97,22 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
         raise InputError(
             f"Compute.attention is 'fused', which drops nothing, but dropout_rate is {rate}; use 'chunked'"
         )
-    position, keys, lengths, queries = None, bias.key_segments_BxS, None, q_BxTxHxK.shape[1]
+    position, keys = bias.position_HxTxS, bias.key_segments_BxS
+    (batch, queries), sources = q_BxTxHxK.shape[:2], k_BxSxHxK.shape[1]
+    lengths = jnp.full(batch, sources, jnp.int32) if sources % 2 else None
     if keys is not None:
         seen = keys == 1
         lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
         last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
         q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
-    if bias.position_HxTxS is not None:
-        # with a bias the kernel needs even lengths: one more query, which is cut off, and one more key, which is masked
-        more_queries, more_keys = (n % 2 for n in bias.position_HxTxS.shape[1:])
-        position = jnp.pad(bias.position_HxTxS, ((0, 0), (0, more_queries), (0, 0)))
-        position = jnp.pad(position, ((0, 0), (0, 0), (0, more_keys)), constant_values=MASKED)
-        position = position[None].astype(q_BxTxHxK.dtype)
-        q_BxTxHxK = jnp.pad(q_BxTxHxK, ((0, 0), (0, more_queries), (0, 0), (0, 0)))
-        k_BxSxHxK, v_BxSxHxK = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (k_BxSxHxK, v_BxSxHxK))
+
+    def even(x: Array, *axes: int) -> Array:
+        # the kernel's lengths are even: one more query, which is cut off, and one more key, beyond the number that counts
+        return jnp.pad(x, [(0, x.shape[i] % 2 if i in axes else 0) for i in range(x.ndim)])
+
+    q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (even(x, 1) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
+    if position is not None:
+        position = even(position[None], 2, 3).astype(q_BxTxHxK.dtype)
     mixed = jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, position, scale=1.0, key_value_seq_lengths=lengths,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
