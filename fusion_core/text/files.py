@@ -220,7 +220,9 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
     except arrow.ArrowException as error:
         raise OSError(" ".join(str(error).split())) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}, row group {group}: a text or a name is not UTF-8 ({error}); write the file again") from None
+        raise InputError(
+            f"{path}, row group {group}: a text or a name is not UTF-8 ({error}); write the file again"
+        ) from None
 
 
 def read_file(

@@ -54,7 +54,10 @@ def page_of_a_gigabyte():
 
 
 FOUND = {
-    "a column's name that is not UTF-8": ("text.parquet", lambda: bases.texts()[".parquet"].replace(b"text", b"te\xf6t")),
+    "a column's name that is not UTF-8": (
+        "text.parquet",
+        lambda: bases.texts()[".parquet"].replace(b"text", b"te\xf6t"),
+    ),
     "a page of a gigabyte": ("text.parquet", page_of_a_gigabyte),
     # the file's fields are read here too, and the library reads them otherwise
     "a number that does not end": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80"),
