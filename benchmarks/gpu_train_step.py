@@ -7,59 +7,29 @@ on a CPU, in its smallest size.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import contextlib
-import itertools
 import json
-import os
 import pathlib
-import queue
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
+from benchmarks.gpu_step import RATE, config_of, ours, random_batch, said, shape_of, timed, ways_of
 from benchmarks.output import hand_over
 from fusion_core import save_pretrained
-from fusion_core.models.t5 import Compute, T5Config, batch_loss, init, step_flops
+from fusion_core.models.t5 import T5Config, batch_loss, init
 from fusion_core.models.t5.attention import WAYS
-from fusion_core.models.t5.flops import utilisation
 from fusion_core.models.units import by_name
 from fusion_core.provenance import provenance
-from fusion_core.train import adafactor
 
-RATE, SOURCE, TARGET = 1e-3, 512, 114
-SMOKE = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
-SMOKE_GATED = T5Config(
-    **{f: getattr(SMOKE, f) for f in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads")},
-    num_layers=1, num_decoder_layers=1, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-)  # fmt: skip
 PARTS = ("parity", "base", "small", "reference")
-MICROBATCH = {"base": [64, 128], "small": [128, 256], "reference": [32, 64]}
 # largest difference of float32 gradients, relative to the largest entry: sums of thousands of terms in another order
 TOLERANCE = 1e-3
-
-
-def config_of(name: str, smoke: bool) -> T5Config:
-    if smoke:
-        return SMOKE if name == "t5-small" else SMOKE_GATED
-    return T5Config.named(name)
-
-
-def random_batch(config: T5Config, seed: int, batch: int, source: int, target: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    lengths = {"encoder_ids": source, "targets": target}
-    return {n: rng.integers(2, config.vocab_size, (batch, k), dtype=np.int32) for n, k in lengths.items()}
 
 
 def reference_model(config: T5Config, params: Any) -> Any:
@@ -99,159 +69,11 @@ def parity(smoke: bool) -> dict[str, Any]:
     return found
 
 
-class Way(NamedTuple):
-    """How one row is computed: rows at a time, ``Compute.attention``, and whether layers are scanned over."""
+def reference(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure Hugging Face's t5-v1_1-base under torch.compile in bf16, Adafactor, on the same batch.
 
-    microbatch: int
-    attention: str
-    scan: bool
-
-
-def ways_of(arguments: argparse.Namespace, name: str) -> list[Way]:
-    """Return the ways in which a part is measured."""
-    sizes = arguments.microbatch or ([2] if arguments.smoke else MICROBATCH[name])
-    layers = [choice == "scanned" for choice in arguments.layers]
-    return [Way(*choice) for choice in itertools.product(sizes, arguments.attention, layers)]
-
-
-def compute_of(arguments: argparse.Namespace, way: Way) -> Compute:
-    """Return the settings of our step."""
-    return Compute(
-        dtype="bfloat16", remat=arguments.remat, scan=way.scan, reverse_only=True,
-        loss_chunk=arguments.loss_chunk, attention=way.attention,
-    )  # fmt: skip
-
-
-def optimizer_for() -> optax.GradientTransformation:
-    return optax.chain(adafactor(), optax.scale(RATE))
-
-
-def our_step(config: T5Config, compute: Compute, micro: int) -> tuple[Any, optax.GradientTransformation]:
-    """Return ``(state, batch) -> (state, loss)`` with gradients summed over micro-batches of ``micro`` rows; its optimizer."""
-    optimizer = optimizer_for()
-
-    def step(state: Any, batch: Any) -> Any:
-        params, inner = state
-        parts = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), batch)
-
-        def gradient_of(part: Any) -> Any:
-            (total, sums), gradient = jax.value_and_grad(lambda p: batch_loss(p, config, part, compute), has_aux=True)(
-                params
-            )
-            return gradient, total, sums["tokens"]
-
-        if len(parts["targets"]) == 1:
-            gradient, total, tokens = gradient_of(jax.tree.map(lambda x: x[0], parts))
-        else:
-            zero = jnp.zeros((), jnp.float32)
-            zeros = (jax.tree.map(jnp.zeros_like, params), zero, zero)
-            add = lambda carry, part: (jax.tree.map(jnp.add, carry, gradient_of(part)), None)
-            (gradient, total, tokens), _ = jax.lax.scan(add, zeros, parts)
-        updates, inner = optimizer.update(jax.tree.map(lambda g: g / tokens, gradient), inner, params)
-        return (optax.apply_updates(params, updates), inner), total / tokens
-
-    return jax.jit(step, donate_argnums=0), optimizer
-
-
-def prefetched(make: Callable[[int], Any], steps: int) -> Iterator[Any]:
-    """Yield ``make(0) ... make(steps - 1)`` on the device; two more are made ahead in a thread."""
-    ready: queue.Queue[Any] = queue.Queue(2)
-
-    def work() -> None:
-        for i in range(steps):
-            ready.put(jax.device_put(make(i)))
-
-    threading.Thread(target=work, daemon=True).start()
-    for _ in range(steps):
-        yield ready.get()
-
-
-def shape_of(arguments: argparse.Namespace) -> tuple[int, int, int]:
-    """Return the batch's sequences, source and target length."""
-    return (4, 12, 6) if arguments.smoke else (arguments.batch, SOURCE, TARGET)
-
-
-def timed(arguments: argparse.Namespace, step: Callable[[], Any], wait: Callable[[], Any]) -> dict[str, Any]:
-    """Return the seconds of a step in each round, after two steps that warm up."""
-    for _ in range(2):
-        step()
-    wait()
-    times: list[float] = []
-    for _ in range(arguments.rounds):
-        start = time.perf_counter()
-        for _ in range(arguments.steps):
-            step()
-        wait()
-        times.append((time.perf_counter() - start) / arguments.steps)
-    size, source, target = shape_of(arguments)
-    median = statistics.median(times)
-    return {"seconds": times, "median": median, "tokens_per_second": size * (source + target) / median}
-
-
-def said(error: Exception) -> dict[str, Any]:
-    return {"error": f"{type(error).__name__}: {error}"[:300]}
-
-
-def ours(name: str, arguments: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    """Compile our step for each way; return what measures them, for t5-v1_1-base also with streamed batches."""
-    part = "small" if name == "t5-small" else "base"
-    config, shape, device = config_of(name, arguments.smoke), shape_of(arguments), jax.local_devices()[0]
-    drawn = jax.tree.map(np.asarray, init(config, 0))
-    first = random_batch(config, 0, *shape)
-
-    def compiled(way: Way) -> tuple[Any, float]:
-        start = time.perf_counter()
-        step, optimizer = our_step(config, compute_of(arguments, way), way.microbatch)
-        state = jax.eval_shape(lambda p: (p, optimizer.init(p)), drawn)
-        return step.lower(state, first).compile(), time.perf_counter() - start
-
-    ways = ways_of(arguments, part)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        steps = [pool.submit(compiled, way) for way in ways]
-
-    def row_of(way: Way, step: Any, seconds: float) -> dict[str, Any]:
-        params = jax.device_put(drawn)
-        kept = [(params, optimizer_for().init(params)), None]
-        resident = jax.device_put(first)
-
-        def once(batch: Any = resident) -> None:
-            kept[:] = step(kept[0], batch)
-
-        def wait() -> None:
-            kept[1].block_until_ready()
-
-        row = {"compile_seconds": seconds} | timed(arguments, once, wait)
-        row["loss"] = float(kept[1])
-        if part == "base":
-            total = arguments.rounds * arguments.steps
-            start = time.perf_counter()
-            for batch in prefetched(lambda i: random_batch(config, i, *shape), total):
-                once(batch)
-            wait()
-            row["streamed"] = (time.perf_counter() - start) / total
-            row["idle_for_input"] = max(0.0, 1 - row["median"] / row["streamed"])
-        row["flops"] = step_flops(config, *shape)
-        row["utilisation"] = utilisation(row["flops"], row["median"], device.device_kind)
-        laid_out = step.memory_analysis()  # the state is written over itself
-        row["bytes"] = laid_out.temp_size_in_bytes + laid_out.argument_size_in_bytes
-        return row
-
-    def measure() -> dict[str, Any]:
-        rows = []
-        for way, step in zip(ways, steps, strict=True):
-            try:
-                found = row_of(way, *step.result())
-            except Exception as error:  # out of memory, or no kernel for it: the other ways are measured
-                found = said(error)
-            rows.append(way._asdict() | found)
-            print(f"{name}, {way}: {found.get('median', found.get('error'))}", file=sys.stderr, flush=True)
-        return {"name": name, "device": device.device_kind, "batch": shape, "rows": rows}
-
-    return measure
-
-
-def reference(arguments: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    """Compile Hugging Face's t5-v1_1-base by torch.compile, bf16, Adafactor; return what measures it, on the same batch."""
+    Of the micro-batches it takes the largest that fits, since each takes a minute or more to compile.
+    """
     import torch
 
     smoke, (size, source, target) = arguments.smoke, shape_of(arguments)
@@ -265,94 +87,53 @@ def reference(arguments: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     optimizer = torch.optim.Adafactor(model.parameters(), lr=RATE)
     batch = {n: torch.tensor(x, device=device).long() for n, x in random_batch(config, 0, size, source, target).items()}
 
-    def gradients(micro: int, rows: int) -> None:
-        for i in range(0, rows, micro):
-            ids, labels = batch["encoder_ids"][i : i + micro], batch["targets"][i : i + micro]
-            with torch.autocast(device, torch.bfloat16):
-                loss = run(input_ids=ids, labels=labels).loss * (micro / size)
-            loss.backward()
-
-    def step(micro: int) -> None:
-        optimizer.zero_grad()
-        gradients(micro, size)
-        optimizer.step()
-
     def wait() -> None:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    failed: list[dict[str, Any]] = []
-    fits = None
-    # the largest that fits: each takes minutes to compile
+    def step(micro: int) -> None:
+        optimizer.zero_grad()
+        for i in range(0, size, micro):
+            ids, labels = batch["encoder_ids"][i : i + micro], batch["targets"][i : i + micro]
+            with torch.autocast(device, torch.bfloat16):
+                loss = run(input_ids=ids, labels=labels).loss * (micro / size)
+            loss.backward()
+        optimizer.step()
+
+    rows: list[dict[str, Any]] = []
     for micro in sorted({way.microbatch for way in ways_of(arguments, "reference")}, reverse=True):
         try:
-            gradients(micro, micro)
-            wait()
-            fits = micro
+            rows.append({"microbatch": micro} | timed(arguments, lambda m=micro: step(m), wait))
             break
         except Exception as error:
-            failed.append({"microbatch": micro} | said(error))
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-    def measure() -> dict[str, Any]:
-        rows = list(failed)
-        if fits is not None:
-            rows.append({"microbatch": fits} | timed(arguments, lambda: step(fits), wait))
-        return {"name": "t5-v1_1-base", "device": device, "batch": [size, source, target], "rows": rows}
-
-    return measure
+            rows.append({"microbatch": micro} | said(error))
+    return {"name": "t5-v1_1-base", "device": device, "batch": [size, source, target], "rows": rows}
 
 
-def prepared(name: str, arguments: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    """Compile one of ``PARTS``; return what measures it. Parity is found at once: nothing of it is timed."""
+def part(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one of ``PARTS`` in this process and return its result."""
     if name == "parity":
-        found = parity(arguments.smoke)
-        return lambda: found
+        return parity(arguments.smoke)
     if name == "reference":
         return reference(arguments)
     return ours("t5-small" if name == "small" else "t5-v1_1-base", arguments)
 
 
-def in_processes(names: Sequence[str], words: list[str], limit: float | None = None) -> dict[str, dict[str, Any]]:
-    """Run parts in processes of their own: all compile side by side, then each is measured while the others stand still.
+def in_a_process(name: str, words: list[str], limit: float | None = None) -> dict[str, Any]:
+    """Run a part in a process of its own, which frees the device's memory; return an error as a result, so that the others run.
 
-    A part that fails, or takes longer than ``limit`` seconds, has an error as its result, so that the others run.
+    Parts do not compile side by side: what a waiting process holds of the device's memory made the measured one fail.
     """
-    begun = time.perf_counter()
-    deadline = None if limit is None else begun + limit
-    command = [sys.executable, "-m", "benchmarks.gpu_train_step", "--json", "-", *words]
-    # each takes the memory that it needs, not three quarters of the device
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
-    running = {}
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
-            running[name] = subprocess.Popen([*command, "--part", name], env=environment, **pipes), errors
-            if deadline is not None:
-                timer = threading.Timer(deadline - time.perf_counter(), running[name][0].kill)
-                timer.start()
-                stack.callback(timer.cancel)
-        for name, (process, _) in running.items():
-            process.stdout.readline()  # READY, or nothing where it failed
-            print(f"{name}: compiled, {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-        return {name: _result(*running[name]) for name in names}
-
-
-def _result(process: Any, errors: Any) -> dict[str, Any]:
-    """Let a part go on, and return its result."""
+    command = [sys.executable, "-m", "benchmarks.gpu_train_step", "--part", name, "--json", "-", *words]
+    start = time.perf_counter()
     try:
-        text, _ = process.communicate("go\n")
-    except BrokenPipeError:
-        text = ""
-    status = process.wait()
-    if status == -signal.SIGKILL:
-        return {"error": "killed: it took longer than --timeout, or too much memory"}
-    if status:
-        errors.seek(0)
-        return {"error": (errors.read().strip().splitlines() or ["no message"])[-1]}
-    return json.loads(text[text.index("{") :])
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not measured in {limit:.0f} s (--timeout)"}
+    print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if ran.returncode:
+        return {"error": (ran.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(ran.stdout[ran.stdout.index("{") :])
 
 
 def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -368,7 +149,17 @@ def ratio_of(result: dict[str, Any]) -> dict[str, float]:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the numbers as a table."""
-    lines = [f"Parity with Hugging Face's T5 in float32: {json.dumps(result['parity'])}", ""]
+    lines = ["Parity with Hugging Face's T5 in float32 (largest difference of a gradient, of its largest entry):", ""]
+    parity_of = result["parity"]
+    for name in ("t5-small", "t5-v1_1-base"):
+        if name in parity_of:
+            row = parity_of[name]
+            said_ = f"loss {row['loss']:.6f} against {row['reference_loss']:.6f}, gradients {row['gradient_difference']:.1e}"
+            lines.append(
+                f"- {name}: {said_}, {'equal' if row['equal'] else 'NOT equal'} to {parity_of['tolerance']:.0e}"
+            )
+    lines += [f"- {parity_of['error']}"] if "error" in parity_of else []
+    lines.append("")
     heads = (
         "",
         "micro-batch",
@@ -388,7 +179,12 @@ def markdown(result: dict[str, Any]) -> str:
             continue
         for row in found["rows"]:
             layers = {True: "scanned", False: "apart"}.get(row.get("scan"), "")
-            cells = [f"{name}: {found['name']}", str(row["microbatch"]), row.get("attention", ""), layers]
+            cells = [
+                f"{name}: {found['name']}, {found['device']}",
+                str(row["microbatch"]),
+                row.get("attention", ""),
+                layers,
+            ]
             if "error" in row:
                 cells += [row["error"].splitlines()[0][:80].replace("|", "/"), "", "", "", ""]
             else:
@@ -429,9 +225,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
         "--attention", choices=sorted(WAYS), nargs="+", default=["fused"], help="each is measured (default fused)"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny networks, for a test on a CPU")
-    parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="of all together; what is not measured by then says so"
-    )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of each part; one that takes longer says so")
     parser.add_argument("--part", choices=PARTS, help="only this, in this process")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON, - for the terminal")
     arguments = parser.parse_args(words)
@@ -448,14 +242,12 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = parsed(words)
     if arguments.part:
-        measure = prepared(arguments.part, arguments)
-        print("READY", flush=True)
-        sys.stdin.readline()
-        print(json.dumps(measure()))
+        print(json.dumps(part(arguments.part, arguments)))
         return 0
-    result = in_processes(PARTS, _without_json(words), arguments.timeout)
-    if not result["parity"].get("equal"):
-        result = {"parity": result["parity"]}
+    passed = _without_json(words)
+    result: dict[str, Any] = {"parity": in_a_process("parity", passed, arguments.timeout)}
+    if result["parity"].get("equal"):
+        result |= {name: in_a_process(name, passed, arguments.timeout) for name in PARTS[1:]}
     result |= ratio_of(result)
     result["provenance"] = provenance()
     hand_over(result, markdown(result), arguments.json)
