@@ -110,7 +110,7 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
         lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
         last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
         q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
-    implementation = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    implementation: Any = "cudnn" if jax.default_backend() == "gpu" else "xla"
     return jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, position, scale=1.0, key_value_seq_lengths=lengths,
         implementation=implementation,
