@@ -17,7 +17,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,parity,data,corpora,c4,tensorboard]'
 	@touch $@
 
@@ -37,7 +41,7 @@ types: $(VENV)/.installed-dev
 figures: $(VENV)/.installed ## Draw the figures from committed results into runs/figures (minutes)
 	$(BIN)/deepfusion figures --all
 
-docs: $(VENV)/.installed-dev ## Build the site into build/site (seconds; works offline, also opened as a file)
+docs: $(VENV)/.installed-docs ## Build the site into build/site (seconds; works offline, also opened as a file)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 wheel: $(VENV)/.installed-dev ## Build the wheel into dist/

@@ -2,6 +2,7 @@
 
 from paper_figures.builder import build as build
 from paper_figures.builder import drawable as drawable
+from paper_figures.builder import not_computed as not_computed
 from paper_figures.registry import FIGURES as FIGURES
 from paper_figures.registry import PRESETS as PRESETS
 from paper_figures.results import Results as Results

@@ -34,6 +34,19 @@ def left_out(name: str) -> str:
     return ""
 
 
+def not_computed(names: Sequence[str], preset: str) -> list[str]:
+    """Return lines on what drawing figures does not compute: numbers that are read, and figures that are left out.
+
+    At presets other than "full" there are none.
+    """
+    if preset != "full":
+        return []
+    read = [n for n in names if committed_path(n).exists() or getattr(FIGURES[n], "RECORDS", ())]
+    lines = [f"not recomputed, but drawn from committed numbers: {', '.join(read)}"] if read else []
+    lines += ["index.html says for each how to compute it anew"] if read else []
+    return lines + [f"not drawn: {name}: {why}" for name in FIGURES if name not in names and (why := left_out(name))]
+
+
 def build(names: Sequence[str], preset: str, out: pathlib.Path | str, force: bool = False) -> list[pathlib.Path]:
     """Draw figures into a folder.
 

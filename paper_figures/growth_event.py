@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper_figures.results import Results
+from paper_figures.results import Claim, Results, spread
 from toy_models import growth_event as event
 
 SEED = 0
@@ -104,15 +104,34 @@ def draw(results: Results) -> Figure:
     return figure
 
 
+def predicted(results: Results) -> list[Claim]:
+    """Return what the README shows: orders of the loss's change, and jumps of the function's velocity."""
+    names = {
+        "self, loss": "swapping a small and a grown step, a network fused with itself",
+        "two, loss": "the same, two different networks",
+        "two, loss without the conflict": "the same, less the predicted conflict",
+    }
+    slope = lambda name: spread(results.arrays[f"{KEYS[name]}_slopes"])
+    orders = [(names[n], f"loss changes at order {event.GAPS[n]}", f"slope {slope(n)}") for n in names]
+    first, jumps = results.config["copies"][0], _jumps(results)
+    median = lambda what: ", ".join(
+        f"{100 * np.median(results.arrays[_key(o, first, event.ALL, what)]):.0f}" for o in OPTIMIZERS
+    )
+    words = " and ".join(", ".join(OPTIMIZERS.values()).rsplit(", ", 1))
+    return [
+        *orders,
+        ("the function's velocity across the event, with the rate factors", "no jump", f"at most {jumps['worst']:.0e}"),
+        (f"the same, without them: {words}, k = {first}", f"{median('predicted')} %", f"{median('without')} %"),
+    ]
+
+
 def finding(results: Results) -> str:
     """Return a sentence on whether slopes and jumps are as predicted, from the numbers."""
     slopes = {name: float(results.arrays[f"{key}_slopes"].mean()) for name, key in KEYS.items()}
     kept = all(abs(slopes[name] - order) < 0.15 for name, order in event.GAPS.items())
     numbers = "; ".join(f"{LABELS[name]} {slopes[name]:.2f}, expected {order}" for name, order in event.GAPS.items())
-    cases = [(o, k, kind) for o in OPTIMIZERS for k in results.config["copies"] for kind in ROWS]
-    jumps = {what: np.array([results.arrays[_key(*case, what)] for case in cases]) for what in ("with", "without")}
-    predicted = np.array([results.arrays[_key(*case, "predicted")] for case in cases])
-    worst, off = jumps["with"].max(), np.abs(jumps["without"] - predicted).max()
+    jumps = _jumps(results)
+    worst, off = jumps["worst"], jumps["off"]
     still, as_marked = worst <= ROUNDING, off <= ROUNDING
     first = results.config["copies"][0]
     whole = ", ".join(
@@ -127,6 +146,15 @@ def finding(results: Results) -> str:
     )
 
 
+def _jumps(results: Results) -> dict[str, float]:
+    """Return the largest jump with the factors, and how far those without them are off their prediction."""
+    cases = [(o, k, kind) for o in OPTIMIZERS for k in results.config["copies"] for kind in ROWS]
+    kept, without, marks = (
+        np.array([results.arrays[_key(*case, what)] for case in cases]) for what in ("with", "without", "predicted")
+    )
+    return {"worst": float(kept.max()), "off": float(np.abs(without - marks).max())}
+
+
 def _key(optimizer: str, copies: int, kind: str, what: str) -> str:
     return f"jump_{optimizer}_{copies}_{kind.replace(' ', '_')}_{what}"
 
@@ -135,12 +163,11 @@ def _draw_gaps(axes: Any, results: Results, names: list[str], title: str) -> Non
     h = results.arrays["step_sizes"]
     for name in names:
         errors, slopes = (results.arrays[f"{KEYS[name]}_{what}"] for what in ("errors", "slopes"))
-        spread = f" ± {slopes.std(ddof=1):.2f}" if len(slopes) > 1 else ""
         color, marker, line = STYLES[name]
         style: dict[str, Any] = {"color": color, "marker": marker}
         for run in errors:
             axes.plot(h, run, linestyle="none", alpha=0.3, markeredgewidth=0, markersize=3, **style)
-        text = f"{LABELS[name].split(': ')[-1]}: slope {slopes.mean():.2f}{spread}"
+        text = f"{LABELS[name].split(': ')[-1]}: slope {spread(slopes)}"
         axes.plot(h, np.median(errors, axis=0), linestyle=line, label=text, zorder=3, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

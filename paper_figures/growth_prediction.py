@@ -27,7 +27,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-from paper_figures.results import Results
+from paper_figures.results import Claim, Results
 from toy_models.when_to_grow import measure, problems, rules, tables
 
 SEED = 0
@@ -157,6 +157,21 @@ def draw(results: Results) -> Figure:
     return figure
 
 
+def predicted(results: Results) -> list[Claim]:
+    """Return what the README shows: the regret of the forecast rule, and of the best that knows no forecast."""
+    regrets = results.arrays["regrets"]
+    of = lambda name: regrets[:, list(SHOWN).index(name)]
+    best = _best_fraction(results)
+    return [
+        (
+            f"final loss of a rule on forecasts over that of the best growth step, {len(regrets)} problems",
+            f"below {NEAR}",
+            f"median {np.median(of(FOLLOWED)):.3f} (worst {of(FOLLOWED).max():.3f}); growing {SHOWN[best]}, the best "
+            f"fraction in hindsight, {np.median(of(best)):.3f} ({of(best).max():.3f})",
+        )
+    ]
+
+
 def finding(results: Results) -> str:
     """Return a sentence on whether forecasts follow the truth and the forecast rule is near the minimum."""
     arrays, names = results.arrays, list(SHOWN)
@@ -166,7 +181,7 @@ def finding(results: Results) -> str:
         f"{np.median(regrets[:, names.index(name)]):.3f} (worst {regrets[:, names.index(name)].max():.3f})"
     )
     followed = regrets[:, names.index(FOLLOWED)]
-    fixed = min((n for n in names if n.startswith("fixed")), key=lambda n: float(np.median(regrets[:, names.index(n)])))
+    fixed = _best_fraction(results)
     scratch, near = arrays["scratch_over_grown"], np.median(followed) < NEAR
     below = np.median(followed) < np.median(regrets[:, names.index(GREEDY)])
     sentences = (
@@ -181,6 +196,12 @@ def finding(results: Results) -> str:
         f"own tuned rate in the median ({scratch.min():.3f} to {scratch.max():.3f}).",
     )
     return " ".join(sentences)
+
+
+def _best_fraction(results: Results) -> str:
+    """Return the fixed fraction of the smallest median regret."""
+    median = dict(zip(SHOWN, np.median(results.arrays["regrets"], axis=0), strict=True))
+    return min((name for name in SHOWN if name.startswith("fixed")), key=lambda name: float(median[name]))
 
 
 def _draw_problem(axes: Any, results: Results, i: int) -> None:

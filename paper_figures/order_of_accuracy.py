@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import bea
 from bea.pytrees import norm, subtract
-from paper_figures.results import Results
+from paper_figures.results import Claim, Results, spread
 from toy_models import mlp, teacher
 
 SEED = 0
@@ -62,6 +62,7 @@ LABELS = {
     "self_terms": "self terms only",
     "composite": "all second-order terms, conflict included",
 }
+EXPECTED = {"first_order": 2, "self_terms": 2, "composite": 3}  # powers of h
 
 
 def compute(preset: str) -> Results:
@@ -90,7 +91,7 @@ def draw(results: Results) -> Figure:
     for i, (name, label) in enumerate(LABELS.items()):
         errors, slopes = results.arrays[f"{name}_errors"], results.arrays[f"{name}_slopes"]
         style: dict[str, Any] = {"color": f"C{i}", "marker": "osD"[i]}
-        text = f"{label}: slope {slopes.mean():.2f} ± {slopes.std(ddof=1):.2f}"
+        text = f"{label}: slope {spread(slopes)}"
         axes.fill_between(h, errors.min(axis=0), errors.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
         for run in errors:
             axes.plot(h, run, linestyle="none", alpha=0.35, markeredgewidth=0, markersize=3.5, **style)
@@ -108,12 +109,22 @@ def draw(results: Results) -> Figure:
     return figure
 
 
+def predicted(results: Results) -> list[Claim]:
+    """Return what the README shows: the order of each formula's error."""
+    names = {
+        "first_order": "two training phases as one flow, without second-order terms",
+        "self_terms": "the same, without the conflict term only",
+        "composite": "the same, with all second-order terms",
+    }
+    slope = lambda name: spread(results.arrays[f"{name}_slopes"])
+    return [(names[name], f"error of order {order}", f"slope {slope(name)}") for name, order in EXPECTED.items()]
+
+
 def finding(results: Results) -> str:
     """Return a sentence on whether the measured slopes are those of the caption."""
     slopes = {name: float(results.arrays[f"{name}_slopes"].mean()) for name in LABELS}
-    expected = {"first_order": 2, "self_terms": 2, "composite": 3}
-    kept = all(abs(slopes[name] - order) < 0.15 for name, order in expected.items())
-    numbers = "; ".join(f"{LABELS[name]}: {slopes[name]:.2f}, expected {order}" for name, order in expected.items())
+    kept = all(abs(slopes[name] - order) < 0.15 for name, order in EXPECTED.items())
+    numbers = "; ".join(f"{LABELS[name]}: {slopes[name]:.2f}, expected {order}" for name, order in EXPECTED.items())
     return f"Measured slopes ({'as' if kept else 'NOT as'} predicted, to 0.15): {numbers}."
 
 

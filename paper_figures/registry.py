@@ -8,7 +8,8 @@ A figure is a module. Its docstring is the caption, with a paragraph on what one
 * ``SLOW``, if its numbers take more than some minutes: how long;
 * ``compute(preset) -> Results``, where preset is one of ``PRESETS``;
 * ``draw(results) -> Figure``, which computes nothing;
-* ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts.
+* ``finding(results) -> str``: one sentence on whether the numbers are as the caption predicts;
+* ``predicted(results) -> list[Claim]``, if the README's table of predicted against measured has rows of it.
 """
 
 from types import ModuleType

@@ -18,6 +18,9 @@ from fusion_core.text.json_files import LARGE, read_json, short
 
 FORMAT = 1
 
+Claim = tuple[str, str, str]
+"""A claim, what was predicted, and what was measured, as the README has them."""
+
 
 class ResultsError(ValueError):
     """A results file that cannot be used; the message has the reason and the remedy."""
@@ -111,6 +114,11 @@ class Results:
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(f"{path} has a garbled array ({error}): {remedy}") from None
         return cls(**fields)
+
+
+def spread(values: np.ndarray) -> str:
+    """Return mean and standard deviation over independent runs, in words."""
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 _JSON_TYPES: dict[str, Any] = {

@@ -28,7 +28,7 @@ import bea
 from bea.pytrees import norm, subtract
 from fusion_core.growth import MLPConfig, fuse, fusion_map
 from fusion_core.schedule.separation import noise_norm
-from paper_figures.results import Results
+from paper_figures.results import Claim, Results, spread
 from toy_models import mlp, teacher
 
 SEED = 0
@@ -258,10 +258,7 @@ def _draw_orders(axes: Any, results: Results) -> None:
         errors, slopes = results.arrays[f"{name}_errors"], results.arrays[f"{name}_slopes"]
         for run in errors:
             axes.plot(h, run, "os"[i], color=f"C{i}", alpha=0.35, markersize=3.5, markeredgewidth=0)
-        spread = f" ± {slopes.std(ddof=1):.2f}" if len(slopes) > 1 else ""
-        axes.plot(
-            h, np.median(errors, axis=0), color=f"C{i}", label=f"{labels[name]}: slope {slopes.mean():.2f}{spread}"
-        )
+        axes.plot(h, np.median(errors, axis=0), color=f"C{i}", label=f"{labels[name]}: slope {spread(slopes)}")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("step size $h$ (learning rate)")
@@ -287,6 +284,14 @@ def _draw_losses(axes: Any, results: Results) -> None:
     axes.set_ylabel("loss over that with nothing between")
     axes.set_title("A push is worth much noise, at first")
     axes.legend(loc="lower left", fontsize="x-small")
+
+
+def predicted(results: Results) -> list[Claim]:
+    """Return what the README shows: the order of the error of the predicted difference."""
+    slopes = ", ".join(spread(results.arrays[f"{name}_slopes"]) for name in ORDERS)
+    return [
+        ("how the copies part, by the gradient's flow, the modified field", "error of order 1, 2", f"slopes {slopes}")
+    ]
 
 
 def finding(results: Results) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import bea
-from paper_figures.results import Results
+from paper_figures.results import Claim, Results, spread
 from toy_models.when_to_grow import derivative
 
 SEED = 3
@@ -74,12 +74,11 @@ def draw(results: Results) -> Figure:
     for i, (order, label) in enumerate(LABELS.items()):
         errors, slopes = results.arrays[f"order{order}_errors"], results.arrays[f"order{order}_slopes"]
         style: dict[str, Any] = {"color": f"C{i}", "marker": "osD"[i]}
-        spread = f" ± {slopes.std(ddof=1):.2f}" if len(slopes) > 1 else ""
         axes.fill_between(h, errors.min(axis=0), errors.max(axis=0), color=style["color"], alpha=0.13, linewidth=0)
         for run in errors:
             axes.plot(h, run, linestyle="none", alpha=0.35, markeredgewidth=0, markersize=3.5, **style)
         middle = np.median(errors, axis=0)
-        axes.plot(h, middle, label=f"{label}: slope {slopes.mean():.2f}{spread}", zorder=3, **style)
+        axes.plot(h, middle, label=f"{label}: slope {spread(slopes)}", zorder=3, **style)
         guide = middle[-1] / 2.5 * (h / h[-1]) ** order
         axes.plot(h, guide, color="0.45", linestyle="--", linewidth=0.9)
         axes.annotate(
@@ -99,6 +98,18 @@ def draw(results: Results) -> Figure:
     axes.set_title(f"Derivative of the final loss in the growth step ({runs} {'task' if runs == 1 else 'tasks'})")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1)
     return figure
+
+
+def predicted(results: Results) -> list[Claim]:
+    """Return what the README shows: the order of the error of the derivative."""
+    slopes = ", ".join(spread(results.arrays[f"order{order}_slopes"]) for order in LABELS)
+    return [
+        (
+            "derivative of the final loss in the growth step, by fields of order 1, 2, 3",
+            "error of order 1, 2, 3",
+            f"slopes {slopes}",
+        )
+    ]
 
 
 def finding(results: Results) -> str:

@@ -1,10 +1,14 @@
 """``python -m website.gallery --write``: the gallery as a page of the site, with its pictures, from committed results.
 
 The words are those of ``paper_figures.gallery``, which ``deepfusion figures`` shows too. Page and pictures are committed, for
-the site is built without JAX.
+the site is built without JAX. A picture says what it was drawn from (``drawn_from``): those that are not of that any more are
+drawn anew, and a test finds them.
 """
 
 import argparse
+import ast
+import hashlib
+import inspect
 import io
 import pathlib
 import sys
@@ -12,16 +16,18 @@ from types import ModuleType
 
 from fusion_core import atomic
 from paper_figures.builder import left_out
-from paper_figures.cache import results_of
+from paper_figures.cache import committed_path, results_of
+from paper_figures.experiments.record import path_of
 from paper_figures.gallery import GalleryItem, caption, headline, origin, verdict
 from paper_figures.registry import FIGURES
 from paper_figures.results import Results
-from paper_figures.style import style
+from paper_figures.style import STYLE_SHEET, style
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "gallery.md"
 PICTURES = DOCS / "images" / "gallery"
 SEE = "What one should see:"
+ORIGIN = "Drawn from"  # the field of a picture that names its origin
 HEAD = """# Gallery
 
 Every figure of `deepfusion figures --list`, what one should see in it, and whether one does, by its numbers. `make figures`
@@ -30,15 +36,46 @@ other sizes, and [all results](results.md) the tables. `python -m website.galler
 """
 
 
-def picture(module: ModuleType, results: Results) -> bytes:
-    """Return a small PNG of the figure, of at most 64 colours."""
+def drawn_from(name: str, module: ModuleType) -> str:
+    """Return a hash of what a figure's picture shows: its committed numbers or records, its code but the caption, the style."""
+    records = [path_of(record, "json") for record in getattr(module, "RECORDS", ())]
+    code = ast.parse(inspect.getsource(module))
+    code.body = code.body[1:]
+    digest = hashlib.sha256(ast.unparse(code).encode() + b"\0" + STYLE_SHEET.read_bytes())
+    for file in (committed_path(name), *records):
+        digest.update(b"\0" + (file.read_bytes() if file.exists() else b""))
+    return digest.hexdigest()[:16]
+
+
+def said_of(file: pathlib.Path) -> str:
+    """Return what a picture says it was drawn from; "" if there is none."""
     from PIL import Image
 
+    if not file.exists():
+        return ""
+    with Image.open(file) as image:
+        return str(image.info.get(ORIGIN, ""))
+
+
+def stale() -> list[str]:
+    """Return the figures whose committed picture is not of what is committed now."""
+    shown = [name for name in FIGURES if not left_out(name)]
+    return [name for name in shown if said_of(PICTURES / f"{name}.png") != drawn_from(name, FIGURES[name])]
+
+
+def picture(module: ModuleType, results: Results, origin: str = "") -> bytes:
+    """Return a small PNG of the figure, of at most 64 colours, which says what it was drawn from."""
+    from PIL import Image, PngImagePlugin
+
+    said = PngImagePlugin.PngInfo()
+    said.add_text(ORIGIN, origin)
     drawn = io.BytesIO()
     with style():
         module.draw(results).savefig(drawn, format="png", dpi=130)
     small = io.BytesIO()
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+        small, format="PNG", optimize=True, pnginfo=said
+    )
     return small.getvalue()
 
 
@@ -78,7 +115,7 @@ def page(found: dict[str, Results | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the pictures and write the page; without ``--write`` print the page."""
+    """Draw the pictures that are not of what is committed now, and write the page; without ``--write`` print the page."""
     parser = argparse.ArgumentParser(prog="python -m website.gallery", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write docs/gallery.md and docs/images/gallery")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/figures"), help="where results are kept")
@@ -90,12 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.write:
         print(page(found))
         return 0
-    for file in PICTURES.glob("*.png"):
-        file.unlink()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name, results in found.items():
-        if results:
-            (PICTURES / f"{name}.png").write_bytes(picture(FIGURES[name], results))
+    for file in PICTURES.glob("*.png"):
+        if not found.get(file.stem):
+            file.unlink()
+    for name in stale():
+        if results := found[name]:
+            made = picture(FIGURES[name], results, drawn_from(name, FIGURES[name]))
+            (PICTURES / f"{name}.png").write_bytes(made)
     atomic.write_text(PAGE, page(found))
     return 0
 

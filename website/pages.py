@@ -76,27 +76,54 @@ def shown_in() -> dict[str, tuple[str, str]]:
 
 
 def api_page(package: str) -> str:
-    """Return a page with all public names of a package, each with its docstring and where an example of it runs."""
-    title = f"# `{package}`\n"
-    lines = [title, _doc(package), ""]
+    """Return a page with all public names of a package, each with its docstring and where an example of it runs.
+
+    It begins with a list of the names. What is public in the package comes before its public modules.
+    """
+    lines = [f"# `{package}`\n", _doc(package), "", *_contents(package), ""]
     group = ""
-    for name, thing in public_names(package).items():
+    for name, thing in _named(package).items():
         module = thing.rsplit(".", 1)[0]
-        if is_module(name, thing):
-            lines += [f"## `{name}` {{#{name}}}", "", _doc(thing), ""]
-            if name == "bea.symbolic":
-                lines += ["It has [a page of its own](symbolic.md).", ""]
-                continue
-            lines += [f"::: {thing}.{inner}\n" for inner in module_names(thing)]
-            continue
         if module != group:
             group = module
             lines += [f"## {module} {{#module-{module}}}", "", _doc(module).split("\n\n")[0], ""]
         lines += [f"::: {name}", ""]
         if name in shown_in():
             page, anchor = shown_in()[name]
-            lines += [f"    [Example](../{page}#{anchor}).".strip(), ""]
+            lines += [f"[Example](../{page}#{anchor}).", ""]
+    for name in _modules(package):
+        lines += [f"## `{name}` {{#{name}}}", "", _doc(name), ""]
+        if name == "bea.symbolic":
+            lines += ["It has [a page of its own](symbolic.md).", ""]
+        else:
+            lines += [f"::: {name}.{inner}\n" for inner in module_names(name)]
     return "\n".join(lines)
+
+
+def _named(package: str) -> dict[str, str]:
+    """Return public name -> the thing's own name, without modules."""
+    return {name: thing for name, thing in public_names(package).items() if not is_module(name, thing)}
+
+
+def _modules(package: str) -> list[str]:
+    """Return the public modules of a package."""
+    return [name for name, thing in public_names(package).items() if is_module(name, thing)]
+
+
+def _contents(package: str) -> list[str]:
+    """Return a table of the public names, a row a module that defines some."""
+    rows: dict[str, list[str]] = {}
+    for name, thing in _named(package).items():
+        rows.setdefault(thing.rsplit(".", 1)[0], []).append(f"[`{name.rsplit('.', 1)[1]}`](#{name})")
+    modules = _modules(package)
+    for name in modules:
+        if name == "bea.symbolic":
+            rows[name] = ["[a page of its own](symbolic.md)"]
+        else:
+            rows.setdefault(name, []).extend(f"[`{inner}`](#{name}.{inner})" for inner in module_names(name))
+    row = lambda module: f"[{module}](#{'' if module in modules else 'module-'}{module})"
+    lines = [f"| {row(module)} | {', '.join(names)} |" for module, names in rows.items()]
+    return ["| defined in | public names |", "|---|---|", *lines]
 
 
 def _doc(module: str) -> str:

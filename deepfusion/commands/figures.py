@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deepfusion.options import Json
-from deepfusion.terminal import working
+from deepfusion.terminal import notes, working
 
 
 def figures(
@@ -41,8 +41,9 @@ def figures(
         listing = {name: headline(module) for name, module in paper_figures.FIGURES.items()}
         print(json.dumps(listing) if as_json else "\n".join(listing))
         return
+    chosen = paper_figures.drawable(preset) if all_figures else names or []
     with working("computing and drawing", quiet=True):
-        written = paper_figures.build(
-            paper_figures.drawable(preset) if all_figures else names or [], preset, out, force
-        )
+        written = paper_figures.build(chosen, preset, out, force)
+    for line in paper_figures.not_computed(chosen, preset) if all_figures and not force else ():
+        notes(line)
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))

@@ -168,6 +168,11 @@ def test_a_slow_figure_without_committed_numbers_is_left_out_and_named(tiny_figu
     assert "tiny" in paper_figures.drawable("smoke")
     text = paper_figures.build(["finetune"], "full", tmp_path / "out")[-1].read_text(encoding="utf-8")
     assert "<b>tiny</b>: its numbers take an hour; deepfusion figures tiny computes them" in text
+    read, how, *left = paper_figures.not_computed(["finetune"], "full")
+    assert read == "not recomputed, but drawn from committed numbers: finetune"
+    assert "index.html" in how
+    assert "not drawn: tiny: its numbers take an hour; deepfusion figures tiny computes them" in left
+    assert paper_figures.not_computed(["finetune"], "smoke") == []
     results = tiny_figure.compute("full")
     results.save(tmp_path / "tiny.json")
     assert "tiny" in paper_figures.drawable("full")

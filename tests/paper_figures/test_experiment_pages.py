@@ -1,13 +1,16 @@
 """Pages that are written from the records."""
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
 from fusion_core.errors import InputError
+from paper_figures.cache import COMPUTED, committed_path
 from paper_figures.experiments import page
 from paper_figures.experiments.__main__ import main
+from paper_figures.results import Results
 from website import results
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,11 +23,32 @@ def nothing_is_remembered():
     page._results.cache_clear()
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("docs/growing.md", 10), ("README.md", 1)])
-def test_the_page_has_what_the_committed_records_say(name, blocks):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert page.renewed(text)[0] == text, f"run: python -m paper_figures.experiments --write {name}"
-    assert text.count("<!-- end -->") == len(page.BLOCK.findall(text)) >= blocks
+def test_the_page_has_what_the_committed_records_say():
+    text = (ROOT / "docs" / "growing.md").read_text(encoding="utf-8")
+    assert page.renewed(text)[0] == text, "run: python -m paper_figures.experiments --write docs/growing.md"
+    assert text.count("<!-- end -->") == len(page.BLOCK.findall(text)) >= 10
+
+
+def test_the_readme_has_what_the_committed_numbers_say():
+    text = results.README.read_text(encoding="utf-8")
+    assert results.renewed(text) == text, "run: python -m website.results --write"
+    assert re.findall(r"<!-- (\w+)", text) == ["predicted", "end", "short", "end"]
+
+
+def test_a_number_of_the_readme_that_is_not_the_committed_one_is_found(monkeypatch, tmp_path):
+    text = results.README.read_text(encoding="utf-8")
+    assert results.renewed(text.replace("slope 1.98 ± 0.01", "slope 1.99 ± 0.01")) == text
+    known = Results.load(committed_path("order_of_accuracy"))
+    slopes = {name: values + 1 for name, values in known.arrays.items() if name.endswith("slopes")}
+    dataclasses.replace(known, arrays=known.arrays | slopes).save(tmp_path / "order_of_accuracy.json")
+    monkeypatch.setattr("paper_figures.cache.COMPUTED", tmp_path)
+    assert results.predicted().count("\n") == 4
+    assert "slope 2.98 ± 0.01" in results.predicted()
+
+
+def test_every_figure_of_committed_numbers_is_in_the_table():
+    rows = set(re.findall(r"`deepfusion figures (\w+)`", results.predicted()))
+    assert {path.stem for path in COMPUTED.glob("*.json")} == rows
 
 
 def test_the_page_of_results_has_what_every_committed_record_says():
