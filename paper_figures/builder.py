@@ -41,7 +41,7 @@ def not_computed(names: Sequence[str], preset: str) -> list[str]:
     """
     if preset != "full":
         return []
-    read = [n for n in names if committed_path(n).exists() or getattr(FIGURES[n], "RECORDS", ())]
+    read = [n for n in names if committed_path(n).exists() or hasattr(FIGURES[n], "RECORDS")]
     lines = [f"not recomputed, but drawn from committed numbers: {', '.join(read)}"] if read else []
     lines += ["index.html says for each how to compute it anew"] if read else []
     return lines + [f"not drawn: {name}: {why}" for name in FIGURES if name not in names and (why := left_out(name))]

@@ -31,6 +31,7 @@ START: Position = (0, 0)
 
 MOST_DOCUMENT = 1 << 27  # bytes of a document that is not cut, and of a line of JSON
 PIECE = 1 << 20  # bytes read at once
+WITHOUT_BUFFER = 16 * PIECE  # bytes of a .parquet of which a column may be held
 BLANK = re.compile(rb"[ \t]*\r?\n")
 
 
@@ -192,16 +193,17 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
     """Yield the column ``text``, row group by row group, in small batches."""
     parquet = extra("pyarrow.parquet", path)
     arrow = extra("pyarrow", path)
+    group, done = start
     try:
-        # without a buffer whole column chunks would be held
-        with parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False) as file:
+        # without a buffer whole column chunks would be held; with one a damaged page has the memory that it says it needs
+        buffer = PIECE if path.stat().st_size > WITHOUT_BUFFER else 0
+        with parquet.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if "text" not in names or not str(file.schema_arrow.field("text").type).endswith("string"):
                 columns = ", ".join(f"{n}: {file.schema_arrow.field(n).type}" for n in names)
                 raise InputError(
                     f"{path} has no column text of strings, but {columns}; rename the column that has them"
                 )
-            group, done = start
             for group in range(start[0], file.num_row_groups):
                 row = 0
                 for batch in file.iter_batches(256, row_groups=[group], columns=["text"], use_threads=False):
@@ -218,7 +220,9 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
     except arrow.ArrowException as error:
         raise OSError(" ".join(str(error).split())) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}, row group {group}: a text is not UTF-8 ({error}); write the file again") from None
+        raise InputError(
+            f"{path}, row group {group}: a text or a name is not UTF-8 ({error}); write the file again"
+        ) from None
 
 
 def read_file(

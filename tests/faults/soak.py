@@ -159,10 +159,10 @@ def main() -> int:
             limit = asked.kill_every * (0.5 + rng.random())
             if not over and rng.random() < 0.8:  # the others may end in their first seconds
                 before = newest(out)
-                process.wait_for(lambda before=before: newest(out) > before)
+                process.wait_for(lambda before=before: newest(out) > before, 0.1)
                 limit += process.passed
             sign = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-            if not over and process.wait_for(lambda p=process, limit=limit: p.passed > limit):
+            if not over and process.wait_for(lambda p=process, limit=limit: p.passed > limit, 0.1):
                 os.kill(process.pid, sign)
             done = process.end()
             least = min(least, disk.free()) if not full else least

@@ -46,7 +46,19 @@ def template_without_id():
     ).encode()
 
 
+def page_of_a_gigabyte():
+    """A .parquet of 4 kB whose first page says that it has 1.6 GB."""
+    data = bases.texts()[".parquet"]
+    size = data.index(b"\x15", 7) + 1  # kind, size unpacked, size
+    return data[:size] + b"\xc4\xed\xa0\x80\x0c" + data[size + 2 :]
+
+
 FOUND = {
+    "a column's name that is not UTF-8": (
+        "text.parquet",
+        lambda: bases.texts()[".parquet"].replace(b"text", b"te\xf6t"),
+    ),
+    "a page of a gigabyte": ("text.parquet", page_of_a_gigabyte),
     # the file's fields are read here too, and the library reads them otherwise
     "a number that does not end": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80"),
     "a number of 100 bytes": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80" * 100 + b"\x01"),

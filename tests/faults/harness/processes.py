@@ -216,12 +216,12 @@ class Started:
             self._code = os.waitstatus_to_exitcode(status) if found else None
         return self._code is not None
 
-    def wait_for(self, condition: Callable[[], Any]) -> bool:
-        """Wait until the condition holds; return False if the process has ended before."""
+    def wait_for(self, condition: Callable[[], Any], every: float = 0.002) -> bool:
+        """Wait until the condition holds, looking every so many seconds; return False if the process has ended before."""
         while not condition():
             if self._ended(os.WNOHANG) or self.passed > LONGEST:
                 return bool(condition())
-            time.sleep(0.002)
+            time.sleep(every)
         return True
 
     def end(self) -> Outcome:
