@@ -39,7 +39,15 @@ FITTED: dict[str, tuple[float, ...]] = {
     "growth_long": (1000.0, 2500.0, 4000.0),
 }
 REGRET: dict[str, tuple[float, ...]] = {"growth_step": (1000.0, 2000.0, 3000.0), "growth_long": (1000.0, 2500.0)}
-WINDOWS = ((50.0, 250.0), (400.0, 600.0), (900.0, 1100.0), (1400.0, 1600.0), (1900.0, 2100.0))
+WINDOWS = (
+    (50.0, 250.0),
+    (400.0, 600.0),
+    (900.0, 1100.0),
+    (1400.0, 1600.0),
+    (1900.0, 2100.0),
+    (3800.0, 4200.0),
+    (5800.0, 6200.0),
+)
 # (record, arms, what they are)
 KEPT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
@@ -57,7 +65,9 @@ KEPT: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("t5_medium", ("self",), "noise 0.3"),
     ("t5_medium", ("two_zero",), "two sources"),
     ("after_growth_late", ("noise_0", "velocity_fuse", "keep_fuse"), "noise of the name, else 0.5"),
+    ("growth_long", ("late_1000", "late_2000", "late_3500", "late_5000"), "noise 0.3"),
 )
+OWN_SCRATCH = ("growth_long",)  # records that are longer than scratch_float32
 # growth step -> arms grown there from a small network in one run
 MEASURED: dict[float, tuple[tuple[str, str], ...]] = {
     595.0: tuple(("after_growth_early", name) for name in ("noise_0p3", "velocity_fuse", "keep_fuse", "relax_fuse")),
@@ -88,7 +98,8 @@ def kept_shares(draws: int) -> list[dict[str, Any]]:
                 continue
             curves = curves_of(record, (name,))
             runs = [curve for _, curve in curves.grown]
-            scratch = [curve[1:] for curve in curves_of("scratch_float32").scratch]
+            reference = record if record in OWN_SCRATCH else "scratch_float32"
+            scratch = [curve[1:] for curve in curves_of(reference).scratch]
             n1 = curves.grown[0][0]
             first = float(np.mean([run[0, 1] for run in runs]))
             age = float(bea.steps_to(bea.falling_mean(scratch), first))

@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.layouts import BATCH, DISPATCH, LAYERS, LENGTH, VOCABULARY, WIDTH, launch, network, worker
 from benchmarks.output import hand_over
-from benchmarks.scaling import BATCH, DISPATCH, SIZES, launch, worker
 from fusion_core.provenance import provenance
 
-SIZE = "tiny"
 ENTRIES = (1, 1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21)  # float32 numbers of an all-reduce
 TIMES = 20  # all-reduces in one dispatch
 ONE, TWO, APART, VIRTUAL, HALF = (
@@ -73,10 +72,9 @@ def gradient_bytes() -> int:
     """Return the bytes of the gradient of the network that is timed."""
     import jax
 
-    from benchmarks.scaling import config_of
     from fusion_core.models.t5 import parameter_shapes
 
-    return 4 * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameter_shapes(config_of(SIZE))))
+    return 4 * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameter_shapes(network())))
 
 
 def compute(repeats: int, entries: tuple[int, ...]) -> dict[str, Any]:
@@ -122,7 +120,7 @@ def compute(repeats: int, entries: tuple[int, ...]) -> dict[str, Any]:
         "of_it_all_reduce": added,
         "measured": median[TWO]["seconds"],
     }
-    config = {"batch": BATCH, "dispatch": DISPATCH, "size": SIZES[SIZE], "repeats": repeats}
+    config = {"batch": BATCH, "dispatch": DISPATCH, "size": (WIDTH, LAYERS, VOCABULARY, LENGTH), "repeats": repeats}
     return {
         "config": config, "provenance": provenance(), "steps": median, "ratios": ratios, "collectives": timed, "model": model
     }  # fmt: skip
@@ -168,7 +166,7 @@ def _work(arguments: argparse.Namespace) -> dict[str, Any]:
         from fusion_core.train import devices, step
 
         step.summed = lambda tree: jax.tree.map(lambda leaf: jax.lax.psum(leaf, devices.AXIS), tree)  # type: ignore[attr-defined]
-    return worker(SIZE, DISPATCH, arguments.rows)
+    return worker(arguments.rows)
 
 
 def main(argv: list[str] | None = None) -> int:

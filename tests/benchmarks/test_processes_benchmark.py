@@ -34,3 +34,11 @@ def test_a_process_times_its_collectives(capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"reduce", "gather"}
     assert min(found.values()) > 0
+
+
+def test_a_process_times_its_steps_of_the_whole_network(capsys):
+    assert processes.main(["--worker", "--rows", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 2 * (64 + 16)
+    assert found["seconds"] > 0
+    assert found["processor_seconds"] > 0

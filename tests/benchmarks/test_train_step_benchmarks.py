@@ -87,7 +87,7 @@ def test_the_step_for_a_gpu_is_lowered_for_cuda_without_one(words, cuda_without_
     (way,) = gpu_step.ways_of(arguments, "base")
     step, optimizer = gpu_step.our_step(config, gpu_step.compute_of(arguments, way), 2)
     params = gpu_step.init(config, 0)
-    batch = gpu_step.random_batch(config, 0, 4, 16, 8)
+    batch = gpu_step.random_batch(config, 0, 4, 15, 7)
     text = step.trace((params, optimizer.init(params)), batch).lower(lowering_platforms=("cuda",)).as_text()
     assert "bf16" in text
     assert not re.findall(r"custom_call @\S*(?:cpu|lapack|onednn)\S*", text)

@@ -97,24 +97,27 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
         raise InputError(
             f"Compute.attention is 'fused', which drops nothing, but dropout_rate is {rate}; use 'chunked'"
         )
-    position, keys, lengths = None, bias.key_segments_BxS, None
-    if bias.position_HxTxS is not None:
-        _, queries, sources = bias.position_HxTxS.shape
-        if queries % 2 or sources % 2:
-            raise InputError(
-                f"Compute.attention is 'fused', which needs even lengths; they are {sources} and {queries}"
-            )
-        position = bias.position_HxTxS[None].astype(q_BxTxHxK.dtype)
+    position, keys = bias.position_HxTxS, bias.key_segments_BxS
+    (batch, queries), sources = q_BxTxHxK.shape[:2], k_BxSxHxK.shape[1]
+    lengths = jnp.full(batch, sources, jnp.int32) if sources % 2 else None
     if keys is not None:
         seen = keys == 1
         lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
         last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
         q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
-    implementation: Any = "cudnn" if jax.default_backend() == "gpu" else "xla"
-    return jax.nn.dot_product_attention(
+
+    def even(x: Array, *axes: int) -> Array:
+        # the kernel's lengths are even: one more query, which is cut off, and one more key, beyond the number that counts
+        return jnp.pad(x, [(0, x.shape[i] % 2 if i in axes else 0) for i in range(x.ndim)])
+
+    q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (even(x, 1) for x in (q_BxTxHxK, k_BxSxHxK, v_BxSxHxK))
+    if position is not None:
+        position = even(position[None], 2, 3).astype(q_BxTxHxK.dtype)
+    mixed = jax.nn.dot_product_attention(
         q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, position, scale=1.0, key_value_seq_lengths=lengths,
-        implementation=implementation,
+        implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
     )  # fmt: skip
+    return mixed[:, :queries]
 
 
 WAYS = {"plain": _mixed_whole, "chunked": _mixed_in_chunks, "fused": _mixed_fused}
@@ -148,7 +151,7 @@ def attention(
       way: ``Compute.attention``.
 
     Raises:
-      InputError: ``way`` is "fused", and the batch is packed, of odd length, or to be dropped from.
+      InputError: ``way`` is "fused", and the batch is packed or to be dropped from.
 
     Source: Raffel et al. (2020), section 2.1; Vaswani et al. (2017), section 3.2, without the division by √K.
     """

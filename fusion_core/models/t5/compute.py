@@ -30,9 +30,9 @@ class Compute:
       loss_chunk: tokens whose logits are held at once, in the forward and the backward pass; if None, all of the batch.
       attention: "plain" holds the matrix of all pairs [batch, heads, target, source]; "chunked" only that of 64 query
         positions at a time, which the backward pass computes again; "fused" never holds it: on a GPU it is cuDNN's one
-        kernel, elsewhere ``jax.nn``'s plain form of the same. Fused attention is for bfloat16, for lengths that are even,
-        without dropout and packed rows, and for padding that comes last in every row: the loss of a batch with other
-        padding is nan. The position bias is rounded to bfloat16.
+        kernel, elsewhere ``jax.nn``'s plain form of the same. Fused attention is for bfloat16, without dropout and packed
+        rows, and for padding that comes last in every row: the loss of a batch with other padding is nan. The position
+        bias is rounded to bfloat16.
       z_loss: weight of ``(log Σ exp logits)²`` added to every token's loss; T5's own training used 1e-4.
 
     Raises:
