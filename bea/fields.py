@@ -56,6 +56,20 @@ def directional_derivative(field: Field, params: Params, direction: Params) -> P
     return jax.jvp(checked(field), (params,), (direction,))[1]
 
 
+def linearized(field: Field, params: Params) -> tuple[Params, Field]:
+    r"""Return a field's value and its derivative, ``f(θ)`` and ``u ↦ f'(θ) u``, which share the evaluation of f.
+
+    For derivatives along directions that depend on the value: one evaluation of f, and two more for each direction
+    (``directional_derivative`` evaluates f again, and the compiler merges the two only in part). What the evaluation kept
+    is held until the last direction: blocks that f rematerialises are not computed again.
+
+    Raises:
+      As ``directional_derivative``; the direction is not checked.
+    """
+    value, derivative = jax.linearize(checked(field), params)
+    return value, derivative
+
+
 def lie_bracket(f: Field, g: Field) -> Field:
     r"""Return the Lie bracket of two fields, which measures how far their flows are from commuting.
 
@@ -68,7 +82,7 @@ def lie_bracket(f: Field, g: Field) -> Field:
       f, g: fields on the same space.
 
     Returns:
-      ``params -> [f, g]``. Costs one directional derivative of each field.
+      ``params -> [f, g]``. Costs one evaluation and one directional derivative of each field.
 
     Raises:
       As ``directional_derivative``, when the bracket is evaluated.
@@ -77,10 +91,7 @@ def lie_bracket(f: Field, g: Field) -> Field:
     """
 
     def bracket(params: Params) -> Params:
-        velocity_f, velocity_g = checked(f)(params), checked(g)(params)
-        return subtract(
-            directional_derivative(g, params, velocity_f),
-            directional_derivative(f, params, velocity_g),
-        )
+        (velocity_f, along_f), (velocity_g, along_g) = linearized(f, params), linearized(g, params)
+        return subtract(along_g(velocity_f), along_f(velocity_g))
 
     return bracket

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
 from bea.differentials import Differentials
 from bea.pytrees import (
@@ -14,6 +16,7 @@ from bea.pytrees import (
     Loss,
     Number,
     Params,
+    axpy,
     check_floating,
     check_like,
     check_params,
@@ -89,7 +92,10 @@ def modified_loss(
       metric: M, a tree like params of nonnegative rates per entry (a frozen preconditioner); if None, M = 1.
 
     Returns:
-      ``params -> Ẽ``. One evaluation costs one gradient; its gradient costs one Hessian-vector product more.
+      ``params -> Ẽ``; the loss is traced, and has all its derivatives, in what it closes over too. One evaluation costs
+      one gradient; its gradient costs one Hessian-vector product more, about three gradients, and keeps what both of
+      these do: it is the fast way. Blocks that the loss rematerialises (``jax.checkpoint``) are computed again in
+      ``modified_field(gradient_field(loss), h)`` alone, the same vector's negative for M = 1 and β = 0.
 
     Raises:
       ValueError: step_size is not positive and finite, momentum is outside [0, 1), metric has a negative or non-finite
@@ -107,14 +113,54 @@ def modified_loss(
 
     def modified(params: Params) -> Array:
         check_params(params)
-        value, gradient = jax.value_and_grad(loss)(params)
-        moved = gradient
         if metric is not None:
             check_like(metric, params, what="metric")
-            moved = jax.tree.map(jnp.multiply, metric, gradient)
-        return value + number_in(weight, value.dtype) * inner(gradient, moved).astype(value.dtype)
+        pure, constants = jax.closure_convert(loss, params)
+        dtype = jax.eval_shape(pure, params, *constants).dtype
+        return _with_steepness(pure, params, number_in(weight, dtype), metric, constants)
 
     return modified
+
+
+def _steepness(
+    loss: Callable[..., Array], params: Params, weight: Array, metric: Params | None, constants: Any
+) -> Array:
+    """Return ``E + w ⟨∇E, M∇E⟩``; ``constants`` are the loss's further arguments."""
+    value, gradient = jax.value_and_grad(loss)(params, *constants)
+    return value + weight * inner(gradient, _moved(gradient, metric)).astype(value.dtype)
+
+
+def _moved(gradient: Params, metric: Params | None) -> Params:
+    return gradient if metric is None else jax.tree.map(jnp.multiply, metric, gradient)
+
+
+_with_steepness = jax.custom_jvp(_steepness, nondiff_argnums=(0,))
+"""``_steepness``, whose derivative in params is ``⟨∇E + 2w H M ∇E, u⟩`` with one Hessian-vector product, forward over
+reverse, which shares the gradient's linearisation. JAX's own derivative, reverse over reverse, has as many operations and
+takes a quarter longer on a CPU (a T5 of t5-small's size)."""
+
+
+def _slope_with_steepness(
+    loss: Callable[..., Array], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    params, weight, metric, constants = primals
+    is_zero = lambda t: isinstance(t, SymbolicZero)
+    gradient_of = lambda p: jax.value_and_grad(loss)(p, *constants)
+    (value, gradient), derivative = jax.linearize(gradient_of, params)
+    moved = _moved(gradient, metric)
+    _, turned = derivative(moved)
+    total = value + weight * inner(gradient, moved).astype(value.dtype)
+    filled = jax.tree.map(
+        lambda t, p: jnp.zeros_like(p) if is_zero(t) else t, tangents, primals, is_leaf=lambda t: is_zero(t)
+    )
+    slope = inner(axpy(2 * weight, turned, gradient), filled[0]).astype(value.dtype)
+    if not all(map(is_zero, jax.tree.leaves(tangents[1:], is_leaf=is_zero))):
+        rest = lambda *others: _steepness(loss, params, *others)
+        slope = slope + jax.jvp(rest, (weight, metric, constants), filled[1:])[1]
+    return total, slope
+
+
+_with_steepness.defjvp(_slope_with_steepness, symbolic_zeros=True)
 
 
 def log_map(step: Callable[[Params], Params], params: Params, order: int) -> Params:

@@ -3,8 +3,10 @@
 ``python -m benchmarks.bea_cost`` measures, on a network of T5-small's size and on an MLP of 10 million parameters, the
 gradient of the first-order modified loss, the conflict vector of two losses (two batches), and modified fields of order
 3 and 4: wall time (each run next to one gradient; the median of the ratios), the compiler's counts of operations and
-memory, compile time. A second table shows how the cost grows with the order, also for nested directional derivatives.
-Prints Markdown; ``--json FILE`` (``-`` for the terminal) writes the numbers. The exit code is 1 if a limit is broken.
+memory, compile time. The T5 is measured again with its blocks rematerialised, in units of the gradient without that; on
+a CPU the compiler has to be kept from merging what is computed twice (``KEEP_TWICE``). A second table shows how the cost
+grows with the order, also for nested directional derivatives. Prints Markdown; ``--json FILE`` (``-`` for the terminal)
+writes the numbers. The exit code is 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ import bea
 from bea.pytrees import weighted_sum
 from bea.taylor import bernoulli_ratios, modified_field_by_taylor
 from benchmarks.output import hand_over
-from fusion_core.models.t5 import T5Config, init, token_loss
+from fusion_core.models.t5 import Compute, T5Config, batch_loss, init
 from toy_models import mlp
 
 STEP = 0.01
@@ -39,9 +41,22 @@ LIMITS: dict[str, float | None] = {
 }
 MEMORY_LIMIT = 3.0
 """Arguments, result and temporaries together, in units of a gradient's."""
+KEEP_TWICE = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+"""Compiler options with which XLA for CPUs computes a rematerialised block again; without them it keeps the first result."""
 
 
-def t5_problem(smoke: bool) -> tuple[str, Any, Callable[[int], Any]]:
+class Problem(NamedTuple):
+    """A network: its title, parameters, ``seed -> loss``; what is compiled how, and the unit's loss if it is another."""
+
+    title: str
+    params: Any
+    loss_of: Callable[[int], Any]
+    works: tuple[str, ...] = tuple(LIMITS)
+    options: dict[str, str] | None = None
+    unit: Callable[[int], Any] | None = None
+
+
+def t5_problem(smoke: bool, compute: Compute = Compute()) -> Problem:
     config = T5Config.named("t5-small")
     batch, source, target = 4, 128, 32
     if smoke:
@@ -54,55 +69,69 @@ def t5_problem(smoke: bool) -> tuple[str, Any, Callable[[int], Any]]:
         inputs, targets = draw(source), draw(target)
 
         def mean(params: Any) -> Any:
-            total, count = token_loss(params, config, inputs, targets)
-            return total / count
+            total, sums = batch_loss(params, config, {"encoder_ids": inputs, "targets": targets}, compute)
+            return total / sums["tokens"]
 
         return mean
 
-    return f"T5, d = {config.d_model}, batch {batch} × {source}/{target}", init(config, 0), loss
+    return Problem(f"T5, d = {config.d_model}, batch {batch} × {source}/{target}", init(config, 0), loss)
 
 
-def mlp_problem(smoke: bool) -> tuple[str, Any, Callable[[int], Any]]:
+def lean_t5_problem(smoke: bool) -> Problem:
+    plain, lean = t5_problem(smoke), t5_problem(smoke, Compute(remat=True))
+    fields = ("modified field, order 2", "modified field, order 3", "modified field, order 4")
+    return lean._replace(title=f"{lean.title}, rematerialised", works=fields, options=KEEP_TWICE, unit=plain.loss_of)
+
+
+def mlp_problem(smoke: bool) -> Problem:
     sizes, batch = ((48, 32, 32, 10), 16) if smoke else ((3072, 2560, 768, 10), 256)
     return _mlp(sizes, batch)
 
 
-def square_mlp_problem(smoke: bool) -> tuple[str, Any, Callable[[int], Any]]:
+def square_mlp_problem(smoke: bool) -> Problem:
     sizes, batch = ((32, 32, 32, 32), 16) if smoke else ((1600, 1600, 1600, 1600, 1600), 256)
     return _mlp(sizes, batch)
 
 
-def _mlp(sizes: tuple[int, ...], batch: int) -> tuple[str, Any, Callable[[int], Any]]:
+def _mlp(sizes: tuple[int, ...], batch: int) -> Problem:
     def loss(seed: int) -> Any:
         rng = np.random.default_rng(seed)
         draw = lambda width: jnp.asarray(rng.standard_normal((batch, width)), jnp.float32)
         return mlp.mse_loss(draw(sizes[0]), draw(sizes[-1]), jax.nn.gelu)
 
-    return f"MLP {'-'.join(map(str, sizes))}, batch {batch}", mlp.init(sizes, seed=0), loss
+    return Problem(f"MLP {'-'.join(map(str, sizes))}, batch {batch}", mlp.init(sizes, seed=0), loss)
 
 
-# name -> problem; the limits are set for the first two, the third has no cheap first or last layer
-PROBLEMS = {"t5": t5_problem, "mlp": mlp_problem, "square-mlp": square_mlp_problem}
+# name -> problem; the limits are set for the first three, the fourth has no cheap first or last layer
+PROBLEMS: dict[str, Callable[[bool], Problem]] = {
+    "t5": t5_problem,
+    "t5-remat": lean_t5_problem,
+    "mlp": mlp_problem,
+    "square-mlp": square_mlp_problem,
+}
 
 
 def works(loss_of: Callable[[int], Any]) -> dict[str, Callable[[Any], Any]]:
-    """Return the functions to measure, by their names in ``LIMITS``."""
+    """Return the functions to measure, by name."""
     loss, other = loss_of(1), loss_of(2)
     field = bea.gradient_field(loss)
     step = lambda p: weighted_sum([1.0, STEP], [p, field(p)])
     return {
         "gradient of the modified loss": jax.grad(bea.modified_loss(loss, STEP)),
         "conflict vector of two losses": bea.lie_bracket(field, bea.gradient_field(other)),
+        "modified field, order 2": bea.modified_field(field, STEP, 2),
         "modified field, order 3": bea.modified_field(field, STEP, 3),
         "modified field, order 4": bea.modified_field(field, STEP, 4),
         "log map, order 4": lambda p: bea.log_map(step, p, 4),
     }
 
 
-def compiled(work: Callable[[Any], Any], params: Any) -> tuple[Any, dict[str, float]]:
+def compiled(
+    work: Callable[[Any], Any], params: Any, options: dict[str, str] | None = None
+) -> tuple[Any, dict[str, float]]:
     """Compile the work; return the executable, its operations and bytes, and the seconds of tracing and compiling."""
     start = time.perf_counter()
-    executable = jax.jit(work).lower(params).compile()
+    executable = jax.jit(work, compiler_options=options).lower(params).compile()
     seconds = time.perf_counter() - start
     memory = executable.memory_analysis()
     whole = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
@@ -117,20 +146,20 @@ def run(executable: Any, params: Any) -> float:
     return time.perf_counter() - start
 
 
-def measure(problem: tuple[str, Any, Callable[[int], Any]], repeats: int, report: Callable[[str], None]) -> list[dict]:
+def measure(problem: Problem, repeats: int, report: Callable[[str], None]) -> list[dict]:
     """Measure every work in units of the gradient; return a row for each."""
-    title, params, loss_of = problem
+    title, params = problem.title, problem.params
     report(f"{title}: gradient")
-    gradient, unit = compiled(jax.grad(loss_of(1)), params)
+    gradient, unit = compiled(jax.grad((problem.unit or problem.loss_of)(1)), params)
     run(gradient, params)
-    rows = []
-    for what, work in works(loss_of).items():
+    rows, known = [], works(problem.loss_of)
+    for what in problem.works:
         report(f"{title}: {what}")
-        executable, counted = compiled(work, params)
+        executable, counted = compiled(known[what], params, problem.options)
         run(executable, params)
         pairs = [(run(gradient, params), run(executable, params)) for _ in range(repeats)]
         ratios = [b / a for a, b in pairs]
-        limit = LIMITS[what]
+        limit = LIMITS.get(what)
         ratio, memory = statistics.median(ratios), counted["memory"] / unit["memory"]
         rows.append(
             {
@@ -172,8 +201,8 @@ def nested_field(field: Any, order: int) -> Any:
 
 def growth_with_order(highest: int, highest_nested: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return operations (in gradients) and compile seconds of each order on a small MLP, by three ways."""
-    _, params, loss_of = _mlp((16, 32, 32, 8), 16)
-    field = bea.gradient_field(loss_of(1))
+    problem = _mlp((16, 32, 32, 8), 16)
+    params, field = problem.params, bea.gradient_field(problem.loss_of(1))
     _, unit = compiled(field, params)
     rows = []
     for order in range(2, highest + 1):

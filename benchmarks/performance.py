@@ -76,9 +76,12 @@ def share_of(size: str) -> Callable[[Any], float | None]:
     return lambda found: row(row(found["sizes"], size=size)["rows"], name="step")["share_of_limit"]
 
 
-def bea_of(what: str, column: str) -> Callable[[Any], float | None]:
-    def find(found: Any) -> float:
-        return float(next(r for r in found["costs"] if r["what"] == what and r["problem"].startswith("T5"))[column])
+def bea_of(what: str, column: str, *, lean: bool = False) -> Callable[[Any], float | None]:
+    """Return a cost on the T5, or on the T5 whose blocks are rematerialised if ``lean``."""
+
+    def find(found: Any) -> float | None:
+        rows = [r for r in found["costs"] if r["what"] == what and r["problem"].startswith("T5")]
+        return next((float(r[column]) for r in rows if r["problem"].endswith("rematerialised") == lean), None)
 
     return find
 
@@ -148,15 +151,21 @@ FIGURES = (
         "its memory, in a gradient's", "bea_cost", bea_of("gradient of the modified loss", "memory"), GRADIENT, at_most=2,
     ),
     Figure(
+        "memory of a modified field of order 2, blocks rematerialised", "bea_cost",
+        bea_of("modified field, order 2", "memory", lean=True), GRADIENT, at_most=2,
+    ),
+    Figure(
         "bracket of two losses, t5-small, in gradients", "bea_cost", bea_of("conflict vector of two losses", "gradients"),
         GRADIENT, at_most=4,
     ),
+    Figure("memory of a modified field of order 3", "bea_cost", bea_of("modified field, order 3", "memory"), GRADIENT),
     Figure(
-        "memory of a modified field of order 3", "bea_cost", bea_of("modified field, order 3", "memory"), GRADIENT,
+        "the same, blocks rematerialised", "bea_cost", bea_of("modified field, order 3", "memory", lean=True), GRADIENT,
         at_most=3,
     ),
+    Figure("memory of a modified field of order 4", "bea_cost", bea_of("modified field, order 4", "memory"), GRADIENT),
     Figure(
-        "memory of a modified field of order 4", "bea_cost", bea_of("modified field, order 4", "memory"), GRADIENT,
+        "the same, blocks rematerialised", "bea_cost", bea_of("modified field, order 4", "memory", lean=True), GRADIENT,
         at_most=3,
     ),
     Figure(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bea
-from bea.pytrees import scale
+from bea.pytrees import inner, scale
 from tests.bea.helpers import EXACT, distance, euler, slope
 from tests.strategies.problems import cubic_field, cubic_point, modified_hessian, quadratic, tanh_loss, tanh_network
 
@@ -74,6 +74,33 @@ def test_modified_loss_in_a_metric_has_the_modified_field_of_the_preconditioned_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, expected)
     without = jax.jit(descend(bea.modified_loss(loss, h)))(params)
     assert distance(without, expected) > 1e-3 * distance(expected, jax.tree.map(jnp.zeros_like, expected))
+
+
+@pytest.mark.parametrize("with_metric", [False, True])
+def test_modified_loss_has_the_first_and_second_derivatives_of_its_formula_in_all_it_depends_on(x64, with_metric):
+    """Its derivative in params is a rule of ours; the step size, the metric and what the loss closes over count too."""
+    loss, params = tanh_loss(0), tanh_network()
+    rng = np.random.default_rng(0)
+    metric = jax.tree.map(lambda p: jnp.asarray(rng.uniform(0.5, 2, p.shape)), params)
+
+    def ours(p, h, c, m):
+        return bea.modified_loss(lambda q: c * loss(q), h, 0.5, metric=m if with_metric else None)(p)
+
+    def formula(p, h, c, m):
+        value, g = jax.value_and_grad(lambda q: c * loss(q))(p)
+        moved = jax.tree.map(jnp.multiply, m, g) if with_metric else g
+        return value + 2 * h / 4 * 3 * inner(g, moved)
+
+    point = (params, 0.1, 1.3, metric)
+    along = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(np.shape(leaf))), point)
+
+    def derivatives(f):
+        gradient = jax.grad(f, argnums=(0, 1, 2, 3))
+        return jax.jit(lambda p, u: (f(*p), jax.jvp(f, p, u), *jax.jvp(gradient, p, u), jax.grad(f)(*p)))(point, along)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), derivatives(ours), derivatives(formula)
+    )
 
 
 @pytest.mark.parametrize(("momentum", "rate"), [(0.0, 1.0), (0.5, 2.5), (0.9, 1.0)])

@@ -21,7 +21,7 @@ class Compute:
         and the loss's log-sum-exp are float32 with both; float64 parameters are computed in float64 under "float32".
       remat: whether to keep only the input of every block for the backward pass and recompute the rest: about a third
         more operations, for a memory that does not grow with the activations inside a block. On a CPU it helps only
-        together with ``scan``: outside a loop XLA merges the two computations there.
+        together with ``scan``, or if XLA is kept from merging the two computations (docs/t5.md).
       scan: whether to compile one block for all layers, with their parameters stacked inside the step, instead of one
         a layer: the program does not grow with depth. Slower on a CPU, because of the stacking (docs/t5.md).
       reverse_only: whether gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a
