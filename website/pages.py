@@ -87,7 +87,10 @@ def api_page(package: str) -> str:
         if module != group:
             group = module
             lines += [f"## {module} {{#module-{module}}}", "", _doc(module).split("\n\n")[0], ""]
-        lines += [f"::: {name}", ""]
+        # a function in a module of its name is hidden by it: its own name is written, and the public one an anchor
+        hidden = is_module(thing, thing)
+        lines += [f'<a id="{name}"></a>', "", f"::: {thing}.{thing.rsplit('.', 1)[1]}"] if hidden else [f"::: {name}"]
+        lines += [""]
         if name in shown_in():
             page, anchor = shown_in()[name]
             lines += [f"[Example](../{page}#{anchor}).", ""]
