@@ -66,6 +66,7 @@ def linearized(field: Field, params: Params) -> tuple[Params, Field]:
     Raises:
       As ``directional_derivative``; the direction is not checked.
     """
+    check_params(params)
     value, derivative = jax.linearize(checked(field), params)
     return value, derivative
 
