@@ -162,6 +162,8 @@ def draw(results: Results) -> Figure:
         arms.limits(left, values, 0.01)
         left.set_title(f"{event}: grown after {results.config['grown_at'][e]:.0%} of the budget")
         _draw_noise(right, results, e)
+    for axes in panels[:, 0]:
+        axes.locator_params(axis="x", nbins=5)  # more labels touch each other
     panels[1, 0].set_xlabel("final loss less the recipe's, nats a token")
     panels[1, 1].set_xlabel("size of the noise, shares of a block's typical weight")
     panels[0, 1].legend(loc="upper center")
