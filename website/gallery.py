@@ -39,9 +39,11 @@ other sizes, and [all results](results.md) the tables. `python -m website.galler
 def drawn_from(name: str, module: ModuleType) -> str:
     """Return a hash of what a figure's picture shows: its committed numbers or records, its code but the caption, the style."""
     records = [path_of(record, "json") for record in getattr(module, "RECORDS", ())]
-    code = ast.parse(inspect.getsource(module))
-    code.body = code.body[1:]
-    digest = hashlib.sha256(ast.unparse(code).encode() + b"\0" + STYLE_SHEET.read_bytes())
+    source = inspect.getsource(module)
+    caption = ast.parse(source).body[0].end_lineno
+    # lines, which are the same in every version of Python; an unparsed tree is not
+    code = "\n".join(line for line in source.splitlines()[caption:] if line.strip() and not line.lstrip().startswith("#"))
+    digest = hashlib.sha256(code.encode() + b"\0" + STYLE_SHEET.read_bytes())
     for file in (committed_path(name), *records):
         digest.update(b"\0" + (file.read_bytes() if file.exists() else b""))
     return digest.hexdigest()[:16]
