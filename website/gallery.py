@@ -42,7 +42,9 @@ def drawn_from(name: str, module: ModuleType) -> str:
     source = inspect.getsource(module)
     caption = ast.parse(source).body[0].end_lineno
     # lines, which are the same in every version of Python; an unparsed tree is not
-    code = "\n".join(line for line in source.splitlines()[caption:] if line.strip() and not line.lstrip().startswith("#"))
+    code = "\n".join(
+        line for line in source.splitlines()[caption:] if line.strip() and not line.lstrip().startswith("#")
+    )
     digest = hashlib.sha256(code.encode() + b"\0" + STYLE_SHEET.read_bytes())
     for file in (committed_path(name), *records):
         digest.update(b"\0" + (file.read_bytes() if file.exists() else b""))
