@@ -227,7 +227,7 @@ def _fetched(
     step: int, metrics: Any, position: Any, idle: float, finished: int, replicated: TrainState | None
 ) -> Dispatch:
     """Return the item of a dispatch. Raise TrainingDiverged if a loss or a gradient is not finite."""
-    values = {name: np.asarray(value.addressable_shards[0].data[0]) for name, value in metrics.items()}
+    values = {name: np.asarray(value.addressable_shards[0].data)[0] for name, value in metrics.items()}
     loss, norm = values["loss"], values["gradient_norm"]
     bad = ~(np.isfinite(loss) & np.isfinite(norm))
     if bad.any():

@@ -15,7 +15,7 @@ import fusion_core as fc
 from fusion_core.models.registry import parameter_shapes
 from fusion_core.models.units import by_name
 from fusion_core.runs import read_plan, resolve, run_plan
-from fusion_core.runs.context import DONE
+from fusion_core.runs.node_files import DONE
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.ahead import Ahead, _key
 from fusion_core.train.loop import graceful_interrupt
