@@ -94,8 +94,8 @@ def processes_of(layout: str) -> Callable[[Any], float | None]:
     return lambda found: found["ratios"][layout]["seconds"]
 
 
-def pause_of(size: str) -> Callable[[Any], float | None]:
-    return lambda found: next((r["median"]["with"]["seconds"] for r in found["sizes"] if r["size"] == size), None)
+def pause_of(size: str, part: str = "seconds") -> Callable[[Any], float | None]:
+    return lambda found: next((r["median"]["with"].get(part) for r in found["sizes"] if r["size"] == size), None)
 
 
 def of_steps(run: str, *names: str) -> Callable[[Any], float | None]:
@@ -192,6 +192,10 @@ FIGURES = (
     Figure(
         "standing still when t5-small is grown, s", "growing_pause", pause_of("t5-small"), "nothing compiled ahead, below",
         at_most=2,
+    ),
+    Figure(
+        "the same without its two evaluations, s", "growing_pause", pause_of("t5-small", "without_evaluations"),
+        "nothing compiled ahead, below",
     ),
     Figure(
         "generation, the slowest case, times faster", "generate", lambda f: min(r["ratio"] for r in f["cases"].values()),

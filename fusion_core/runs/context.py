@@ -186,7 +186,7 @@ class RunContext:
         """Begin to write the state of a node that does not train."""
         if first_process():
             store = self.store(resolved, pinned=[int(state.step)])
-            store.save(jax.tree.map(np.asarray, state), position=None)
+            store.save(on_host(state), position=None)
 
     def finish(self, resolved: Resolved, state: TrainState, work: str = ".", **facts: Any) -> None:
         """Begin to write the network as a Hugging Face folder with its tokenizer, then the facts of the finished node.
@@ -217,8 +217,7 @@ class RunContext:
 
     def _hold(self, name: str, state: TrainState) -> None:
         """Keep the state of a finished node for those that go on from it; forget what no node waits for any more."""
-        on_host = jax.default_backend() == "cpu"
-        self.states[name] = state if on_host else jax.tree.map(np.asarray, state)
+        self.states[name] = on_host(state)
         waiting = {source for node in self.plan.nodes if not self.finished(node.name) for source in node.inputs}
         for held in set(self.states) - waiting:
             del self.states[held]
@@ -251,6 +250,11 @@ def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any
         loss, chunk = t5_loss(config, node.compute), plan.steps_per_dispatch
         trainers[kind] = Trainer(loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate)
     return trainers[kind]
+
+
+def on_host(state: TrainState) -> TrainState:
+    """Return a state that takes no device's memory; where the host is the device it may be computed still."""
+    return state if jax.default_backend() == "cpu" else jax.tree.map(np.asarray, state)
 
 
 def state_shapes(config: T5Config, optimizer: OptimizerSettings | None, ramp: str = "") -> TrainState:
