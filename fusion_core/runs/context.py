@@ -248,7 +248,10 @@ def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any
     kind = (config, node.compute, optimizer, node.batch, node.accumulate, plan.steps_per_dispatch)
     if kind not in trainers:
         loss, chunk = t5_loss(config, node.compute), plan.steps_per_dispatch
-        trainers[kind] = Trainer(loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate)
+        options = node.compute.compiler_options()
+        trainers[kind] = Trainer(
+            loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate, compiler_options=options
+        )
     return trainers[kind]
 
 
