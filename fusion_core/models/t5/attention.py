@@ -89,7 +89,7 @@ def _mixed_whole(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
 def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: PairBias, rate: float, key: Key) -> Array:
     """Return ``_mixed`` by one kernel, cuDNN's, that holds no logits; by JAX's own form of it where there is no GPU.
 
-    Keys are masked by their number in each row; where a row's padding does not come last the result is nan.
+    Keys are masked by their number in each row, which is right where a row's padding comes last (``padding_last``).
     """
     if bias.query_segments_BxT is not None:
         raise InputError("Compute.attention is 'fused', which takes no packed rows; use 'chunked' for them")
@@ -101,10 +101,7 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
     (batch, queries), sources = q_BxTxHxK.shape[:2], k_BxSxHxK.shape[1]
     lengths = jnp.full(batch, sources, jnp.int32) if sources % 2 else None
     if keys is not None:
-        seen = keys == 1
-        lengths = jnp.maximum(jnp.sum(seen, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
-        last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
-        q_BxTxHxK = jnp.where(last[:, None, None, None], q_BxTxHxK, jnp.nan)
+        lengths = jnp.maximum(jnp.sum(keys == 1, axis=1, dtype=jnp.int32), 1)  # no kernel for rows without any key
 
     def even(x: Array, *axes: int) -> Array:
         # the kernel's lengths are even: one more query, which is cut off, and one more key, beyond the number that counts
@@ -118,6 +115,13 @@ def _mixed_fused(q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, bias: Pai
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
     )  # fmt: skip
     return mixed[:, :queries]
+
+
+def padding_last(x_BxSxD: Array, segments_BxS: Array) -> Array:
+    """Return x, and nan in rows whose padding does not come last: fused attention masks keys by their number alone."""
+    seen = segments_BxS == 1
+    last = jnp.all(seen[:, 1:] <= seen[:, :-1], axis=1)
+    return jnp.where(last[:, None, None], x_BxSxD, jnp.nan)
 
 
 WAYS = {"plain": _mixed_whole, "chunked": _mixed_in_chunks, "fused": _mixed_fused}
@@ -158,15 +162,18 @@ def attention(
     heads, width = config.num_heads, config.d_kv
     q_w, k_w, v_w = (weights[n]["weight"] for n in "qkv")
 
-    def split(flat: Array, parts: int) -> Iterator[Array]:
-        # one product for all matrices with the same input: three small products cost more than a large one
-        return (part.reshape(*part.shape[:2], heads, width) for part in jnp.split(flat, parts, axis=-1))
+    def projected(x: Array, *matrices: Array) -> Iterator[Array]:
+        # on a GPU XLA joins small products itself; large ones, joined, have to be copied apart
+        if jax.default_backend() == "gpu":
+            flat: list[Array] = [multiply(x, matrix) for matrix in matrices]
+        else:  # one product for all matrices with the same input: three small ones cost more than a large one
+            flat = jnp.split(multiply(x, jnp.concatenate(matrices)), len(matrices), axis=-1)
+        return (part.reshape(*part.shape[:2], heads, width) for part in flat)
 
     if memory_BxSxD is None:
-        q, k, v = split(multiply(x_BxTxD, jnp.concatenate([q_w, k_w, v_w])), 3)
+        q, k, v = projected(x_BxTxD, q_w, k_w, v_w)
     else:
-        (q,) = split(multiply(x_BxTxD, q_w), 1)
-        k, v = split(multiply(memory_BxSxD, jnp.concatenate([k_w, v_w])), 2)
+        (q,), (k, v) = projected(x_BxTxD, q_w), projected(memory_BxSxD, k_w, v_w)
     mix: Any = WAYS[way] if isinstance(bias, PairBias) else _mixed
     mixed = mix(q, k, v, bias, config.dropout_rate, key)
     return multiply(mixed.reshape(*mixed.shape[:2], heads * width), weights["o"]["weight"])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fusion_core.errors import InputError
 from fusion_core.models.t5.attention import MASKED as MASKED
-from fusion_core.models.t5.attention import PairBias, pair_bias
+from fusion_core.models.t5.attention import PairBias, padding_last, pair_bias
 from fusion_core.models.t5.attention import attention as attention
 from fusion_core.models.t5.compute import Compute
 from fusion_core.models.t5.config import T5Config
@@ -138,6 +138,8 @@ def _memory(
     embedding, stack = params["shared"]["weight"], params["encoder"]
     bias = PairBias(_positions(stack, ids.shape[1], config, causal=False), segments, sources)
     x = embedding[ids].astype(compute.activations(embedding.dtype))
+    if compute.attention == "fused" and sources is not None:
+        x = padding_last(x, sources)  # once, at the bottom: nan goes through to the loss
     return _stack(stack, config, norm, compute, x, bias, None, PairBias(None, None, None), key)
 
 
