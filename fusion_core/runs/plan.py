@@ -17,7 +17,6 @@ from fusion_core.growth.options import Options
 from fusion_core.models.t5 import Compute, T5Config
 from fusion_core.runs.settings import (
     FORBID,
-    LARGEST,
     Count,
     DataSettings,
     Flag,
@@ -32,7 +31,8 @@ from fusion_core.train.training import Cadence
 
 Rates = Literal["velocity", "keep", "rewarm", "rewarm_new", "relax"]
 RAMPS: dict[str, str] = {"rewarm": "array", "rewarm_new": "entry", "relax": "array"}  # what has a factor of its own
-SHORTEST = 3  # tokens of a source in which one is noise, its sentinel, and the end
+# tokens of a source: one that is noise, its sentinel, and the end; as many as T5 counts in float32
+SHORTEST, LONGEST = 3, 2**24
 MOST_NODES, LONGEST_NAME = 500, 100  # of a plan; letters, for a name is a folder's
 MOST_SOURCES = 100  # of a fusion
 REWARM = 200  # steps in which rates go to their final values, if a node does not say how many
@@ -75,7 +75,7 @@ class TrainNode:
     arm: Word = ""
     batch: Count = 128
     accumulate: Count = 1
-    length: Annotated[int, Field(strict=True, ge=SHORTEST, le=LARGEST)] = 512
+    length: Annotated[int, Field(strict=True, ge=SHORTEST, le=LONGEST)] = 512
     seed: Seed = 0
     match_cross_attention: Flag = False
     compute: InstanceOf[Compute] = Field(default_factory=Compute)

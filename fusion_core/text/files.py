@@ -20,6 +20,7 @@ from typing import Any
 from fusion_core.errors import InputError
 from fusion_core.text.encoding import BOM, HEAD, check_characters, check_head, check_pointer, not_utf8
 from fusion_core.text.json_files import parse
+from fusion_core.text.parquet_pages import check_pages, chunks_of
 
 READABLE = (".txt", ".text", ".md", ".rst", ".parquet", ".ndjson", ".jsonl")
 COMPRESSED = (".gz", ".zst")
@@ -195,7 +196,7 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
     arrow = extra("pyarrow", path)
     group, done = start
     try:
-        # without a buffer whole column chunks would be held; with one a damaged page has the memory that it says it needs
+        # without a buffer whole column chunks are held; with one a page has the memory that it says it needs
         buffer = PIECE if path.stat().st_size > WITHOUT_BUFFER else 0
         with parquet.ParquetFile(path, buffer_size=buffer, pre_buffer=False) as file:
             names = file.schema_arrow.names
@@ -204,8 +205,11 @@ def _parquet(path: pathlib.Path, start: Position) -> Iterator[tuple[str, Positio
                 raise InputError(
                     f"{path} has no column text of strings, but {columns}; rename the column that has them"
                 )
+            chunks = chunks_of(path, "text") if buffer else []
             for group in range(start[0], file.num_row_groups):
                 row = 0
+                for chunk in chunks[group] if group < len(chunks) else ():
+                    check_pages(path, chunk, f"row group {group}")
                 for batch in file.iter_batches(256, row_groups=[group], columns=["text"], use_threads=False):
                     if row + len(batch) > done:
                         for i, text in enumerate(batch.column(0).to_pylist()[max(0, done - row) :], max(0, done - row)):

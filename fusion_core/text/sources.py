@@ -67,7 +67,7 @@ def batches_by_step(
 
 def check_noise(noise_density: float, mean_span: float) -> None:
     """Raise InputError if either number is out of range."""
-    if not 0 < noise_density < 1 or not mean_span >= 1:
+    if not 0 < np.float32(noise_density) < 1 or not mean_span >= 1:
         raise InputError(
             f"a noise density of {noise_density} with spans of {mean_span}; they must lie between 0 and 1, and at 1 or above"
         )

@@ -39,9 +39,10 @@ def corrupted_lengths(
 def window_length(source: int, noise_density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN) -> tuple[int, int]:
     """Return the number of raw tokens whose corrupted source has at most ``source`` tokens, and their target's length.
 
-    The end tokens are included in both. Source: ``random_spans_helper`` of T5 (Raffel et al. 2020).
+    The end tokens are included in both. Source: ``random_spans_helper`` of T5 (Raffel et al. 2020), which tries one length
+    after another from 2 on; here from the longest of which rounding cannot make too many tokens, for a source may be long.
     """
-    raw = 2
+    raw = max(2, int((source - 4) / (1 - noise_density + noise_density / mean_span + 2**-20)))
     while corrupted_lengths(raw + 1, noise_density, mean_span)[0] <= source:
         raw += 1
     return raw, corrupted_lengths(raw, noise_density, mean_span)[1]

@@ -2,7 +2,8 @@
 
 ``python -m tests.faults.soak --minutes 60 --kill-every 60``. The disk is a tmpfs of a few MB where mounting works (as root);
 otherwise files are limited by RLIMIT_FSIZE to less than a checkpoint for every fourth process. In every fourth process the disk
-is full: it ends by itself, with one line, and the next one has room again.
+is full: it ends by itself, with one line, and the next one has room again. A run that would end before the minutes are over is
+paused (SIGSTOP) when it is ahead of them, so that they are minutes of one run.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from tests.faults.harness import checks
 from tests.faults.harness.processes import Outcome, Started, import_all
 from tests.strategies.plans import MODEL
 from tests.strategies.texts import documents
 
+AHEAD = 0.95  # share of the steps that a run has made when the minutes are over, at most
 CADENCE, EVERY = 100, 500  # steps between checkpoints (and records), and between evaluations
 PLAN = f"""
 name = "soak"
@@ -150,19 +153,38 @@ def main() -> int:
     log(f"checkpoints of {checkpoint:,} bytes; the disk is {disk.kind}")
     plan, out, whole = write_plan(root / "inputs", steps), disk.folder / "run", root / f"undisturbed-{steps}"
     beside = run(plan, whole, root / "undisturbed-output")  # at the same time
-    begun, counts, least = time.monotonic(), dict.fromkeys(("kill -9", "SIGTERM", "full", "ended before"), 0), 1 << 60
+    begun, wanted, paused = time.monotonic(), 60 * asked.minutes, 0.0
+
+    def waited(process: Started, condition: Callable[[], bool], free: bool) -> bool:
+        """Wait for the condition or the end of the process, paused while its run is ahead; return whether the first came."""
+        nonlocal paused
+        stopped = 0.0  # since when
+
+        def look() -> bool:
+            nonlocal stopped, paused
+            ahead = not free and newest(out) > AHEAD * steps * (time.monotonic() - begun) / wanted
+            met = condition()
+            if process.running() and (ahead and not met) != bool(stopped):
+                os.kill(process.pid, signal.SIGCONT if stopped else signal.SIGSTOP)
+                paused += time.monotonic() - stopped if stopped else 0.0
+                stopped = 0.0 if stopped else time.monotonic()
+            return met
+
+        return process.wait_for(look, 0.1)
+
+    counts, least = dict.fromkeys(("kill -9", "SIGTERM", "full"), 0), 1 << 60
     try:
         for number in range(1_000_000):
-            over = time.monotonic() - begun > 60 * asked.minutes  # it may end in peace
+            over = time.monotonic() - begun > wanted  # it may end in peace
             disk.full(full := number % 4 == 3 and not over)
             process = run(plan, out, root / "output")
             limit = asked.kill_every * (0.5 + rng.random())
             if not over and rng.random() < 0.8:  # the others may end in their first seconds
                 before = newest(out)
-                process.wait_for(lambda before=before: newest(out) > before, 0.1)
+                waited(process, lambda before=before: newest(out) > before, full)
                 limit += process.passed
             sign = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-            if not over and process.wait_for(lambda p=process, limit=limit: p.passed > limit, 0.1):
+            if not over and waited(process, lambda p=process, limit=limit: p.passed > limit, full):
                 os.kill(process.pid, sign)
             done = process.end()
             least = min(least, disk.free()) if not full else least
@@ -181,7 +203,8 @@ def main() -> int:
         log(f"undisturbed, beside it: {alone.seconds:.0f} s, {size(whole):,} bytes")
         wrong = checks.differences(checks.result(out), checks.result(whole)) or checks.temporaries(out)
         told = ", ".join(f"{count} × {kind}" for kind, count in counts.items() if count)
-        log(f"{minutes:.1f} minutes, {steps:,} steps, {told}; least room {least:,} bytes on {disk.kind}")
+        log(f"{minutes:.1f} minutes, {paused:.0f} s of them paused; {steps:,} steps, {told}")
+        log(f"least room {least:,} bytes on {disk.kind}")
         log(f"LOST: {wrong}" if wrong else "weights, records and facts equal those of the undisturbed run, bit for bit")
         return int(bool(wrong))
     finally:

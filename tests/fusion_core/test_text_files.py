@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion_core as fc
-from fusion_core.text import read_documents
+from fusion_core.text import parquet_pages, read_documents
 from fusion_core.text.files import read_file
+from tests.fuzz.mutations import varint
 
 try:
     import pyarrow
@@ -293,6 +294,36 @@ def test_wrong_utf8_is_refused_with_its_offset(tmp_path, name):
 def test_a_parquet_without_text_is_refused(tmp_path, columns, message):
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", message)
+
+
+@extra
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+def test_the_pages_of_a_parquet_are_found(tmp_path, monkeypatch, version, codec):
+    """Their sizes lead from the first to the end of the column chunk; a last one that says more than there is is refused."""
+    monkeypatch.setattr("fusion_core.text.files.WITHOUT_BUFFER", 0)
+    texts = [f"{i} " * (3000 if i % 50 == 0 else 40) for i in range(400)]  # the bounds in a header may be long
+    path, options = tmp_path / "a.parquet", {"data_page_version": version, "data_page_size": 2000, "compression": codec}
+    options |= {"use_dictionary": codec == "snappy", "row_group_size": 200, "write_batch_size": 10}
+    parquet.write_table(pyarrow.table({"text": texts}), path, **options)
+    assert [text for text, _ in read_file(path)] == texts
+    metadata = parquet.ParquetFile(path).metadata
+    assert [end - at for [(at, end)] in parquet_pages.chunks_of(path, "text")] == [
+        metadata.row_group(i).column(0).total_compressed_size for i in (0, 1)
+    ]
+    (at, end), pages = parquet_pages.chunks_of(path, "text")[1][0], []
+    with path.open("rb") as file:
+        while at < end:
+            length, size = parquet_pages.page(file, at, 1 << 20)
+            pages.append((at, size))
+            at += length + size
+    assert at == end
+    assert len(pages) > 5 or codec == "snappy"
+    data = path.read_bytes()
+    _, packed = parquet_pages.varint(data, pages[-1][0] + 3)  # kind, size unpacked, size, each after a byte of its own
+    _, after = parquet_pages.varint(data, packed + 1)
+    path.write_bytes(data[: packed + 1] + varint(2 * 1_600_000_000) + data[after:])
+    refused(path, "row group 1: a page says that it has 1,600,000,000 bytes, but the file has ")
 
 
 def test_a_compressed_parquet_is_passed_over_in_folders_and_refused(tmp_path):

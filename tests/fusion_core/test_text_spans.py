@@ -183,6 +183,19 @@ def test_windows_have_t5s_lengths(source, window, target):
 
 
 @quick
+@given(
+    source=st.integers(3, 300),
+    density=st.sampled_from([0.01, 0.1, 0.15, 0.5, 0.9]),
+    span=st.sampled_from([1.0, 1.5, 3.0, 50.0]),
+)
+def test_a_window_is_the_first_that_the_next_does_not_fit_after(source, density, span):
+    tried = 2  # T5's search
+    while corrupted_lengths(tried + 1, density, span)[0] <= source:
+        tried += 1
+    assert window_length(source, density, span)[0] == tried
+
+
+@quick
 @given(source=st.integers(3, 300), density=st.sampled_from([0.1, 0.15, 0.5]))
 def test_a_window_is_the_longest_that_fits_the_source(source, density):
     window, _ = window_length(source, density, 3.0)

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -177,6 +178,13 @@ for _suffix, _base, _mutation in (
     ]
     target(f"text{_suffix}", _packed, _mutation)(_text(_suffix))
 target("text.parquet", lambda: [bases.texts()[".parquet"]], mutations.flipped)(_text(".parquet"))
+
+
+@target("large.parquet", lambda: [bases.texts()[".parquet"]], mutations.flipped)
+def large_parquet(data: bytes) -> None:
+    """A ``.parquet`` that is read as those of more than ``WITHOUT_BUFFER`` bytes are."""
+    with mock.patch("fusion_core.text.files.WITHOUT_BUFFER", 0):
+        _text(".parquet")(data)
 
 
 def _task(name: str) -> Run:

@@ -59,6 +59,7 @@ FOUND = {
         lambda: bases.texts()[".parquet"].replace(b"text", b"te\xf6t"),
     ),
     "a page of a gigabyte": ("text.parquet", page_of_a_gigabyte),
+    "a page of a gigabyte in a large file": ("large.parquet", page_of_a_gigabyte),
     # the file's fields are read here too, and the library reads them otherwise
     "a number that does not end": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80"),
     "a number of 100 bytes": ("sentencepiece", lambda: bases.sentencepiece_model() + b"\x80" * 100 + b"\x01"),
@@ -94,6 +95,11 @@ FOUND = {
     "a zip file of four bytes": ("tokens_npz", lambda: b"PK\x03\x04"),
     "no zip file": ("tokens_npz", lambda: b"\x93NUMPY"),
     "an empty zip file": ("tokens_npz", lambda: b"PK\x05\x06" + bytes(18)),
+    "a source of 10^8 tokens": ("plan", lambda: bases.PLANS[0].replace("length = 16", "length = 100000000").encode()),
+    "a source of 10^12 tokens": (
+        "plan",
+        lambda: bases.PLANS[0].replace("length = 16", "length = 1000000000000").encode(),
+    ),
     "damaged tokens": ("tokens_npz", lambda: bases.tokens()[0][:200] + b"\xff" + bases.tokens()[0][201:]),
 }
 
@@ -103,6 +109,12 @@ def test_what_was_found_is_refused(tmp_path, name):
     target, data = FOUND[name]
     outcome = Cases(TARGETS[target], tmp_path).outcome(data())
     assert outcome.kind == "refused", outcome
+
+
+def test_rotary_positions_of_an_unknown_kind_without_a_base_are_written_as_they_are_read_again(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 4}
+    values = {"model_type": "llama", "vocab_size": 3, **sizes, "rope_parameters": {"rope_type": "new"}}
+    assert Cases(TARGETS["config"], tmp_path).outcome(json.dumps(values).encode()).kind == "read"
 
 
 def test_tokens_of_another_kind_are_refused(tmp_path):

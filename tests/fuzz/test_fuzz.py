@@ -19,6 +19,7 @@ from fusion_core.errors import InputError
 from tests.fuzz import mutations
 from tests.fuzz.cases import Cases, run_cases, shrunk
 from tests.fuzz.guard import MEMORY, OURS, ROOT, tried
+from tests.fuzz.table import BEGIN, END
 from tests.fuzz.targets import TARGETS
 
 MANY, FEW = 12, 3  # cases of a target; of one that takes longer
@@ -50,6 +51,15 @@ def test_no_input_breaks_a_promise(tmp_path, name):
         assert not outcome.bad, f"{outcome.kind}: {outcome.what} at {outcome.where} by {data!r:.1000}\n{outcome.trace}"
 
     holds()
+
+
+def test_the_table_has_ten_thousand_cases_of_every_target_none_of_which_broke_a_promise():
+    written = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written.splitlines() if line.startswith("|")][
+        2:
+    ]
+    assert sorted(name for row in rows for name in row[0].split(", ")) == sorted(TARGETS)
+    assert {(int(row[1].replace(",", "")) >= 10_000, row[4]) for row in rows} == {(True, "0")}
 
 
 @pytest.mark.parametrize("name", ["config", "formula", "safetensors", "text.txt.gz"])

@@ -69,6 +69,8 @@ def config_to_json(spelling: Spelling, config: Any) -> dict[str, Any]:
     said = {"architectures": [spelling.model], "model_type": spelling.model_type, "use_cache": True}
     said |= spelling.fixed | dict(spelling.passed) | {name: ours for name, (_, ours) in spelling.kept.items()}
     rope = settings.get("rope_parameters")
+    if rope and "rope_theta" in fields:
+        rope = rope | {"rope_theta": fields["rope_theta"]}  # which the file may have left out
     return said | spelling.write(config, fields) | settings | (spelling.rope_json(rope) if rope else {})
 
 

@@ -216,6 +216,10 @@ class Started:
             self._code = os.waitstatus_to_exitcode(status) if found else None
         return self._code is not None
 
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return not self._ended(os.WNOHANG)
+
     def wait_for(self, condition: Callable[[], Any], every: float = 0.002) -> bool:
         """Wait until the condition holds, looking every so many seconds; return False if the process has ended before."""
         while not condition():
