@@ -94,8 +94,8 @@ def processes_of(layout: str) -> Callable[[Any], float | None]:
     return lambda found: found["ratios"][layout]["seconds"]
 
 
-def pause_of(size: str) -> Callable[[Any], float | None]:
-    return lambda found: next((r["median"]["with"]["seconds"] for r in found["sizes"] if r["size"] == size), None)
+def pause_of(size: str, part: str = "seconds") -> Callable[[Any], float | None]:
+    return lambda found: next((r["median"]["with"].get(part) for r in found["sizes"] if r["size"] == size), None)
 
 
 def of_steps(run: str, *names: str) -> Callable[[Any], float | None]:
@@ -194,6 +194,10 @@ FIGURES = (
         at_most=2,
     ),
     Figure(
+        "the same without its two evaluations, s", "growing_pause", pause_of("t5-small", "without_evaluations"),
+        "nothing compiled ahead, below",
+    ),
+    Figure(
         "generation, the slowest case, times faster", "generate", lambda f: min(r["ratio"] for r in f["cases"].values()),
         "Hugging Face's generate in PyTorch",
     ),
@@ -254,7 +258,30 @@ def markdown(results: dict[str, Any]) -> str:
         on = f" Measured on {about['date']}{load}." if about else ""
         command = " ".join(("python -m", f"benchmarks.{name}", *about.get("arguments", RUNS.get(name, ()))))
         lines += ["", f"## {name}", f"{summary} `{command}`.{on}", "", module.markdown(found)]
+        if name == "step_limit" and "train_step" in results:
+            lines[-1] = f"{lines[-1].rstrip()}\n\n{what_limits(results, 'tiny', 2.2)}\n"
     return "\n".join(lines).rstrip() + "\n"
+
+
+def what_limits(results: dict[str, Any], size: str, goal: float) -> str:
+    """Return what PyTorch's pace times a goal would be on this machine, and where a step's time goes."""
+    pytorch = row(row(results["train_step"]["sizes"], size=size)["rows"], name="PyTorch, Adafactor")["gflops"]
+    found = row(results["step_limit"]["sizes"], size=size)
+    limit, rows = found["limit"]["gflops"], found["rows"]
+    step, pairs, *products = (
+        row(rows, name=name)
+        for name in ("step", "pairs of attention", "products of attention", "feed-forward layers", "logits and loss")
+    )
+    shares = [part["share_of_limit"] for part in products]
+    wanted = goal * pytorch / limit
+    return (
+        f"What limits the {size} T5's step: PyTorch computes {pytorch:.0f} GFLOP/s there, so that {goal} times its pace is "
+        f"{wanted:.0%} of the machine's best matrix product ({limit:.0f} GFLOP/s)"
+        f"{', more than the machine has' if wanted > 1 else ''}; ours is at {step['share_of_limit']:.0%}. Its matrix products "
+        f"are at {min(shares):.0%} to {max(shares):.0%} alone, and the pairs of attention take "
+        f"{pairs['seconds'] / step['seconds']:.0%} of the step's time alone, at "
+        f"{pairs['share_of_limit']:.0%}."
+    )
 
 
 def run(name: str, words: Sequence[str], to: pathlib.Path = RESULTS) -> int:

@@ -130,6 +130,7 @@ class AutoGrowth:
         state = self.grown_at(step)
         context.save_result(self.event, state)
         context.finish(self.event, state)
+        context.writer.wait()
         small = step * sum(source.step_flops for source in self.sources.values())
         chunk = context.plan.steps_per_dispatch
         left = max(0.0, rule.total_flops - rule.lost_flops - small)

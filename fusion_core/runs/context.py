@@ -7,58 +7,33 @@ import json
 import pathlib
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
 
-from fusion_core import atomic
-from fusion_core.checked import checked
-from fusion_core.checkpoints.pretrained import write_pretrained
 from fusion_core.errors import InputError
 from fusion_core.growth import rate_factors
 from fusion_core.models.t5 import Compute, T5Config, peak_flops
 from fusion_core.models.t5.model import init, parameter_shapes
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import Resolved
+from fusion_core.runs.node_files import DONE, MODEL, read_facts, write_node
 from fusion_core.runs.plan import FuseNode, GrowNode, Node, Plan, TrainNode
-from fusion_core.runs.settings import OptimizerSettings, Whole
-from fusion_core.sealed import read_sealed, write_sealed
+from fusion_core.runs.settings import OptimizerSettings
 from fusion_core.seeds import node_seed
 from fusion_core.text.cache import file_sum
 from fusion_core.text.span_corruption import target_length
 from fusion_core.timings import Timings
 from fusion_core.train import Metrics, Ramp, Record, Trainer, TrainState, init_state, t5_loss
-from fusion_core.train.devices import barrier, first_process
+from fusion_core.train.devices import barrier, first_process, processes
 from fusion_core.train.metrics import NOT_OURS
 from fusion_core.train.store import Checkpoints
 from fusion_core.train.training import CHECKPOINTS, METRICS, Training
+from fusion_core.train.writer import Writer
 
-DONE, MODEL, NODES = "done.json", "model", "nodes"
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeFacts:
-    """The facts of a finished node that are read again.
-
-    Attributes:
-      step: its last step.
-      work: folder of its records and checkpoints within its own.
-      start: its first step.
-      parameters: their number.
-      flops, lost_flops: of the node, and of lost trials among them.
-      seconds: that it took.
-    """
-
-    step: Whole
-    work: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*|\.)$")]
-    start: Whole = 0
-    parameters: Whole = 0
-    flops: float = 0.0
-    lost_flops: float = 0.0
-    seconds: float = 0.0
+NODES = "nodes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +52,9 @@ class RunContext:
       trainers: compiled steps, one for all nodes of one shape.
       timings: of the parts of the run up to its first step.
       mine: names of the nodes that this process has finished.
-      states: last states of nodes, as NumPy arrays, until those that go on from them are finished.
+      states: last states of nodes, in the host's memory, until those that go on from them are finished.
+      coming: facts of finished nodes whose files are not all written yet.
+      writer: of the files of nodes, in the order in which these are finished, while the next ones train.
       growths: what growths need that follows from the plan alone, as far as it was prepared ahead.
     """
 
@@ -94,6 +71,8 @@ class RunContext:
     mine: set[str] = dataclasses.field(default_factory=set)
     states: dict[str, TrainState] = dataclasses.field(default_factory=dict)
     growths: dict[str, Future[Any]] = dataclasses.field(default_factory=dict)
+    coming: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    writer: Writer = dataclasses.field(default_factory=Writer)
 
     def folder_of(self, name: str) -> pathlib.Path:
         """Return the folder of a node."""
@@ -105,25 +84,17 @@ class RunContext:
         Raises:
           InputError: the file is damaged.
         """
+        coming = self.coming.get(name)
+        if coming is not None:
+            return dict(coming)
         file = self.folder_of(name) / DONE
         if not file.exists():
             return None
-        remedy = "remove it, the node is then finished again"
-        facts = read_sealed(file, remedy)
-        try:
-            checked(
-                NodeFacts,
-                {field.name: facts[field.name] for field in dataclasses.fields(NodeFacts) if field.name in facts},
-            )
-        except ValueError as error:
-            raise InputError(f"{file} holds no facts of a node ({error}); {remedy}") from None
-        if (facts.pop("node", name), facts.pop("run_seed", self.seed)) != (name, self.seed):
-            raise InputError(f"{file} is of another node; {remedy}")
-        return facts
+        return read_facts(file, name, self.seed)
 
     def finished(self, name: str) -> bool:
-        """Return whether a node is finished, by its file alone."""
-        return (self.folder_of(name) / DONE).exists()
+        """Return whether a node is finished, by whether there is its file, or will be."""
+        return name in self.coming or (self.folder_of(name) / DONE).exists()
 
     def metrics(self, name: str) -> Metrics:
         """Return the records of a finished node.
@@ -180,7 +151,8 @@ class RunContext:
 
     def store(self, resolved: Resolved, work: str = ".", pinned: Collection[int] = ()) -> Checkpoints:
         """Return the checkpoints of a node."""
-        return Checkpoints(self.folder_of(resolved.name) / work / CHECKPOINTS, self.identity(resolved), pinned=pinned)
+        folder = self.folder_of(resolved.name) / work / CHECKPOINTS
+        return Checkpoints(folder, self.identity(resolved), pinned=pinned, writer=self.writer)
 
     def state_at(self, resolved: Resolved, step: int, work: str = ".") -> TrainState:
         """Return the checkpoint of a node at a step.
@@ -188,6 +160,7 @@ class RunContext:
         Raises:
           InputError: it is missing, damaged or of another plan.
         """
+        self.writer.wait()
         like = state_shapes(resolved.config, resolved.optimizer, resolved.ramp)
         found = self.store(resolved, work).restore(like, step)
         assert found is not None  # a missing one is an error
@@ -203,44 +176,48 @@ class RunContext:
         data = lambda n: (n.seed, n.batch, n.length)
         if not isinstance(before, TrainNode) or data(before) != data(node):
             return None
+        self.writer.wait()
         facts = self.done(source.name) or {}
         like = state_shapes(source.config, source.optimizer, source.ramp)
         found = self.store(source, facts["work"]).restore(like, facts["step"])
         return None if found is None else found[1]["position"]
 
     def save_result(self, resolved: Resolved, state: TrainState) -> None:
-        """Write the state of a node that does not train."""
+        """Begin to write the state of a node that does not train."""
         if first_process():
             store = self.store(resolved, pinned=[int(state.step)])
-            store.save(jax.tree.map(np.asarray, state), position=None)
-            store.wait()
+            store.save(on_host(state), position=None)
 
     def finish(self, resolved: Resolved, state: TrainState, work: str = ".", **facts: Any) -> None:
-        """Write the network as a Hugging Face folder with its tokenizer, then the facts of the finished node."""
+        """Begin to write the network as a Hugging Face folder with its tokenizer, then the facts of the finished node.
+
+        ``writer`` has both, after the node's checkpoint; several processes wait for them.
+        """
+        name = resolved.name
         if first_process():
-            folder = self.folder_of(resolved.name)
             if resolved.config.norm_groups:
-                self.note(
-                    f"node {resolved.name}: grouped norms have no Hugging Face format; its checkpoint is all there is"
-                )
-            elif not (folder / MODEL).exists():
-                with atomic.new_folder(folder / MODEL) as temporary:
-                    write_pretrained(temporary, state.params, resolved.config)
-                    self.data.tokenizer.save(temporary)
+                self.note(f"node {name}: grouped norms have no Hugging Face format; its checkpoint is all there is")
             kind = {TrainNode: "train", FuseNode: "fuse", GrowNode: "grow"}[type(resolved.node)]
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
             done = {"step": int(state.step), "work": work, "parameters": parameters, "kind": kind, **facts}
-            done |= {"node": resolved.name, "run_seed": self.seed, METRICS: Metrics(folder / work / METRICS).sum()}
-            written = sorted((folder / MODEL).iterdir()) if (folder / MODEL).exists() else []
-            write_sealed(folder / DONE, done | {MODEL: {path.name: file_sum(path) for path in written}})
-        self.mine.add(resolved.name)
-        self._hold(resolved.name, state)
-        self.growths.pop(resolved.name, None)
-        barrier(f"node {resolved.name} is finished")
+            self.coming[name] = json.loads(json.dumps(done))
+
+            def write() -> None:
+                facts = {**done, "node": name, "run_seed": self.seed}
+                write_node(self.folder_of(name), state.params, resolved.config, self.data.tokenizer, facts)
+                del self.coming[name]
+
+            self.writer.begin(write)
+        self.mine.add(name)
+        self._hold(name, state)
+        self.growths.pop(name, None)
+        if processes()[1] > 1:
+            self.writer.wait()
+        barrier(f"node {name} is finished")
 
     def _hold(self, name: str, state: TrainState) -> None:
         """Keep the state of a finished node for those that go on from it; forget what no node waits for any more."""
-        self.states[name] = jax.tree.map(np.asarray, state)  # as a checkpoint has it
+        self.states[name] = on_host(state)
         waiting = {source for node in self.plan.nodes if not self.finished(node.name) for source in node.inputs}
         for held in set(self.states) - waiting:
             del self.states[held]
@@ -271,8 +248,16 @@ def trainer_of(plan: Plan, config: T5Config, node: TrainNode, trainers: dict[Any
     kind = (config, node.compute, optimizer, node.batch, node.accumulate, plan.steps_per_dispatch)
     if kind not in trainers:
         loss, chunk = t5_loss(config, node.compute), plan.steps_per_dispatch
-        trainers[kind] = Trainer(loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate)
+        options = node.compute.compiler_options()
+        trainers[kind] = Trainer(
+            loss, optimizer.build(), node.batch, chunk, accumulate=node.accumulate, compiler_options=options
+        )
     return trainers[kind]
+
+
+def on_host(state: TrainState) -> TrainState:
+    """Return a state that takes no device's memory; where the host is the device it may be computed still."""
+    return state if jax.default_backend() == "cpu" else jax.tree.map(np.asarray, state)
 
 
 def state_shapes(config: T5Config, optimizer: OptimizerSettings | None, ramp: str = "") -> TrainState:
@@ -329,6 +314,7 @@ def training_of(
     work: str = ".",
     position: Any = None,
     begun: Callable[[], None] = lambda: None,
+    writer: Writer | None = None,
 ) -> Training:
     """Return the training of a node that begins at ``start`` and has this many steps.
 
@@ -341,6 +327,7 @@ def training_of(
       work: folder of metrics and checkpoints, within the node's.
       position: in the data, where it begins; if None, the data's beginning.
       begun: called after the first dispatch.
+      writer: of the checkpoints; if None, they are written when the training ends.
     """
     node = resolved.node
     assert isinstance(node, TrainNode)
@@ -374,6 +361,7 @@ def training_of(
         position=position,
         timings=context.timings,
         begun=begun,
+        writer=writer,
     )
 
 

@@ -124,7 +124,8 @@ def prepared(
     if resolved.optimizer is None or event.mapping is None:
         return event, None
     choices = {"copies": event.copies, "fresh_new": node.recipe.optimizer_state == "fresh_new"}
-    carry = Ahead(jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices)))
+    # without the parameters, which the event makes
+    carry = Ahead(jax.jit(lambda s: grow_states(event.mapping, s, event.factors, **choices)._replace(params=())))
     if compiled:
         parts = [sources[name] for name in node.inputs]
         carry.compile_now(tuple(state_shapes(part.config, part.optimizer, part.ramp) for part in parts))

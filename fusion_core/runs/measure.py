@@ -33,6 +33,7 @@ def measure_growth(context: RunContext, growth: Resolved, sources: Mapping[str, 
       growth: the node that fuses or grows.
       sources: its inputs, finished.
     """
+    context.writer.wait()  # the checkpoints are read
     nodes = [source.node for source in sources.values()]
     event = event_of(context, growth.node, sources)  # type: ignore[arg-type]
     configs = {source.config for source in sources.values()}
@@ -74,6 +75,7 @@ def measure_alone(context: RunContext, resolved: Resolved) -> None:
       context: of the run.
       resolved: a finished node that trains.
     """
+    context.writer.wait()
     node = resolved.node
     assert isinstance(node, TrainNode)
     records = Metrics(context.folder_of(resolved.name) / THEORY)

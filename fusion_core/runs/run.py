@@ -20,12 +20,13 @@ from fusion_core.provenance import provenance
 from fusion_core.runs.ahead import compile_ahead
 from fusion_core.runs.auto import AutoGrowth
 from fusion_core.runs.compare import compare_arms
-from fusion_core.runs.context import MODEL, NODES, RunContext, first_state, training_of
+from fusion_core.runs.context import NODES, RunContext, first_state, training_of
 from fusion_core.runs.data import RunData
 from fusion_core.runs.graph import AutoGroup, Resolved, auto_groups, budget_flops, resolve, steps_within
 from fusion_core.runs.growing import grown_state
 from fusion_core.runs.law_cases import planned_by_law
 from fusion_core.runs.measure import GREEDY, THEORY, measure_alone, measure_growth
+from fusion_core.runs.node_files import MODEL
 from fusion_core.runs.plan import FuseNode, Plan, TrainNode, plan_values
 from fusion_core.sealed import read_sealed
 from fusion_core.text.json_files import LARGE, read_json
@@ -132,7 +133,10 @@ def _run_locked(
         if len(plan.seeds) > 1:
             note(f"seed {seed}")
         context = RunContext(plan, seed, place, data, peak_flops, show, note, begin, trainers, timings)
-        _run(context, nodes, only)
+        try:
+            _run(context, nodes, only)
+        finally:
+            context.writer.wait()
         if all(context.done(name) is not None for name in nodes):
             found[seed] = collect(context, nodes)
     if len(found) < len(plan.seeds or (plan.seed,)):
@@ -230,7 +234,7 @@ def _train(context: RunContext, nodes: dict[str, Resolved], resolved: Resolved, 
         left = budget is None or budget - spent >= dispatch
         steps = steps_within(context.plan, node, resolved.step_flops, budget, spent) if left else 0
     begun = lambda: compile_ahead(context, nodes, node.name) if goes_on else None
-    training = training_of(context, resolved, start, steps, position=position, begun=begun)
+    training = training_of(context, resolved, start, steps, position=position, begun=begun, writer=context.writer)
     context.begin(node.name, first, first + steps)
     state = training.to(start, first + steps)
     if int(state.step) == first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -44,10 +44,11 @@ class Ahead:
 
     Args:
       function: to be called.
+      options: of XLA's compiler, by name.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], options: Mapping[str, str] | None = None) -> None:
+        self._function, self._options = function, dict(options or {}) or None
         self._made: dict[Any, Future[Any]] = {}
 
     def compile(self, *shapes: Any) -> Future[Any]:
@@ -58,18 +59,25 @@ class Ahead:
         """
         key = _key(shapes)
         if key not in self._made:
-            self._made[key] = in_turn(lambda: self.lower(*shapes).compile())
+            self._made[key] = in_turn(lambda: self._compiled(*shapes))
         return self._made[key]
 
     def compile_now(self, *shapes: Any) -> None:
         """Compile for arguments of these shapes, in a thread that has its turn."""
         made: Future[Any] = Future()
-        made.set_result(self.lower(*shapes).compile())
+        made.set_result(self._compiled(*shapes))
         self._made[_key(shapes)] = made
 
     def __call__(self, *arguments: Any) -> Any:
         made = self._made.get(_key(arguments)) if self._made else None
-        return ((made and made.result()) or self._function)(*arguments)
+        program = made and made.result()
+        if program is None and self._options:
+            self.compile_now(*arguments)
+            return self(*arguments)
+        return (program or self._function)(*arguments)
+
+    def _compiled(self, *arguments: Any) -> Any:
+        return self.lower(*arguments).compile(compiler_options=self._options)
 
     def lower(self, *arguments: Any) -> Any:
         """Return the lowered function, as ``jax.jit``'s."""

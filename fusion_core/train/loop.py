@@ -6,7 +6,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -89,6 +89,7 @@ class Trainer:
       steps_per_dispatch: training steps in one dispatch.
       accumulate: parts in which a device takes its share of a batch, one after the other.
       seed: of dropout.
+      compiler_options: of XLA, for the step (``Compute.compiler_options``).
 
     Raises:
       InputError: the devices cannot share the batch, or there is no step in a dispatch.
@@ -103,6 +104,7 @@ class Trainer:
         *,
         accumulate: int = 1,
         seed: int = 0,
+        compiler_options: Mapping[str, str] | None = None,
     ) -> None:
         if steps_per_dispatch < 1:
             raise InputError(f"steps_per_dispatch is {steps_per_dispatch}; it must be at least 1")
@@ -111,7 +113,7 @@ class Trainer:
         self.steps_per_dispatch = steps_per_dispatch
         self.devices = devices_for(batch_size, accumulate)
         self.seed = seed
-        self._steps = Ahead(train_steps(loss, optimizer, accumulate=accumulate))
+        self._steps = Ahead(train_steps(loss, optimizer, accumulate=accumulate), compiler_options)
         self._evaluate = Ahead(evaluate_step(loss))
 
     def with_seed(self, seed: int) -> Trainer:
@@ -227,7 +229,7 @@ def _fetched(
     step: int, metrics: Any, position: Any, idle: float, finished: int, replicated: TrainState | None
 ) -> Dispatch:
     """Return the item of a dispatch. Raise TrainingDiverged if a loss or a gradient is not finite."""
-    values = {name: np.asarray(value.addressable_shards[0].data[0]) for name, value in metrics.items()}
+    values = {name: np.asarray(value.addressable_shards[0].data)[0] for name, value in metrics.items()}
     loss, norm = values["loss"], values["gradient_norm"]
     bad = ~(np.isfinite(loss) & np.isfinite(norm))
     if bad.any():

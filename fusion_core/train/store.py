@@ -15,8 +15,18 @@ from fusion_core.errors import InputError
 from fusion_core.train.loop import TrainingDiverged
 from fusion_core.train.state_files import DamagedCheckpoint, load_state, save_state
 from fusion_core.train.step import TrainState
+from fusion_core.train.writer import Writer
 
 NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+def check_finite(state: TrainState) -> None:
+    """Raise TrainingDiverged, with its name, if a parameter is not finite."""
+    step = int(state.step)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise TrainingDiverged(f"{name} is not finite after step {step - 1}; lower the learning rate", step - 1)
 
 
 class Checkpoints:
@@ -28,6 +38,7 @@ class Checkpoints:
       keep_last: number of newest checkpoints that are kept, at least 1.
       keep_every: checkpoints at multiples of this step are kept too; 0: off.
       pinned: steps whose checkpoints are kept too.
+      writer: by which they are written, after what it was given before; if None, one of their own.
 
     Raises:
       InputError: keep_last or keep_every is out of range.
@@ -41,6 +52,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int = 0,
         pinned: Collection[int] = (),
+        writer: Writer | None = None,
     ) -> None:
         if keep_last < 1 or keep_every < 0:
             raise InputError(
@@ -49,8 +61,8 @@ class Checkpoints:
             )
         self.folder, self.run = folder, run
         self.keep_last, self.keep_every, self.pinned = keep_last, keep_every, set(pinned)
-        self._writer: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._writer = writer or Writer()
+        self._begun: threading.Thread | None = None
 
     def steps(self) -> list[int]:
         """Return the steps of the files, in order."""
@@ -71,22 +83,11 @@ class Checkpoints:
           TrainingDiverged: a parameter is not finite; nothing is written.
         """
         self.wait()
-
-        def write() -> None:
-            try:
-                self._write(state, facts)
-            except Exception as error:
-                self._failure = error
-
-        self._writer = threading.Thread(target=write, name="checkpoint writer")
-        self._writer.start()
+        self._begun = self._writer.begin(lambda: self._write(state, facts))
 
     def _write(self, state: TrainState, facts: dict[str, Any]) -> None:
         step = int(state.step)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            if not np.isfinite(leaf).all():
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise TrainingDiverged(f"{name} is not finite after step {step - 1}; lower the learning rate", step - 1)
+        check_finite(state)
         save_state(self.path(step), state, run=self.run, **facts)
         known = self.steps()
         for old in known[: -self.keep_last]:
@@ -95,12 +96,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the current write, and raise its error if it failed."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._writer.wait(begun)
 
     def restore(
         self, like: Any, step: int | None = None, warn: Callable[[str], None] = lambda line: None

@@ -28,7 +28,8 @@ from fusion_core.train.learning_rate import Schedule
 from fusion_core.train.loop import Dispatch, Interrupted, Trainer, TrainingDiverged
 from fusion_core.train.metrics import NOT_OURS, Metrics, Record
 from fusion_core.train.step import Ramp, TrainState, rates_at
-from fusion_core.train.store import Checkpoints
+from fusion_core.train.store import Checkpoints, check_finite
+from fusion_core.train.writer import Writer
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 WINDOW = 5  # records over which the pace is averaged
@@ -89,6 +90,7 @@ class Training:
       position: of the data where the training begins; if None, its beginning.
       timings: of the parts up to the first step.
       begun: called after the first dispatch.
+      writer: by which checkpoints are written; the training ends before the last one is written. If None, it waits for it.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Training:
     position: Any = None
     timings: Timings = dataclasses.field(default_factory=Timings)
     begun: Callable[[], None] = lambda: None
+    writer: Writer | None = None
 
     def __post_init__(self) -> None:
         self.cadence.check(self.trainer.steps_per_dispatch)
@@ -120,6 +123,7 @@ class Training:
             keep_last=self.cadence.keep_last,
             keep_every=self.cadence.keep_every,
             pinned=self.pinned,
+            writer=self.writer,
         )
 
     def restore(self, start: TrainState) -> tuple[TrainState, Any]:
@@ -184,7 +188,10 @@ class Training:
                     meter.pause(time.perf_counter() - begun)
                     if stopped:
                         break
-            self.checkpoints.wait()
+            if self.writer is None:
+                self.checkpoints.wait()
+            else:
+                check_finite(state)
         except Interrupted as interrupted:
             # several processes stop at different steps: they resume from their last common checkpoint
             if interrupted.position is not None and processes()[1] == 1:

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -14,8 +15,8 @@ import safetensors.numpy
 import fusion_core as fc
 from fusion_core.models.registry import parameter_shapes
 from fusion_core.models.units import by_name
-from fusion_core.runs import read_plan, resolve, run_plan
-from fusion_core.runs.context import DONE
+from fusion_core.runs import context, read_plan, resolve, run_plan
+from fusion_core.runs.node_files import DONE, write_node
 from fusion_core.train import Interrupted, Metrics
 from fusion_core.train.ahead import Ahead, _key
 from fusion_core.train.loop import graceful_interrupt
@@ -85,6 +86,46 @@ def test_the_grown_step_and_its_evaluation_are_compiled_while_the_small_ones_tra
     assert CALLS[small._steps] == CALLS[small._evaluate] == {False}
     (carries,) = set(CALLS) - {f for t in TRAINERS.values() for f in (t._steps, t._evaluate)}
     assert CALLS[carries] == {True}
+
+
+def test_a_growth_s_files_are_written_while_what_is_grown_trains_and_in_order(whole, tmp_path, monkeypatch):
+    file, folder, _ = whole
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    for name in ("fused", "m"):
+        shutil.rmtree(tmp_path / "copy" / "run" / "nodes" / name)
+    trains, written, place = threading.Event(), [], tmp_path / "copy" / "run"
+
+    def late(folder, *arguments):
+        assert trains.wait(60)
+        assert bool(list((place / "nodes" / "m").glob("checkpoints/*"))) == (folder.name == "m")
+        write_node(folder, *arguments)
+        written.append(folder.name)
+
+    monkeypatch.setattr(context, "write_node", late)
+    show = lambda record: trains.set() if record["node"] == "m" else None
+    run_plan(read_plan(file), place, show=show, trainers=TRAINERS)
+    assert written == ["fused", "m"]
+    same(place, folder, "m")
+
+
+def test_what_fails_while_a_growth_is_written_ends_the_run_and_nothing_after_it_is_kept(whole, tmp_path, monkeypatch):
+    file, folder, _ = whole
+    place = tmp_path / "copy" / "run"
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    for name in ("fused", "m"):
+        shutil.rmtree(place / "nodes" / name)
+
+    def fails(folder, *arguments):
+        raise OSError(f"{folder.name} cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "write_node", fails)
+        with pytest.raises(OSError, match="fused cannot be written"):
+            run_plan(read_plan(file), place, trainers=TRAINERS)
+    assert not list((place / "nodes" / "m").glob("checkpoints/*"))
+    assert not (place / "nodes" / "fused" / DONE).exists()
+    run_plan(read_plan(file), place, trainers=TRAINERS)
+    same(place, folder, "m")
 
 
 def test_a_network_that_is_trained_in_pieces_is_the_one_that_is_trained_at_once(whole, text, tmp_path):

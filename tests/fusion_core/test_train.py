@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import fusion_core as fc
-from fusion_core.models.t5 import init
+from fusion_core.models.t5 import Compute, init
 from fusion_core.train import (
     Interrupted,
     Metrics,
@@ -23,10 +23,13 @@ from fusion_core.train import (
     init_state,
     load_state,
     save_state,
+    t5_loss,
 )
+from fusion_core.train.ahead import Ahead
 from fusion_core.train.loop import graceful_interrupt
+from fusion_core.train.writer import Writer
 from tests.strategies import training
-from tests.strategies.networks import mean_loss
+from tests.strategies.networks import mean_loss, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -111,6 +114,70 @@ def test_a_run_that_is_saved_and_resumed_is_the_same_bit_for_bit(trainer, whole,
     end, second = training.advance(trainer, read, training.batch, training.STEPS)
     assert_identical(end, whole[0])
     np.testing.assert_array_equal(np.concatenate([first["loss"], second["loss"]]), whole[1]["loss"])
+
+
+def test_a_step_whose_blocks_are_computed_again_holds_less_memory_on_a_cpu_too():
+    config, batch, sgd = tiny(vocab_size=40, num_layers=3, num_decoder_layers=1), training.batch(0, 64), optax.sgd(1.0)
+    state = jax.eval_shape(lambda: init_state(init(config, 0), sgd, training.RATE))
+    held = []
+    for compute in (Compute(), Compute(remat=True)):
+        options = compute.compiler_options()
+        trainer = Trainer(t5_loss(config, compute), sgd, 64, 1, compiler_options=options)
+        step = trainer.compile_ahead(state, [batch])[1].result()
+        held.append(step.memory_analysis().temp_size_in_bytes)
+    assert held[1] < 0.7 * held[0]
+
+
+def test_a_program_that_needs_options_has_them_whether_it_is_compiled_ahead_or_not():
+    seen = []
+
+    class Lowered:
+        def compile(self, compiler_options):
+            seen.append(compiler_options)
+            return lambda x: x + 1
+
+    class Function:
+        def lower(self, *shapes):
+            return Lowered()
+
+        def __call__(self, *arguments):
+            raise AssertionError("called without its options")
+
+    x, options = np.zeros(3), {"an": "option"}
+    assert (Ahead(Function(), options)(x) == 1).all()
+    ahead = Ahead(Function(), options)
+    ahead.compile(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert (ahead(x) == 1).all()
+    assert seen == [options, options]
+
+
+def test_what_a_writer_has_begun_is_done_in_order_and_not_after_a_failure():
+    writer, done, go = Writer(), [], threading.Event()
+
+    def late():
+        assert go.wait(60)
+        done.append(1)
+
+    def fails():
+        raise OSError("no")
+
+    writer.begin(late)
+    writer.begin(lambda: done.append(2))
+    assert done == []
+    go.set()
+    writer.wait()
+    assert done == [1, 2]
+    go.clear()
+    writer.begin(late)
+    writer.begin(fails)
+    writer.begin(lambda: done.append(3))
+    go.set()
+    with pytest.raises(OSError, match="no"):
+        writer.wait()
+    assert done == [1, 2, 1]
+    writer.begin(lambda: done.append(4))
+    writer.wait()
+    assert done[-1] == 4
 
 
 def test_advance_does_not_consume_the_state_that_it_is_given(trainer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from fusion_core.errors import InputError
@@ -21,7 +22,7 @@ class Compute:
         and the loss's log-sum-exp are float32 with both; float64 parameters are computed in float64 under "float32".
       remat: whether to keep only the input of every block for the backward pass and recompute the rest: about a third
         more operations, for a memory that does not grow with the activations inside a block. On a CPU it helps only
-        together with ``scan``, or if XLA is kept from merging the two computations (docs/t5.md).
+        together with ``scan``, or with ``compiler_options``, which training has.
       scan: whether to compile one block for all layers, with their parameters stacked inside the step, instead of one
         a layer: the program does not grow with depth. Slower on a CPU, because of the stacking (docs/t5.md).
       reverse_only: whether gradients of weights are multiplied in the order that is faster on a CPU, by a fifth of a
@@ -61,6 +62,15 @@ class Compute:
             )
         if not 0 <= self.z_loss < float("inf"):
             raise InputError(f"Compute.z_loss is {self.z_loss}; it must be zero or positive, and finite")
+
+    def compiler_options(self) -> dict[str, str]:
+        """Return options of XLA's compiler that the choices need, for ``jax.jit`` or ``train.Trainer``.
+
+        On a CPU XLA takes out the barriers that keep a rematerialised block from being merged with the first computation of
+        it, unless they are in a scan; the option keeps them.
+        """
+        kept = self.remat and not self.scan and jax.default_backend() == "cpu"
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"} if kept else {}
 
     @property
     def multiply(self) -> Product:
