@@ -29,7 +29,7 @@ from fusion_core.checkpoints.checkpoint import Checkpoint
 from fusion_core.errors import InputError
 from fusion_core.growth import GROWTH_OPERATORS, GrowthMap, Rule, fusion_map, growth_map
 from fusion_core.growth.operators import growth_of
-from fusion_core.growth.options import Options
+from fusion_core.growth.options import MOST_UNITS, Options
 from fusion_core.growth.rates import UPDATES, rate_terms
 from fusion_core.models.registry import architecture, check_depth, config_from_json, layouts
 from fusion_core.models.units import Config, by_name
@@ -84,7 +84,7 @@ class Event:
 
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Size = Annotated[int, Field(ge=1)]
+_Size = Annotated[int, Field(ge=1, le=MOST_UNITS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,13 @@ class GrowthRecord:
     def mapping(self) -> GrowthMap:
         """Return the growth's linear map J, calibrated norms included. Raises InputError if the operator has none."""
         configs = [config_from_json(dict(source["config"]), GROWTH) for source in self.sources]
+        held = sum(math.prod(facts["shape"]) for facts in self.tensors.values())
         for config in configs:
             check_depth(config, len(self.tensors), GROWTH)
+            parameters = sum(math.prod(layout.shape) for layout in layouts(config).values())
+            if parameters > held:
+                why = f"a source has {parameters:,} parameters, but what grew from it has {held:,}"
+                raise InputError(f"{GROWTH}: {why}; grow the sources again")
         mapping = self.event.mapping(configs)
         named = by_name(mapping.rules)
         if named.keys() != self.tensors.keys():

@@ -221,7 +221,7 @@ class _Reader:
             )
         values = dict(table)
         kind = values.pop("kind", "fuse" if "sources" in table else "grow" if "operator" in table else "train")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             self.error((*place, "kind"), f"{owner} is of kind {kind!r}; there are {', '.join(KINDS)}")
             return None
         if kind == "train":

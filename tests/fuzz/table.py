@@ -1,6 +1,6 @@
 """The table of cases in SECURITY.md: ``python -m tests.fuzz.table SECURITY.md a.json b.json``; files of ``--json``.
 
-A later result of a target takes the place of an earlier one.
+A later result of a target takes the place of an earlier one of the same seed; those of different seeds are added up.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BEGIN, END = "<!-- cases: written by python -m tests.fuzz.table -->", "<!-- end of cases -->"
@@ -50,10 +51,22 @@ def write(path: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main() -> None:
     """Write the table of the results that the arguments name."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in sys.argv[2:]:
-        found |= json.loads(pathlib.Path(name).read_text(encoding="utf-8"))["targets"]
-    write(pathlib.Path(sys.argv[1]), found)
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for file in sys.argv[2:]:
+        read = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+        for name, facts in read["targets"].items():
+            found.setdefault(name, {})[read["seed"]] = facts
+    write(pathlib.Path(sys.argv[1]), {name: added(list(seeds.values())) for name, seeds in found.items()})
+
+
+def added(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the results of a target together."""
+    return {
+        "cases": sum(facts["cases"] for facts in results),
+        "kinds": sum((Counter(facts["kinds"]) for facts in results), Counter()),
+        "slowest": max(facts["slowest"] for facts in results),
+        "memory_mib": max(facts["memory_mib"] for facts in results),
+    }
 
 
 if __name__ == "__main__":

@@ -74,6 +74,14 @@ FOUND = {
         "growth_json",
         lambda: changed(bases.growth_file(), "tensors", "shared.weight", "scales", [1.0]),
     ),
+    "a source that is larger than what grew from it": (
+        "growth_json",
+        lambda: changed(bases.growth_file(), "sources", 0, "config", "d_ff", 10**9),
+    ),
+    "an axis of 10^9": (
+        "growth_json",
+        lambda: changed(bases.growth_file(), "tensors", "shared.weight", "shape", [64, 10**9]),
+    ),
     "a role that there is not": ("law_json", lambda: changed(bases.laws()[0], "facts", "training", "other", {})),
     "a step of -1": ("decision_json", lambda: changed(json.dumps(DECISION), "step", -1)),
     "a rate of -1": ("decision_json", lambda: changed(json.dumps(DECISION), "learning_rate", -1.0)),
@@ -95,6 +103,10 @@ FOUND = {
     "a zip file of four bytes": ("tokens_npz", lambda: b"PK\x03\x04"),
     "no zip file": ("tokens_npz", lambda: b"\x93NUMPY"),
     "an empty zip file": ("tokens_npz", lambda: b"PK\x05\x06" + bytes(18)),
+    "a kind of node that is a table": (
+        "plan",
+        lambda: bases.PLANS[0].replace("[node.a]", "[node.a]\nkind = { a = 1 }").encode(),
+    ),
     "a source of 10^8 tokens": ("plan", lambda: bases.PLANS[0].replace("length = 16", "length = 100000000").encode()),
     "a source of 10^12 tokens": (
         "plan",
