@@ -40,11 +40,12 @@ def finding(found: Mapping[str, Any]) -> str:
         f"{span(late)} of it 1,000 steps on; grown earlier {span(early)}."
     ]
     last = found["kept"][0]["windows"][-1]
-    long = [r["kept"][-1][0] for r in found["kept"] if np.isfinite(r["kept"][-1][0])]
+    long = [r["kept"][-1] for r in found["kept"] if np.isfinite(r["kept"][-1][0])]
     if long:
+        below = sum(high < 1 for *_, high in long)
         lines.append(
-            f"**It is not kept for ever**: {np.mean(last):,.0f} steps on {min(long):.2f} to {max(long):.2f} of it "
-            f"({len(long)} arms of a longer budget) is left."
+            f"**Long after the growth**, {np.mean(last):,.0f} steps on, {min(long)[0]:.2f} to {max(long)[0]:.2f} of it is left "
+            f"({len(long)} arms of a longer budget, {below} of them with an interval below 1)."
         )
     off = lambda rows, k: [abs(r["foretold"][k] - r["measured"]) for r in rows if np.isfinite(r["foretold"][k])]
     said = lambda values: f"{np.mean(values):.3f} in the mean ({max(values):.3f} at most)"

@@ -1,6 +1,6 @@
 """Laws of growth put to the test on toys: runs of 20,000 steps, every rule seeing 2,000 or 5,000 of them, its cost charged.
 
-    python -m benchmarks.growth_law_toys                       measures (some 25 minutes of a core), prints Markdown
+    python -m benchmarks.growth_law_toys                       measures (some two hours of a core), prints Markdown
     python -m benchmarks.growth_law_toys --json FILE --write   writes the numbers, and renews the tables in docs/when_to_grow.md
     python -m benchmarks.growth_law_toys --smoke               tiny problems, for the tests
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tuning", type=int, default=8, metavar="N", help="problems that rules were tuned on")
     parser.add_argument("--held-out", type=int, default=4, metavar="N", help="problems that they were not")
-    parser.add_argument("--runs", type=int, default=24, help="initialisations of the truth")
+    parser.add_argument("--runs", type=int, default=64, help="initialisations of the truth")
     parser.add_argument("--judged", type=int, default=4, help="initialisations in which rules are followed")
     parser.add_argument("--looked", type=int, default=2, help="those with looks ahead")
     parser.add_argument("--draws", type=int, default=10, help="of the bootstraps of laws fitted beforehand")

@@ -37,7 +37,7 @@ DRAWS = 20
 LAWS = ("head_start", "curves", "curves alone")
 HERE = pathlib.Path(__file__).parent
 # what benchmarks.growth_law_toys wrote; may be missing
-TOYS = (HERE.parent / "benchmarks" / "results" / "growth_law_toys.json", HERE / "experiments" / "growth_law_toys.json")
+TOYS = HERE.parent / "benchmarks" / "growth_law_toys.json"
 TOY_RULES = {"head_start": "head-start law", "curves": "law of curves", "curves alone": "curves alone"}
 COLUMNS = ("share", "low", "high", "measured_share", "error", "stretch", "holds")
 
@@ -74,11 +74,10 @@ def _row(found: Judged, law: str, share: float, draws: int) -> Row | None:
 
 def _toys() -> list[Row]:
     """Return the same of the toys, as far as their benchmark has it: without intervals."""
-    file = next((path for path in TOYS if path.exists()), None)
-    if file is None:
+    if not TOYS.exists():
         return []
     rows: list[Row] = []
-    for kind, problems in json.loads(file.read_text(encoding="utf-8"))["problems"].items():
+    for kind, problems in json.loads(TOYS.read_text(encoding="utf-8"))["problems"].items():
         for problem in problems:
             for law, rule in TOY_RULES.items():
                 for name, found in problem["free"].items():

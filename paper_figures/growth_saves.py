@@ -30,8 +30,7 @@ from paper_figures.experiments.comparison import (
     large_node,
     records_of,
 )
-from paper_figures.experiments.statistics import Estimate
-from paper_figures.experiments.tables import number, percent
+from paper_figures.experiments.tables import number, percent, signed
 from paper_figures.results import Results
 
 SEED = 0
@@ -195,13 +194,6 @@ def short_table(results: Results) -> str:
         saved = [percent(found.saving(arm, kind)) for kind in ("paid", "given")] if arm != TUNED else ["", ""]
         lines.append(f"| {way} | {number(found.loss(arm))} | {' | '.join(saved)} |")
     return "\n".join(lines)
-
-
-def signed(found: Estimate | None) -> str:
-    """Return ``-0.080 (-0.110 to -0.050)``, a difference and its interval; nothing if there is none."""
-    if found is None:
-        return ""
-    return f"{found.mean:+.3f}" + ("" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval))
 
 
 def _ways(found: Comparison, b: int) -> dict[str, str]:

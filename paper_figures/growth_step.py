@@ -38,7 +38,7 @@ from paper_figures.experiments.comparison import (
 )
 from paper_figures.experiments.record import Record, load_record, path_of
 from paper_figures.experiments.statistics import SCRATCH, Path, estimate
-from paper_figures.experiments.tables import number, percent
+from paper_figures.experiments.tables import number, percent, signed
 from paper_figures.results import Results
 
 SEED = 0
@@ -206,9 +206,23 @@ def finding(results: Results) -> str:
             f"{number(found.loss(best, b))}, {arms.against(found, best, TUNED, b)} scratch, "
             f"{'below' if all(ends) else 'NOT below'} both ends (scratch {number(scratch)}"
             f"{'' if small is None else f', one small network {number(small)}'}); saved {percent(saved)} with sources paid, "
-            f"{percent(given)} with sources given{_rules(results, b)}."
+            f"{percent(given)} with sources given{_rules(results, b)}{recipes_compared(found, results.config['recipes'], b)}."
         )
     return " ".join(sentences)
+
+
+def recipes_compared(found: Comparison, recipes: Mapping[str, Sequence[str]], b: int) -> str:
+    """Return the losses of one recipe less those of the other at every growth step that both have, paired over seeds."""
+    if len(recipes) != 2:
+        return ""
+    (one, ones), (other, others) = sorted(recipes.items())
+    at = {name.rpartition("_")[2]: name for name in found.grown_within(others, b)}
+    differences = [
+        f"{signed(found.difference(name, at[step], b))} at {found.step_of(name, b):.0%}"
+        for name in found.grown_within(ones, b)
+        if (step := name.rpartition("_")[2]) in at
+    ]
+    return f"; loss with recipe {one} less that with recipe {other}: {', '.join(differences)}" if differences else ""
 
 
 def table(results: Results) -> str:

@@ -29,6 +29,13 @@ def number(found: Estimate | None, digits: int = 3) -> str:
     return f"{found.mean:.{digits}f}{half}"
 
 
+def signed(found: Estimate | None) -> str:
+    """Return ``-0.080 (-0.110 to -0.050)``, a difference and its interval; nothing if there is none."""
+    if found is None:
+        return ""
+    return f"{found.mean:+.3f}" + ("" if found.interval is None else " ({:+.3f} to {:+.3f})".format(*found.interval))
+
+
 def percent(found: Estimate | None) -> str:
     """Return ``31 % (25 to 37)``, the mean and the interval; an upper bound says in how many seeds the loss was reached."""
     if found is None:

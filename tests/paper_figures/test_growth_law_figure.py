@@ -39,13 +39,13 @@ def test_the_toys_numbers_are_drawn_where_they_are_there(results, tmp_path, monk
     problem = {"best_share": 0.25, "free": rules}
     file = tmp_path / "toys.json"
     file.write_text(json.dumps({"problems": {"held-out": [problem]}}))
-    monkeypatch.setattr(growth_law, "TOYS", (tmp_path / "absent.json", file))
+    monkeypatch.setattr(growth_law, "TOYS", file)
     found = growth_law.compute("full")
     assert (found.config["laws"], found.config["problems"]) == (["curves"], ["toys, held-out"])
     expected = {"share": 0.3, "measured_share": 0.25, "error": 0.02, "stretch": 10, "holds": 1}
     assert {name: found.arrays[name].item() for name in expected} == pytest.approx(expected)
     assert "of 1 that said they may plan the loss of growing at best was off by 2.0%" in growth_law.finding(found)
-    monkeypatch.setattr(growth_law, "TOYS", (tmp_path / "absent.json",))
+    monkeypatch.setattr(growth_law, "TOYS", tmp_path / "absent.json")
     nothing = growth_law.compute("full")
     assert growth_law.finding(nothing) == "Of 0 fits 0 were refused; no law was left."
     assert np.isfinite(results.arrays["error"]).all()
