@@ -139,6 +139,10 @@ def _curve(nodes: Nodes, last: str, grown: bool) -> tuple[float, np.ndarray]:
     flops = 0.0
     for name in chain:
         node = nodes[name]
+        if lacks := [field for field in ("start", "step_flops", "flops", "validation_loss") if field not in node]:
+            raise InputError(
+                f"the node {name} has no {lacks[0]}; take the results of a finished run of networks that train"
+            )
         points |= {flops + (step - node["start"]) * node["step_flops"]: loss for step, loss in node["validation_loss"]}
         flops += float(node["flops"])
     curve = np.array(sorted((at, loss) for at, loss in points.items()), float)

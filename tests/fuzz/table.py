@@ -33,7 +33,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         facts = results[name]
         rows.append((name, f"{facts['cases']:,}", f"{facts['slowest']:.1f}", f"{facts['memory_mib']:,}", _bad(facts)))
     cases = sum(facts["cases"] for facts in results.values())
-    head = "| targets | cases of each | slowest case, s of a processor | largest memory, MiB | promises broken |"
+    head = (
+        "| targets | cases of each, at least | slowest case, s of a processor | largest memory, MiB | promises broken |"
+    )
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([head, "|---|--:|--:|--:|--:|", *lines, "", f"{cases:,} cases of {len(results)} targets."])
 

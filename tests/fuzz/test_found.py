@@ -152,3 +152,19 @@ def test_a_network_whose_steps_cost_nothing_has_no_curve():
     node = {"kind": "train", "inputs": [], "start": 0, "step": 1, "flops": 0.0, "step_flops": 0.0}
     with pytest.raises(InputError, match=r"costs 0\.0 FLOPs"):
         run_curves({"0": {"a": node | {"validation_loss": [(0, 1.0), (1, 1.0)]}}}, scratch=["a"])
+
+
+@pytest.mark.parametrize("field", ["start", "step_flops", "flops", "validation_loss"])
+def test_a_network_without_a_fact_of_its_training_has_no_curve(field):
+    node = {
+        "kind": "",
+        "inputs": [],
+        "start": 0,
+        "step": 1,
+        "flops": 1.0,
+        "step_flops": 1.0,
+        "validation_loss": [(0, 1.0)],
+    }
+    del node[field]
+    with pytest.raises(InputError, match=f"the node a has no {field}"):
+        run_curves({"0": {"a": node}}, scratch=["a"])
