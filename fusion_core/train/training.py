@@ -67,6 +67,9 @@ class Cadence:
                 )
 
 
+Unrecorded = dict[str, list[Any]]  # name -> [dtype, values], as JSON has them to the last bit
+
+
 @dataclasses.dataclass
 class Training:
     """The training of one network.
@@ -117,6 +120,7 @@ class Training:
         self.cadence.check(self.trainer.steps_per_dispatch)
         self.metrics = Metrics(self.folder / METRICS)
         self._sum: str | None = None  # of the records up to the checkpoint that was restored
+        self._unrecorded: Unrecorded = {}  # of the steps since the last of them
         self.checkpoints = Checkpoints(
             self.folder / CHECKPOINTS,
             self.run,
@@ -138,7 +142,7 @@ class Training:
             found = self.checkpoints.restore(start, step)
         if found is None:
             return start, self.position
-        self._sum = found[1].get("metrics")
+        self._sum, self._unrecorded = found[1].get("metrics"), found[1].get("unrecorded") or {}
         return found[0], found[1]["position"]
 
     @collectives()
@@ -165,7 +169,7 @@ class Training:
         if step >= until or stopped:
             return state
         source = self.data.batches(self.trainer.batch_size, position)
-        meter = _Meter(self, step, state)
+        meter = _Meter(self, step, state, self._unrecorded)
         saves = lambda step: step in (*self.pinned, until) or not step % self.cadence.checkpoint
         evaluates = lambda step: self.evaluate is not None and (step == until or not step % self.cadence.evaluate)
         pause = lambda step: saves(step) or evaluates(step)
@@ -195,7 +199,7 @@ class Training:
         except Interrupted as interrupted:
             # several processes stop at different steps: they resume from their last common checkpoint
             if interrupted.position is not None and processes()[1] == 1:
-                self._save(jax.tree.map(np.asarray, interrupted.state), interrupted.position)
+                self._save(jax.tree.map(np.asarray, interrupted.state), interrupted.position, meter.unrecorded())
             self.checkpoints.wait()
             raise
         except TrainingDiverged as error:
@@ -208,9 +212,10 @@ class Training:
         steps = self.checkpoints.steps()
         return f". The last good checkpoint is of step {steps[-1]}, in {self.checkpoints.folder}" if steps else ""
 
-    def _save(self, state: TrainState, position: Any) -> None:
+    def _save(self, state: TrainState, position: Any, unrecorded: Unrecorded | None = None) -> None:
         if first_process():
-            self.checkpoints.save(state, position=position, metrics=self.metrics.sum())
+            facts = {"unrecorded": unrecorded} if unrecorded else {}
+            self.checkpoints.save(state, position=position, metrics=self.metrics.sum(), **facts)
 
     def _evaluate(self, replicated: TrainState, step: int) -> bool:
         """Record an evaluation; return whether the training ends here."""
@@ -248,7 +253,7 @@ def largest_rate(state: TrainState) -> Callable[[int], float]:
 class _Meter:
     """Means and rates between two records."""
 
-    def __init__(self, training: Training, step: int, state: TrainState) -> None:
+    def __init__(self, training: Training, step: int, state: TrainState, unrecorded: Unrecorded) -> None:
         self.training, self.rate = training, largest_rate(state)
         self.paused, self.idle = 0.0, 0.0
         # (steps finished, seconds of training, of them waiting for input) at the last records; one interval alone depends
@@ -256,6 +261,14 @@ class _Meter:
         self.marks = collections.deque([(step, time.perf_counter(), 0.0)], maxlen=WINDOW)
         self.compiling = True
         self.parts: list[dict[str, np.ndarray]] = []
+        if unrecorded:
+            self.parts.append({name: np.array(values, dtype) for name, (dtype, values) in unrecorded.items()})
+
+    def unrecorded(self) -> Unrecorded:
+        """Return the numbers of the steps since the last record."""
+        names = self.parts[0] if self.parts else ()
+        joined = {name: np.concatenate([part[name] for part in self.parts]) for name in names}
+        return {name: [values.dtype.name, values.tolist()] for name, values in joined.items()}
 
     def pause(self, seconds: float) -> None:
         """Leave out time that was not spent on training."""

@@ -3,6 +3,7 @@
 import math
 import pathlib
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from fusion_core.models.t5 import init
 from fusion_core.train import (
     Cadence,
     Checkpoints,
+    Interrupted,
     Metrics,
     Trainer,
     TrainingDiverged,
@@ -30,6 +32,7 @@ from fusion_core.train import (
 )
 from fusion_core.train.devices import devices_for
 from fusion_core.train.distributed import COORDINATOR, PROCESS, PROCESSES
+from fusion_core.train.loop import graceful_interrupt
 from fusion_core.train.metrics import TensorBoard
 from fusion_core.train.state_files import DamagedCheckpoint, load_state
 from fusion_core.train.step import summed_gradients
@@ -177,6 +180,21 @@ def test_a_run_ends_early_at_the_first_evaluation_that_says_so_and_stays_there(c
         early = run_in(tmp_path / "early", compiled, cadence=cadence, stop=stop)
         assert int(early.to(training.fresh(), 20).step) == 10
         assert early.checkpoints.steps() == [10]
+
+
+def test_a_stop_between_two_records_leaves_the_next_one_as_it_is(compiled, tmp_path):
+    """Found by an hour of stops: the next record was the mean of the steps after the stop alone."""
+    cadence = Cadence(log=20, evaluate=40, checkpoint=40)
+    whole = run_in(tmp_path / "whole", compiled, cadence=cadence)
+    whole.to(training.fresh(), 40)
+    stopped = run_in(tmp_path / "stopped", compiled, cadence=cadence, begun=lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted), graceful_interrupt():
+        stopped.to(training.fresh(), 40)
+    assert stopped.checkpoints.steps()[-1] in (5, 10, 15)
+    again = run_in(tmp_path / "stopped", compiled, cadence=cadence)
+    again.to(training.fresh(), 40)
+    lasting = lambda run: [{k: v for k, v in r.items() if "second" not in k and k != "input_wait"} for r in run]
+    assert lasting(again.metrics.records) == lasting(whole.metrics.records)
 
 
 def test_one_batch_is_learnt_by_heart(tmp_path):
