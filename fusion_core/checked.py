@@ -20,10 +20,10 @@ WANTED = {
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a table",
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "above {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "below {lt:g}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
     "literal_error": "one of {expected}",
     "dataclass_type": "a table",
     "dataclass_exact_type": "a table",
@@ -36,8 +36,14 @@ def explained(error: Any, name: str) -> str:
         return str(error["ctx"]["error"])
     if error["type"] in ("missing", "unexpected_keyword_argument"):
         return f"{name} is missing; give it" if error["type"] == "missing" else f"{name} is unknown; leave it out"
-    wanted = WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {}))
+    bounds = {key: _written(value) for key, value in error.get("ctx", {}).items()}
+    wanted = WANTED.get(error["type"], error["msg"]).format(**bounds)
     return f"{name} is {error['input']!r}; it must be {wanted}"
+
+
+def _written(value: Any) -> Any:
+    """Return a bound as one reads it: whole numbers with all their digits."""
+    return value if not isinstance(value, int | float) else f"{int(value):,}" if value % 1 == 0 else f"{value:g}"
 
 
 @functools.lru_cache(maxsize=64)
