@@ -27,7 +27,8 @@ def test_the_benchmark_judges_laws_and_the_head_start_on_the_records(tmp_path, c
     assert all("still on its plateau" in r["refused"] for r in rows if r["longest"] == 1500.0 and not r["plateau"])
     kept = {row["arm"]: row["kept"][2][0] for row in found["kept"]}
     assert all(0.8 < kept[arm] < 1.1 for arm in ("self", "two_zero"))
-    assert all(row["kept"][-1][0] < 0.8 < row["kept"][1][0] for row in found["kept"] if row["arm"] == "late_3500")
+    (late,) = (row["kept"] for row in found["kept"] if row["arm"] == "late_3500")
+    assert all(0.8 < late[i][0] < 1.05 for i in (1, -1))  # some 500 and 6,000 steps after the growth
     regrets = {(row["rule"], row["longest"]): row for row in found["regret"]["growth_step"]["rows"]}
     best = min(row["free"] for (_, longest), row in regrets.items() if longest is None)
     assert 1 <= best < 1.01
