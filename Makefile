@@ -28,7 +28,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed-docs
 demo: $(VENV)/.installed ## Grow a T5 on real text and compare it at equal FLOPs (5 minutes and the install)
 	$(BIN)/deepfusion demo
 
-test: $(VENV)/.installed-dev lint types docs ## Lint, type-check, build the site and test everything (20 minutes on 2 cores)
+test: $(VENV)/.installed-dev lint types docs ## Lint, type-check, build the site and test everything (25 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
